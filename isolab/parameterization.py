@@ -1,0 +1,345 @@
+r"""How a layer's multiplier, initial spread and learning rate follow the width.
+
+A layer of a model of width :math:`n` computes :math:`n^{-a} W z` with
+:math:`W \sim N(0, n^{-2b})` and is trained at a rate that goes as :math:`n^{-c}`. At
+initialization the entries of its gradient go as :math:`n^{-g}`. A parameterization is the choice
+of :math:`a` and :math:`b` for every role; :math:`g` and :math:`c` follow.
+
+Roles: ``embedding`` (its fan-in does not grow), ``hidden`` (fan-in :math:`n`), ``readout``
+(fan-in :math:`n`, fan-out fixed) and ``vector`` (gains of normalization layers: one entry for
+each coordinate, created at 1).
+
+Rules, by the exponent :math:`d` of the size :math:`n^{-d}` of an update's entries:
+
+- ``sgd``: :math:`d = c + g`, the gradient itself.
+- ``adam``: :math:`d = c`, every optimizer whose steps have entries of size one before the rate.
+- ``adafactor``: :math:`d = c + b`, steps measured against the parameter they change.
+
+All of it is pure arithmetic on Python floats.
+
+Reference: Everett et al., arXiv:2407.05872.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+ROLES: Final = ("embedding", "hidden", "readout", "vector")
+RULES: Final = ("sgd", "adam", "adafactor")
+
+Alignment: TypeAlias = str | float | Mapping[str, float]
+
+_ALIGNMENTS: Final = {"full": 1.0, "none": 0.5}
+# An update of these roles meets one coordinate of its input at a time, so nothing adds up.
+_FIXED_FAN_IN: Final = ("embedding", "vector")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The exponents of one role: multiplier ``n**-a``, initial standard deviation ``n**-b``.
+
+    Raises:
+        ValueError: an exponent is not finite.
+    """
+
+    a: float
+    b: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("a", self.a), ("b", self.b)):
+            if not math.isfinite(value):
+                raise ValueError(f"exponent {name} must be finite, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    r"""The exponents of every role, and what follows from them.
+
+    ``vector`` is no field: a gain has no multiplier and is created at 1, so its
+    :math:`a = b = 0` in every parameterization.
+
+    Example:
+        >>> mup = parameterization("mup")
+        >>> mup.multiplier("readout", 64), mup.init_std("hidden", 64)
+        (0.125, 0.125)
+        >>> mup.rate_exponent("hidden", "adam"), mup.rate_exponent("readout", "adam")
+        (1.0, 0.5)
+
+    Reference: Everett et al., arXiv:2407.05872.
+    """
+
+    name: str
+    embedding: Scaling
+    hidden: Scaling
+    readout: Scaling
+
+    def scaling(self, role: str) -> Scaling:
+        """Returns the exponents of a role.
+
+        Raises:
+            ValueError: the role is unknown.
+        """
+        scalings = {
+            "embedding": self.embedding,
+            "hidden": self.hidden,
+            "readout": self.readout,
+            "vector": Scaling(0.0, 0.0),
+        }
+        return scalings[_checked_role(role)]
+
+    def multiplier(self, role: str, n: float) -> float:
+        """Returns ``n**-a``, what a layer's output is multiplied by.
+
+        Raises:
+            ValueError: the role is unknown, or ``n`` is not a positive number.
+        """
+        return float(_checked_width("n", n) ** -self.scaling(role).a)
+
+    def init_std(self, role: str, n: float) -> float:
+        """Returns ``n**-b``, the standard deviation of a layer's initial entries.
+
+        For ``vector`` it is the value 1 at which every entry is created.
+
+        Raises:
+            ValueError: the role is unknown, or ``n`` is not a positive number.
+        """
+        return float(_checked_width("n", n) ** -self.scaling(role).b)
+
+    def gradient_exponent(self, role: str) -> float:
+        r"""Returns :math:`g`: the entries of a gradient go as :math:`n^{-g}` at initialization.
+
+        The loss's gradient at an entry of the residual stream goes as
+        :math:`n^{-(a_r + b_r)}`, r the readout: it came back through a matrix of fixed fan-out. A
+        stable hidden layer (:math:`a_h + b_h = 1/2`) keeps that size. Each parameter then adds
+        its own multiplier:
+
+            readout: :math:`a_r`; hidden: :math:`a_h + a_r + b_r`; embedding:
+            :math:`a_e + a_r + b_r`; vector: :math:`a_r + b_r`.
+
+        The line for ``vector`` is this project's own reading (the paper leaves gains out): the
+        gradient of a gain's entry is the stream's gradient at that entry, times an input of size
+        one, the embedding's case at :math:`a = 0`. A gain that many heads share sums their
+        gradients; that growth is not counted.
+
+        Raises:
+            ValueError: the role is unknown.
+        """
+        a = self.scaling(role).a
+        if role == "readout":
+            return a
+        return a + self.readout.a + self.readout.b
+
+    def update_exponent(self, role: str, rule: str, c: float) -> float:
+        """Returns ``d``: the entries of an update go as ``n**-d`` at a rate of ``n**-c``.
+
+        Raises:
+            ValueError: the role or the rule is unknown.
+        """
+        return c + self._rule_offset(role, rule)
+
+    def stability_margin(
+        self, role: str, rule: str, c: float, alignment: Alignment = "full"
+    ) -> float:
+        r"""Returns :math:`a + d - \alpha`: activations stay stable where it is not negative.
+
+        At a margin of zero the update moves the layer's output by a size that does not depend on
+        the width; above zero the move vanishes with width; below zero it grows.
+
+        Raises:
+            ValueError: the role, the rule or the alignment is unknown or out of range.
+        """
+        d = self.update_exponent(role, rule, c)
+        return self.scaling(role).a + d - alignment_exponent(role, alignment)
+
+    def rate_exponent(self, role: str, rule: str, alignment: Alignment = "full") -> float:
+        r"""Returns :math:`c` of the largest stable rate, :math:`n^{-c}`.
+
+        .. math:: c = \alpha - a - g \ (\mathrm{sgd}), \quad \alpha - a \ (\mathrm{adam}), \quad
+            \alpha - a - b \ (\mathrm{adafactor})
+
+        Args:
+            role: one of ``ROLES``.
+            rule: one of ``RULES``.
+            alignment: see :func:`alignment_exponent`.
+
+        Raises:
+            ValueError: the role, the rule or the alignment is unknown or out of range.
+        """
+        alpha = alignment_exponent(role, alignment)
+        return alpha - self.scaling(role).a - self._rule_offset(role, rule)
+
+    def shifted(self, t: float | Mapping[str, float]) -> Parameterization:
+        """Returns the equivalent parameterization with ``(a + t, b - t)`` in place of ``(a, b)``.
+
+        It computes the same function, and training stays the same when every rate's ``c`` is
+        moved by ``-2t`` (sgd), ``-t`` (adam) or nothing (adafactor), as ``rate_exponent`` does.
+
+        Args:
+            t: one shift for embedding, hidden and readout, or a shift for each role named. A
+                gain is created at 1 and has no multiplier, so ``vector`` cannot be shifted.
+
+        Raises:
+            ValueError: a role is unknown or ``vector``, or a shift is not finite.
+
+        Example:
+            >>> moved = parameterization("standard").shifted({"hidden": 0.5, "readout": 0.5})
+            >>> moved.hidden == parameterization("ntk").hidden
+            True
+        """
+        shiftable = ("embedding", "hidden", "readout")
+        shifts = dict(t) if isinstance(t, Mapping) else dict.fromkeys(shiftable, t)
+        for role in shifts:
+            if role not in shiftable:
+                raise ValueError(f"cannot shift role {role!r}; allowed: {sorted(shiftable)}")
+
+        def moved(role: str) -> Scaling:
+            scaling, shift = self.scaling(role), shifts.get(role, 0.0)
+            return Scaling(scaling.a + shift, scaling.b - shift)
+
+        return Parameterization(
+            f"{self.name}_shifted", moved("embedding"), moved("hidden"), moved("readout")
+        )
+
+    def _rule_offset(self, role: str, rule: str) -> float:
+        """Returns ``d - c``."""
+        scaling = self.scaling(role)
+        if rule == "sgd":
+            return self.gradient_exponent(role)
+        if rule == "adam":
+            return 0.0
+        if rule == "adafactor":
+            return scaling.b
+        raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
+
+
+PARAMETERIZATIONS: Final[Mapping[str, Parameterization]] = MappingProxyType(
+    {
+        p.name: p
+        for p in (
+            Parameterization("standard", Scaling(0.0, 0.0), Scaling(0.0, 0.5), Scaling(0.0, 0.5)),
+            Parameterization("ntk", Scaling(0.0, 0.0), Scaling(0.5, 0.0), Scaling(0.5, 0.0)),
+            Parameterization("mup", Scaling(-0.5, 0.5), Scaling(0.0, 0.5), Scaling(0.5, 0.5)),
+            Parameterization("mean_field", Scaling(0.0, 0.0), Scaling(0.5, 0.0), Scaling(1.0, 0.0)),
+        )
+    }
+)
+
+
+def parameterization(name: str) -> Parameterization:
+    """Returns a parameterization by name: standard, ntk, mup or mean_field.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    Example:
+        >>> parameterization("ntk").gradient_exponent("hidden")
+        1.0
+    """
+    return _by_name(name)
+
+
+def alignment_exponent(role: str, alignment: Alignment = "full") -> float:
+    r"""Returns :math:`\alpha`: a layer's output adds its update up as :math:`n^\alpha`.
+
+    Args:
+        role: one of ``ROLES``. Embedding and vector have a fan-in that does not grow: 0, unless
+            a mapping says otherwise.
+        alignment: ``"full"`` (1), ``"none"`` (1/2), a number in [1/2, 1] for hidden and readout,
+            or a mapping from roles to measured numbers in [0, 1].
+
+    Raises:
+        ValueError: the role or the alignment is unknown, out of range, or a mapping lacks a
+            number for hidden or readout when that role is asked for.
+
+    Example:
+        >>> alignment_exponent("hidden", "none"), alignment_exponent("embedding", "none")
+        (0.5, 0.0)
+    """
+    _checked_role(role)
+    if isinstance(alignment, Mapping):
+        for key, value in alignment.items():
+            _checked_role(key)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"alignment of {key!r} must lie in [0, 1], got {value!r}")
+        if role in alignment:
+            return float(alignment[role])
+        if role in _FIXED_FAN_IN:
+            return 0.0
+        raise ValueError(f"alignment has no number for role {role!r}; it names {sorted(alignment)}")
+    if isinstance(alignment, str):
+        if alignment not in _ALIGNMENTS:
+            raise ValueError(
+                f"unknown alignment {alignment!r}; allowed: {sorted(_ALIGNMENTS)}, a number in "
+                "[0.5, 1] or a mapping from roles to numbers in [0, 1]"
+            )
+        alpha = _ALIGNMENTS[alignment]
+    else:
+        alpha = float(alignment)
+        if not 0.5 <= alpha <= 1.0:
+            raise ValueError(f"alignment must lie in [0.5, 1], got {alignment!r}")
+    return 0.0 if role in _FIXED_FAN_IN else alpha
+
+
+def per_layer_rates(
+    parameterization: Parameterization | str,
+    rule: str,
+    width: float,
+    base_width: float,
+    alignment: Alignment = "full",
+    gamma: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    r"""Returns each role's factor on the global rate, :math:`\gamma_l (n / n_0)^{-c_l}`.
+
+    At the base width the factors are the constants ``gamma`` alone, so what was tuned there
+    stays as it was.
+
+    Args:
+        parameterization: a parameterization or its name.
+        rule: one of ``RULES``, the family of the optimizer's update size.
+        width: n.
+        base_width: n_0, the width at which the global rate and gamma were tuned.
+        alignment: see :func:`alignment_exponent`.
+        gamma: constants by role, 1 where not named.
+
+    Raises:
+        ValueError: a name is unknown, a width or a constant is not positive and finite, or the
+            alignment is out of range.
+
+    Example:
+        >>> per_layer_rates("standard", "adam", width=256, base_width=64)
+        {'embedding': 1.0, 'hidden': 0.25, 'readout': 0.25, 'vector': 1.0}
+
+    Reference: Everett et al., arXiv:2407.05872.
+    """
+    p = _by_name(parameterization) if isinstance(parameterization, str) else parameterization
+    constants = dict.fromkeys(ROLES, 1.0)
+    for role, value in (gamma or {}).items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"gamma of {role!r} must be positive and finite, got {value!r}")
+        constants[_checked_role(role)] = float(value)
+    ratio = _checked_width("width", width) / _checked_width("base_width", base_width)
+    return {
+        role: constants[role] * ratio ** -p.rate_exponent(role, rule, alignment) for role in ROLES
+    }
+
+
+def _by_name(name: str) -> Parameterization:
+    if name not in PARAMETERIZATIONS:
+        raise ValueError(f"unknown parameterization {name!r}; known: {sorted(PARAMETERIZATIONS)}")
+    return PARAMETERIZATIONS[name]
+
+
+def _checked_role(role: str) -> str:
+    if role not in ROLES:
+        raise ValueError(f"unknown role {role!r}; known: {sorted(ROLES)}")
+    return role
+
+
+def _checked_width(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
