@@ -1,0 +1,163 @@
+r"""The loss of a full schedule as a power law of its length, fitted and inverted.
+
+.. math:: L(T) = L_\infty + k\,T^{-p} \qquad L_\infty \ge 0,\; k > 0,\; p > 0
+
+For a given p the model is linear in :math:`L_\infty` and k, so least squares is a search over p
+alone (variable projection), done for many rows of losses at once: no starting point, and the same
+answer every time. Losses are nats, so :math:`L_\infty` is an entropy and not below 0.
+
+- 4 horizons or more: least squares.
+- 3 horizons: three parameters for three points. Where a law runs through all three the fit is
+  exact and its residual says nothing about whether the law holds.
+- 2 horizons: :math:`L_\infty = 0`, a straight line in log-log. Between the two horizons it lies
+  above a law with :math:`L_\infty > 0` through them, so steps read off it are too many, and a
+  speedup too large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from isolab.analysis.seeds import Array
+
+EXPONENTS = (0.01, 10.0)  # p is sought between these
+_GRID = np.geomspace(*EXPONENTS, 121)
+_INVERSE_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    r"""A law :math:`L(T) = L_\infty + k T^{-p}`.
+
+    limit: L_inf, nats; scale: k, nats at T = 1; exponent: p; residual: the fit's root mean square
+    error, nats.
+    """
+
+    limit: float
+    scale: float
+    exponent: float
+    residual: float = 0.0
+
+    def loss(self, steps: npt.ArrayLike) -> Array:
+        """Returns the loss after full schedules of ``steps`` steps, same shape.
+
+        Example:
+            >>> float(PowerLaw(1.0, 8.0, 0.5).loss(64))
+            2.0
+        """
+        return np.asarray(
+            self.limit + self.scale * np.asarray(steps, dtype=np.float64) ** -self.exponent
+        )
+
+    def steps(self, loss: float) -> float:
+        """Returns the steps that reach ``loss``; infinity at or below the limit.
+
+        Example:
+            >>> PowerLaw(1.0, 8.0, 0.5).steps(2.0)
+            64.0
+        """
+        limit, scale, exponent = (np.array([v]) for v in (self.limit, self.scale, self.exponent))
+        return float(inverse(limit, scale, exponent, np.array([loss]))[0])
+
+
+def inverse(limit: Array, scale: Array, exponent: Array, loss: Array) -> Array:
+    """Returns the steps at which each law reaches its ``loss``, (rows,); inf where it never does.
+
+    Args:
+        limit, scale, exponent, loss: (rows,) each.
+    """
+    gap = loss - limit
+    reached = gap > 0
+    with np.errstate(over="ignore"):
+        steps = (scale / np.where(reached, gap, 1.0)) ** (1 / exponent)
+    return np.where(reached, steps, np.inf)
+
+
+def fit_power_law(steps: npt.ArrayLike, losses: npt.ArrayLike) -> PowerLaw:
+    """Fits one law to seed-averaged losses, (n,), at horizons ``steps``, (n,).
+
+    Raises:
+        ValueError: for fewer than 2 horizons, horizons that are not distinct positive numbers,
+            losses that are not positive and finite, or losses that do not fall with more steps.
+
+    Example:
+        >>> law = fit_power_law([16, 64, 256], [3.0, 2.0, 1.5])  # 1 + 8 / sqrt(T)
+        >>> round(law.limit, 4), round(law.scale, 4), round(law.exponent, 4)
+        (1.0, 8.0, 0.5)
+    """
+    t = np.asarray(steps, dtype=np.float64)
+    y = np.asarray(losses, dtype=np.float64)
+    if t.ndim != 1 or t.shape != y.shape or t.size < 2:
+        raise ValueError(
+            f"a power law needs 2 horizons or more with a loss each, got {t.size} and {y.size}"
+        )
+    if not (np.isfinite(t).all() and (t > 0).all() and np.unique(t).size == t.size):
+        raise ValueError(f"horizons must be distinct positive steps, got {t.tolist()}")
+    if not (np.isfinite(y).all() and (y > 0).all()):
+        raise ValueError(f"losses must be positive and finite, got {y.tolist()}")
+    limit, scale, exponent = fit_rows(t, y[None])
+    if not scale[0] > 0:
+        raise ValueError(
+            f"losses {y.tolist()} do not fall with more steps {t.tolist()}: no power law fits"
+        )
+    law = PowerLaw(float(limit[0]), float(scale[0]), float(exponent[0]))
+    residual = float(np.sqrt(np.mean((law.loss(t) - y) ** 2)))
+    return PowerLaw(law.limit, law.scale, law.exponent, residual)
+
+
+def fit_rows(steps: Array, losses: Array) -> tuple[Array, Array, Array]:
+    """Fits a law to each row of ``losses``, (rows, n), at shared horizons ``steps``, (n,).
+
+    Returns:
+        limit, scale, exponent, (rows,) each; scale 0 and exponent 1 where a row does not fall.
+    """
+    if steps.size == 2:
+        return _chord(steps, losses)
+    unit = float(np.exp(np.log(steps).mean()))  # T / unit keeps T**-p near 1
+    relative = steps / unit
+    errors = np.stack([_project(relative, losses, np.full(len(losses), p))[2] for p in _GRID])
+    nearest = errors.argmin(axis=0)
+    low = np.log(_GRID[np.maximum(nearest - 1, 0)])
+    high = np.log(_GRID[np.minimum(nearest + 1, len(_GRID) - 1)])
+    for _ in range(60):  # golden section: 0.08 * 0.618**60 is below float64's resolution
+        inner_low = high - _INVERSE_GOLDEN * (high - low)
+        inner_high = low + _INVERSE_GOLDEN * (high - low)
+        left = (
+            _project(relative, losses, np.exp(inner_low))[2]
+            < _project(relative, losses, np.exp(inner_high))[2]
+        )
+        low, high = np.where(left, low, inner_low), np.where(left, inner_high, high)
+    exponent = np.exp((low + high) / 2)
+    limit, scale, _ = _project(relative, losses, exponent)
+    falls = scale > 0
+    exponent = np.where(falls, exponent, 1.0)
+    return limit, np.where(falls, scale, 0.0) * unit**exponent, exponent
+
+
+def _project(relative: Array, losses: Array, exponent: Array) -> tuple[Array, Array, Array]:
+    """Returns the best limit >= 0 and scale >= 0 of each row at its exponent, and the error."""
+    basis = relative ** -exponent[:, None]
+    centred = basis - basis.mean(axis=1, keepdims=True)
+    mean = losses.mean(axis=1)
+    scale = (centred * losses).sum(axis=1) / (centred**2).sum(axis=1)
+    limit = mean - scale * basis.mean(axis=1)
+    without_limit = (basis * losses).sum(axis=1) / (basis**2).sum(axis=1)
+    scale = np.where(limit < 0, without_limit, scale)
+    limit = np.where(scale <= 0, mean, np.maximum(limit, 0.0))  # a rising row: a constant
+    scale = np.maximum(scale, 0.0)
+    error = ((limit[:, None] + scale[:, None] * basis - losses) ** 2).sum(axis=1)
+    return limit, scale, error
+
+
+def _chord(steps: Array, losses: Array) -> tuple[Array, Array, Array]:
+    """Returns the straight lines in log-log through two horizons: the limit is 0."""
+    order = np.argsort(steps)
+    t, y = np.log(steps[order]), np.log(losses[:, order])
+    exponent = (y[:, 0] - y[:, 1]) / (t[1] - t[0])
+    falls = exponent > 0
+    exponent = np.where(falls, exponent, 1.0)
+    scale = np.where(falls, np.exp(y[:, 0] + exponent * t[0]), 0.0)
+    return np.where(falls, 0.0, losses.mean(axis=1)), scale, exponent

@@ -1,0 +1,327 @@
+r"""How much sooner a challenger reaches the baseline's loss, in steps and in time.
+
+With :math:`T_c` the challenger's steps and :math:`L_c` its final validation loss,
+
+.. math:: \text{speedup} = \frac{T_b(L_c)}{T_c} \qquad
+          T_b(L) = \Big(\frac{k}{L - L_\infty}\Big)^{1/p}
+
+where :math:`L_\infty + k T^{-p}` is fitted to the baseline's final losses at several horizons,
+each a run with a full schedule of its own; a loss in the middle of a schedule is no substitute.
+Both sides take the best learning rate of their grid by seed-averaged loss, at every horizon anew.
+
+The interval resamples seeds, the same draw for both sides and all horizons, since a seed fixes
+initialization and batches; every resample chooses its rates and fits its law again. It does not
+cover the law being the wrong one: compare ``law.residual`` with the difference between the sides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from isolab.analysis.power_law import PowerLaw, fit_power_law, fit_rows, inverse
+from isolab.analysis.seeds import (
+    Array,
+    LossTable,
+    bootstrap_interval,
+    check_confidence,
+    loss_table,
+    require_columns,
+    resampled_seeds,
+    student_interval,
+)
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """A speedup in steps at equal final validation loss.
+
+    value: baseline's steps over the challenger's; None where ``reason`` says why there is none.
+    interval: over seeds; open (0 or inf) at a side that reaches past the baseline's horizons;
+    None where value is. baseline_steps: what the baseline needs. challenger_steps,
+    challenger_loss: the challenger's horizon and seed-averaged loss, nats/token. law: fitted to
+    ``losses``, the baseline's seed-averaged losses at ``horizons`` and ``rates``. reason: why a
+    verdict must be inconclusive, or None; it can be set beside a value, where a best rate lies at
+    the edge of its grid.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    baseline_steps: float | None
+    challenger_steps: int
+    challenger_loss: float
+    challenger_rate: float
+    law: PowerLaw | None
+    horizons: tuple[int, ...]
+    losses: tuple[float, ...]
+    rates: tuple[float, ...]
+    seeds: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class TimeSpeedup:
+    """A speedup in time: value and interval as in :class:`Speedup`, and its reason."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Baseline's loss minus the challenger's, seed by seed: above 0 the challenger is better.
+
+    mean, interval: nats/token; differences: one a seed, in the order of ``seeds``; rates: each
+    side's best of its grid; reason: why a verdict must be inconclusive (a best rate at the edge of
+    its grid), or None.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    differences: tuple[float, ...]
+    seeds: tuple[object, ...]
+    baseline_rate: float
+    challenger_rate: float
+    reason: str | None
+
+
+def speedup(
+    baseline: pl.DataFrame,
+    challenger: pl.DataFrame,
+    steps: str = "steps",
+    rate: str = "learning_rate",
+    loss: str = "final_validation_loss",
+    seed: str = "seed",
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Speedup:
+    """Measures how many times fewer steps the challenger needs than the baseline.
+
+    Args:
+        baseline: a row per run; 2 horizons or more in ``steps``, each with its own full schedule
+            and one or more rates. Take 4: see :mod:`isolab.analysis.power_law` for 2 and 3.
+        challenger: the same columns and seeds, one horizon.
+        confidence, resamples: of the interval over seeds; the generator is seeded.
+
+    Returns:
+        A speedup without a value where the challenger's loss lies outside what the baseline
+        reaches between its shortest and longest horizon: that would be an extrapolation.
+
+    Raises:
+        ValueError: for missing columns, too few or too many horizons, seeds that differ between
+            the sides, a rate or a horizon, or a side whose every rate diverged.
+
+    Example:
+        >>> def runs(steps, losses):
+        ...     return pl.DataFrame({"steps": steps, "learning_rate": 0.1, "seed": 0,
+        ...                          "final_validation_loss": losses})
+        >>> adam = runs([16, 64, 256], [3.0, 2.0, 1.5])  # 1 + 8 / sqrt(T)
+        >>> found = speedup(adam, runs([32], [2.0]))
+        >>> round(found.value, 4), found.reason
+        (2.0, None)
+    """
+    check_confidence(confidence)
+    base, other = (
+        _by_horizon(baseline, steps, rate, loss, seed, "baseline"),
+        _by_horizon(challenger, steps, rate, loss, seed, "challenger"),
+    )
+    if len(base) < 2:
+        raise ValueError(f"the baseline needs 2 horizons or more, got {list(base)}: add some")
+    if len(other) != 1:
+        raise ValueError(f"the challenger needs one horizon, got {list(other)}: keep one")
+    (challenger_steps, table), *_ = other.items()
+    for horizon, its in base.items():
+        _same_seeds(its, table, f"the baseline at {horizon} {steps}", "the challenger")
+
+    horizons = np.array(list(base), dtype=np.float64)
+    losses = np.array([its.means[its.best] for its in base.values()])
+    target = float(table.means[table.best])
+    reason = _edges({f"baseline's best rate at {t} {steps}": its for t, its in base.items()})
+    reason = "; ".join(filter(None, [reason, _edges({"challenger's best rate": table})])) or None
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    law: PowerLaw | None = None
+    try:
+        law = fit_power_law(horizons, losses)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        outside = _outside(law, horizons, target, challenger_steps)
+        if outside:
+            reason = "; ".join(filter(None, [outside, reason]))
+        else:
+            value = law.steps(target) / challenger_steps
+            draws = np.sort(resampled_seeds(len(table.seeds), resamples), axis=1)
+            draws, copies = np.unique(draws, axis=0, return_inverse=True)  # 10 differ at 3 seeds
+            sampled = np.stack([_resampled_best(its, draws) for its in base.values()], axis=1)
+            reached = inverse(*fit_rows(horizons, sampled), _resampled_best(table, draws))
+            with np.errstate(divide="ignore"):
+                logs = np.log(reached / challenger_steps)[copies.reshape(-1)]
+            low, high = bootstrap_interval(math.log(value), logs, len(table.seeds), confidence)
+            shortest, longest = np.log(horizons[[0, -1]] / challenger_steps)
+            interval = (
+                0.0 if low < shortest else min(math.exp(low), value),
+                math.inf if high > longest else max(math.exp(high), value),
+            )
+    return Speedup(
+        value=value,
+        interval=interval,
+        baseline_steps=None if value is None else value * challenger_steps,
+        challenger_steps=challenger_steps,
+        challenger_loss=target,
+        challenger_rate=float(table.settings[table.best]),
+        law=law,
+        horizons=tuple(base),
+        losses=tuple(losses.tolist()),
+        rates=tuple(float(its.settings[its.best]) for its in base.values()),
+        seeds=len(table.seeds),
+        reason=reason,
+    )
+
+
+def time_speedup(
+    steps_speedup: Speedup | float,
+    step_time_ratio: float,
+    step_time_interval: tuple[float, float] | None = None,
+) -> TimeSpeedup:
+    """Turns a speedup in steps into one in time: steps speedup times the ratio of step times.
+
+    Args:
+        steps_speedup: from :func:`speedup`, or a plain number (its interval is then the number).
+        step_time_ratio: the baseline's step time over the challenger's, measured interleaved in
+            one process. Below 1 where the challenger's steps are slower: 1 / 1.15 for 15% slower.
+        step_time_interval: of that ratio. Both lower ends are multiplied, and both upper ends,
+            which is wider than the stated confidence.
+
+    Raises:
+        ValueError: for a ratio, speedup or interval that is not positive, or an interval that does
+            not hold its ratio.
+
+    Example:
+        >>> time_speedup(2.0, 1 / 1.25).value
+        1.6
+    """
+    low, high = step_time_interval or (step_time_ratio, step_time_ratio)
+    if not (0 < low <= step_time_ratio <= high < math.inf):
+        raise ValueError(
+            f"step_time_ratio must be positive and within its interval, got {step_time_ratio} in "
+            f"{(low, high)}"
+        )
+    if not isinstance(steps_speedup, Speedup):
+        if not 0 < steps_speedup < math.inf:
+            raise ValueError(f"steps_speedup must be positive and finite, got {steps_speedup}")
+        steps_low = steps_high = value = float(steps_speedup)
+        return TimeSpeedup(value * step_time_ratio, (steps_low * low, steps_high * high), None)
+    if steps_speedup.value is None or steps_speedup.interval is None:
+        return TimeSpeedup(None, None, steps_speedup.reason)
+    steps_low, steps_high = steps_speedup.interval
+    return TimeSpeedup(
+        steps_speedup.value * step_time_ratio,
+        (steps_low * low, steps_high * high),
+        steps_speedup.reason,
+    )
+
+
+def paired_difference(
+    baseline: pl.DataFrame,
+    challenger: pl.DataFrame,
+    rate: str = "learning_rate",
+    loss: str = "final_validation_loss",
+    seed: str = "seed",
+    confidence: float = 0.95,
+) -> PairedDifference:
+    r"""Compares two sweeps at their best rates, seed by seed, with a Student-t interval.
+
+    :math:`\bar d \pm t_{n-1}\, s_d / \sqrt n`, :math:`d_i` the baseline's loss minus the
+    challenger's at seed i, which gave both the same initialization and batches. Each side's rate is
+    the one of lowest seed-averaged loss on its grid, the same for all seeds.
+
+    Raises:
+        ValueError: for missing columns, fewer than 2 seeds, seeds that differ between the sides or
+            the rates, or a side whose every rate diverged.
+
+    Example:
+        >>> def runs(losses):
+        ...     return pl.DataFrame({"learning_rate": 0.1, "seed": [0, 1],
+        ...                          "final_validation_loss": losses})
+        >>> found = paired_difference(runs([1.50, 1.60]), runs([1.40, 1.49]))
+        >>> round(found.mean, 3), [round(end, 3) for end in found.interval]
+        (0.105, [0.041, 0.169])
+    """
+    one = loss_table(baseline, rate, loss, seed)
+    other = loss_table(challenger, rate, loss, seed)
+    _same_seeds(one, other, "the baseline", "the challenger")
+    differences = one.losses[one.best] - other.losses[other.best]
+    interval = student_interval(differences, confidence)
+    return PairedDifference(
+        mean=float(differences.mean()),
+        interval=interval,
+        differences=tuple(differences.tolist()),
+        seeds=one.seeds,
+        baseline_rate=float(one.settings[one.best]),
+        challenger_rate=float(other.settings[other.best]),
+        reason=_edges({"baseline's best rate": one, "challenger's best rate": other}),
+    )
+
+
+def _by_horizon(
+    runs: pl.DataFrame, steps: str, rate: str, loss: str, seed: str, side: str
+) -> dict[int, LossTable]:
+    require_columns(runs, [steps, rate, loss, seed])
+    tables = {}
+    for (horizon,), group in runs.sort(steps).group_by([steps], maintain_order=True):
+        try:
+            tables[int(horizon)] = loss_table(group, rate, loss, seed)
+            _ = tables[int(horizon)].best  # raises here, with the side named, if all diverged
+        except ValueError as error:
+            raise ValueError(f"{side} at {horizon} {steps}: {error}") from None
+    return tables
+
+
+def _same_seeds(one: LossTable, other: LossTable, first: str, second: str) -> None:
+    if one.seeds != other.seeds:
+        raise ValueError(
+            f"seeds must be the same on both sides: {first} has {list(one.seeds)}, {second} has "
+            f"{list(other.seeds)}"
+        )
+
+
+def _edges(tables: dict[str, LossTable]) -> str | None:
+    """Says which best rates lie at an edge of their grid; a grid of one rate was fixed by hand."""
+    said = []
+    for name, table in tables.items():
+        if len(table.settings) > 1 and table.best in (0, len(table.settings) - 1):
+            end, way = ("lowest", "lower") if table.best == 0 else ("highest", "higher")
+            at = f"{table.settings[table.best]:.3g}"
+            said.append(f"the {name}, {at}, is the {end} of its grid: widen it to {way} rates")
+    return "; ".join(said) or None
+
+
+def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: int) -> str | None:
+    """Says why ``target`` cannot be read off between the horizons, or None."""
+    reached = law.steps(target)
+    if horizons[0] <= reached <= horizons[-1]:
+        return None
+    over = f"the challenger's loss {target:.4g} after {challenger_steps} steps"
+    if reached > horizons[-1]:
+        bound = horizons[-1] / challenger_steps
+        return (
+            f"{over} is below what the baseline reaches within its longest horizon, "
+            f"{horizons[-1]:.0f} steps: the speedup is above {bound:.3g}; add longer horizons"
+        )
+    bound = horizons[0] / challenger_steps
+    return (
+        f"{over} is above what the baseline reaches within its shortest horizon, "
+        f"{horizons[0]:.0f} steps: the speedup is below {bound:.3g}; add shorter horizons"
+    )
+
+
+def _resampled_best(table: LossTable, draws: npt.NDArray[np.int64]) -> Array:
+    """Returns the lowest mean loss over rates of each resample of seeds, (resamples,)."""
+    return np.asarray(table.losses[:, draws].mean(axis=2).min(axis=0))

@@ -1,0 +1,235 @@
+"""Speedups: exact on exact laws, covered with noise, refused outside what was run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isolab.analysis.power_law import PowerLaw
+from isolab.analysis.speedup import paired_difference, speedup, time_speedup
+
+HORIZONS = (200, 400, 800, 1600)
+ADAM = PowerLaw(1.3, 16.0, 0.5)
+
+
+def frame(
+    steps: int, losses: list[float], rate_losses: dict[float, float] | None = None
+) -> pl.DataFrame:
+    """A row per rate and seed: each seed's loss at rate 0.02, and more by so much at the others."""
+    return pl.DataFrame(
+        [
+            {
+                "steps": steps,
+                "learning_rate": rate,
+                "seed": seed,
+                "final_validation_loss": loss + more,
+            }
+            for rate, more in (rate_losses or {0.01: 0.1, 0.02: 0.0, 0.04: 0.2}).items()
+            for seed, loss in enumerate(losses)
+        ]
+    )
+
+
+def baseline(noise: np.ndarray, offsets: np.ndarray) -> pl.DataFrame:
+    """ADAM's law at four horizons, with noise (4, seeds) and an offset per seed."""
+    return pl.concat(
+        frame(steps, list(float(ADAM.loss(steps)) + offsets + its))
+        for steps, its in zip(HORIZONS, noise, strict=True)
+    )
+
+
+def challenger(true: float, noise: np.ndarray, steps: int = 400) -> pl.DataFrame:
+    """What ADAM's law reaches in ``true`` times as many steps."""
+    return frame(steps, list(float(ADAM.loss(true * steps)) + noise))
+
+
+@given(st.floats(0.55, 3.9))
+def test_a_speedup_is_exact_without_noise(true):
+    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), challenger(true, np.zeros(2)))
+    assert found.value == pytest.approx(true, rel=1e-4)  # see test_power_law on the tolerance
+    assert found.interval == pytest.approx((true, true), rel=1e-4)
+    assert found.baseline_steps == pytest.approx(400 * true, rel=1e-4)
+    assert (found.reason, found.seeds, found.challenger_steps) == (None, 2, 400)
+    assert found.rates == (0.02,) * 4 and found.horizons == HORIZONS
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_cover_the_true_speedup(seeds):
+    rng = np.random.default_rng(seeds)
+    trials, covered, widths = 120, 0, []
+    for _ in range(trials):
+        true = rng.uniform(1.2, 2.2)
+        offsets = 0.03 * rng.normal(size=seeds)  # common to both sides: it cancels
+        found = speedup(
+            baseline(0.01 * rng.normal(size=(4, seeds)), offsets),
+            challenger(true, offsets + 0.01 * rng.normal(size=seeds)),
+            resamples=200,
+        )
+        low, high = found.interval
+        covered += low <= true <= high
+        widths.append(high / low)
+    # 95% wanted; 120 trials have standard deviation 0.02, and a fitted curve is not quite a mean.
+    assert covered / trials > 0.86
+    # The loss falls by 16 / 2 * 600**-0.5 = 0.33 nats per factor e in steps near the answer. With
+    # noise 0.01 sqrt(2 / seeds) that is 0.025 in log(speedup) at 3 seeds, 4.3 of it to each side.
+    assert np.median(widths) < math.exp(2 * 2 * 4.3 * 0.025)
+
+
+def test_common_offsets_of_seeds_cancel():
+    offsets = np.array([-0.05, 0.0, 0.05])
+    found = speedup(baseline(np.zeros((4, 3)), offsets), challenger(1.5, offsets))
+    unpaired = speedup(baseline(np.zeros((4, 3)), offsets), challenger(1.5, -offsets))
+    paired_width, unpaired_width = (np.log(its.interval) @ [-1, 1] for its in (found, unpaired))
+    assert paired_width < 0.2 * unpaired_width
+
+
+@pytest.mark.parametrize(
+    ("true", "message"),
+    [
+        (6.0, "below what the baseline reaches within its longest horizon, 1600 steps: "
+              "the speedup is above 4"),
+        (0.2, "above what the baseline reaches within its shortest horizon, 200 steps: "
+              "the speedup is below 0.5"),
+    ],
+)  # fmt: skip
+def test_outside_the_horizons_there_is_no_number(true, message):
+    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), challenger(true, np.zeros(2)))
+    assert found.value is None and found.interval is None and found.baseline_steps is None
+    assert message in found.reason
+    assert time_speedup(found, 0.9) == replace(time_speedup(found, 0.5))
+    assert time_speedup(found, 0.9).value is None
+
+
+def test_a_loss_below_the_limit_is_outside_too():
+    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), frame(400, [1.0, 1.0]))
+    assert found.value is None and "longest horizon" in found.reason
+
+
+def test_an_interval_past_the_horizons_is_open():
+    noise = np.array([-0.03, 0.0, 0.03])
+    found = speedup(baseline(np.zeros((4, 3)), np.zeros(3)), challenger(3.7, noise))
+    assert found.value == pytest.approx(3.7, rel=1e-3)
+    assert found.interval[1] == math.inf and 1 < found.interval[0] < 3.7
+
+
+def test_one_seed_has_an_open_interval():
+    found = speedup(baseline(np.zeros((4, 1)), np.zeros(1)), challenger(1.5, np.zeros(1)))
+    assert found.interval == (0.0, math.inf)
+
+
+def test_every_side_and_horizon_takes_its_own_best_rate():
+    other = {0.01: 0.3, 0.02: 0.1, 0.04: 0.0, 0.08: 0.1}
+    base = baseline(np.zeros((4, 2)), np.zeros(2)).filter(pl.col("steps") != 800)
+    base = pl.concat([base, frame(800, [float(ADAM.loss(800))] * 2, other)])
+    best = float(ADAM.loss(600))
+    found = speedup(base, frame(400, [best] * 2, other))
+    assert found.rates == (0.02, 0.02, 0.04, 0.02)
+    assert found.challenger_rate == 0.04
+    assert found.value == pytest.approx(1.5, rel=1e-4)
+
+
+def test_a_best_rate_at_the_edge_is_a_reason():
+    edge = frame(400, [float(ADAM.loss(600))] * 2, {0.02: 0.0, 0.04: 0.1})
+    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), edge)
+    assert found.value == pytest.approx(1.5, rel=1e-4)
+    assert "challenger's best rate, 0.02, is the lowest of its grid" in found.reason
+    fixed = frame(400, [float(ADAM.loss(600))] * 2, {0.02: 0.0})
+    assert speedup(baseline(np.zeros((4, 2)), np.zeros(2)), fixed).reason is None
+
+
+def test_losses_that_rise_with_steps_give_no_number():
+    base = pl.concat([frame(200, [1.5] * 2), frame(400, [1.6] * 2), frame(800, [1.7] * 2)])
+    found = speedup(base, frame(400, [1.55] * 2))
+    assert found.value is None and "do not fall" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "message"),
+    [
+        (frame(200, [2.0]), frame(400, [1.9]), "baseline needs 2 horizons"),
+        (
+            pl.concat([frame(200, [2.0]), frame(400, [1.9])]),
+            pl.concat([frame(200, [2.0]), frame(400, [1.9])]),
+            r"challenger needs one horizon, got \[200, 400\]",
+        ),
+        (
+            pl.concat([frame(200, [2.0]), frame(400, [1.9])]),
+            frame(200, [2.0, 2.0]),
+            "seeds must be the same on both sides",
+        ),
+        (
+            pl.concat([frame(200, [2.0]), frame(400, [math.inf])]),
+            frame(200, [2.0]),
+            "baseline at 400 steps.*diverged",
+        ),
+        (frame(200, [2.0]).drop("steps"), frame(200, [2.0]), r"missing columns \['steps'\]"),
+    ],
+)
+def test_sides_that_cannot_be_compared_are_refused(base, other, message):
+    with pytest.raises(ValueError, match=message):
+        speedup(base, other)
+
+
+@given(st.floats(0.1, 5.0), st.floats(0.5, 2.0), st.floats(0.5, 1.0))
+def test_time_speedup_multiplies_values_and_ends(steps, ratio, width):
+    found = time_speedup(steps, ratio, (ratio * width, ratio / width))
+    assert found.value == steps * ratio
+    assert found.interval == (steps * (ratio * width), steps * (ratio / width))
+    measured = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), challenger(1.5, np.zeros(2)))
+    measured = replace(measured, value=steps, interval=(steps / 2, steps * 2), reason="edge")
+    found = time_speedup(measured, ratio, (ratio * width, ratio / width))
+    assert found.interval == (steps / 2 * (ratio * width), steps * 2 * (ratio / width))
+    assert found.reason == "edge"
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_step_time_ratios_are_refused(ratio):
+    with pytest.raises(ValueError, match="step_time_ratio must be positive"):
+        time_speedup(2.0, ratio)
+    with pytest.raises(ValueError, match="steps_speedup must be positive"):
+        time_speedup(ratio, 1.0)
+
+
+@given(
+    differences=st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=8),
+    offsets=st.lists(st.floats(-0.2, 0.2), min_size=8, max_size=8),
+)
+def test_paired_differences_ignore_what_seeds_share(differences, offsets):
+    from scipy import stats
+
+    shared = 2.0 + np.array(offsets[: len(differences)])
+    found = paired_difference(
+        frame(400, list(shared + differences)),
+        frame(400, list(shared), {0.02: 0.3, 0.04: 0.0, 0.08: 0.3}),
+    )
+    assert found.differences == pytest.approx(differences, abs=1e-12)
+    assert found.mean == pytest.approx(np.mean(differences), abs=1e-12)
+    assert (found.baseline_rate, found.challenger_rate, found.reason) == (0.02, 0.04, None)
+    if np.std(differences) > 1e-6:
+        expected = stats.ttest_rel(shared + differences, shared).confidence_interval(0.95)
+        assert found.interval == pytest.approx(tuple(expected), rel=1e-6, abs=1e-9)
+
+
+def test_paired_difference_chooses_rates_on_means_not_seed_by_seed():
+    runs = pl.DataFrame(
+        {
+            "learning_rate": [0.1, 0.1, 0.2, 0.2],
+            "seed": [0, 1, 0, 1],
+            "final_validation_loss": [1.0, 3.0, 1.9, 1.9],  # 0.1 is best for seed 0 only
+        }
+    )
+    found = paired_difference(frame(400, [2.0, 2.0]), runs)
+    assert found.challenger_rate == 0.2
+    assert found.differences == pytest.approx((0.1, 0.1))
+    assert "challenger's best rate, 0.2, is the highest" in found.reason
+
+
+def test_paired_difference_needs_two_seeds():
+    with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
+        paired_difference(frame(400, [2.0]), frame(400, [1.9]))
