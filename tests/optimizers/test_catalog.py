@@ -1,0 +1,303 @@
+"""One matrix: every optimizer of the catalog, in every way that a training loop uses one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from isolab.linear import Factors
+from isolab.optimizers import CATALOG, optimizer
+
+STEPS, SAMPLES = 12, 32
+PARAMS = {
+    "first": {"kernel": 0.5 * jax.random.normal(jax.random.key(0), (4, 6))},
+    "bias": jnp.zeros(6),
+    "head": {"kernel": 0.5 * jax.random.normal(jax.random.key(1), (6, 3))},
+}
+INPUTS = jax.random.normal(jax.random.key(2), (SAMPLES, 4))
+TARGETS = jnp.sin(INPUTS[:, :3])
+# exact factors of the first layer; the same in every step is enough here
+FACTORS = {
+    "first": {"kernel": Factors((INPUTS.T @ INPUTS / SAMPLES)[None], jnp.eye(6)[None] * 0.3)}
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the matrix.
+
+    Attributes:
+        rate: with which it solves the least-squares problem below.
+        options: of the constructor, the same in every test.
+        skip: test -> why it is left out.
+    """
+
+    name: str
+    rate: float
+    options: dict = field(default_factory=dict)
+    skip: dict = field(default_factory=dict)
+
+    def make(self, rate=None, **hyperparameters):
+        rate = self.rate if rate is None else rate
+        return optimizer(self.name, rate, **self.options, **hyperparameters)
+
+    @property
+    def id(self):
+        return "-".join([self.name, *map(str, self.options.values())])
+
+
+CASES = [
+    Case("sgd", 0.05),
+    Case("adam", 0.05),
+    Case("adamw", 0.05),
+    Case("adafactor", 0.05),
+    Case("lion", 0.01),
+    Case("muon", 0.05),
+    Case("iso", 0.05, {"refresh_every": 3}),
+    Case("isoadam", 0.05, {"size": "rms", "block_size": None}),
+    # gradient factors have no full rank here; damping keeps rounding from what the tests compare
+    Case("isoadam", 0.05, {"size": "graft", "root": "newton", "damping": 1e-3}),
+    Case("adam_atan2", 0.05),
+]
+
+
+def cases(test):
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(c, id=c.id, marks=pytest.mark.skip(c.skip[test]) if test in c.skip else ())
+            for c in CASES
+        ],
+    )
+
+
+def loss(params):
+    hidden = INPUTS @ params["first"]["kernel"] + params["bias"][None]
+    return jnp.mean(jnp.sum((hidden @ params["head"]["kernel"] - TARGETS) ** 2, axis=-1))
+
+
+def factors_of(case):
+    return FACTORS if CATALOG[case.name].takes_factors and not case.options.get("root") else None
+
+
+def train(case, steps=STEPS, **hyperparameters):
+    """One scan; returns (params, losses)."""
+    tx = case.make(**hyperparameters)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params, factors=factors_of(case))
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, _), losses = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), length=steps)
+    return params, losses
+
+
+def assert_close(a, b, rtol=1e-4, atol=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
+
+
+def test_every_optimizer_has_a_row():
+    assert {case.name for case in CASES} == set(CATALOG)
+
+
+@cases("scan")
+def test_scan_equals_a_loop_of_plain_and_donated_calls(case):
+    tx, steps = case.make(), 3
+
+    def step(params, state):
+        grads = jax.grad(loss)(params)
+        updates, state = tx.update(grads, state, params, factors=factors_of(case))
+        return optax.apply_updates(params, updates), state
+
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    plain, jitted = PARAMS, jax.tree.map(jnp.copy, PARAMS)
+    plain_state, state = tx.init(plain), tx.init(jitted)
+    for i in range(steps):
+        if i == 0:  # without jit: slow, as each operation compiles, so one step
+            plain, plain_state = step(plain, plain_state)
+        jitted, state = donated(jitted, state)
+        if i == 0:
+            assert_close(plain, jitted)
+    assert donated._cache_size() == 1
+    scanned, losses = jax.jit(lambda: train(case, steps))()
+    assert_close(scanned, jitted)
+    assert losses[-1] < losses[0]
+
+
+@cases("vmap")
+def test_vmap_over_traced_hyperparameters_equals_a_loop_and_compiles_once(case):
+    spread = {"b1": (0.5, 0.9), "b2": (0.9, 0.99), "eps": (1e-8, 1e-2), "weight_decay": (0.0, 0.3)}
+    columns = {"rate": (0.5 * case.rate, case.rate)}
+    columns |= {name: spread[name] for name in CATALOG[case.name].defaults if name in spread}
+    traces = []
+
+    @jax.jit
+    def one(hyperparameters):
+        traces.append(1)
+        return train(case, **hyperparameters)[0]
+
+    # one row for each hyperparameter, at its second value, the others at their first
+    rows = [{k: jnp.float32(v[k == moved]) for k, v in columns.items()} for moved in columns]
+    looped = [one(row) for row in rows]
+    assert len(traces) == 1
+    stacked = {k: jnp.stack([row[k] for row in rows]) for k in columns}
+    mapped = jax.jit(jax.vmap(lambda h: train(case, **h)[0]))(stacked)
+    for i, alone in enumerate(looped):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), alone, rtol=1e-3, atol=1e-4)
+    static = jax.jit(lambda: train(case, **{k: v[0] for k, v in columns.items()})[0])()
+    base = one({k: jnp.float32(v[0]) for k, v in columns.items()})
+    assert_close(base, static, rtol=1e-3, atol=1e-4)
+    for name, moved in zip(columns, looped, strict=True):
+        size = max(
+            float(jnp.abs(a - b).max())
+            for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(base), strict=True)
+        )
+        assert size > 1e-5, f"{name} does nothing"
+
+
+@cases("converges")
+def test_converges_with_a_schedule(case):
+    rate = optax.linear_schedule(case.rate, 0.0, 300)
+    _, losses = jax.jit(lambda: train(case, 300, rate=rate))()
+    optimum = (
+        np.linalg.lstsq(np.c_[INPUTS, np.ones(SAMPLES)], TARGETS, rcond=None)[1].sum() / SAMPLES
+    )
+    # what is left: adamw decays, and 300 steps are few
+    assert losses[-1] - optimum < 0.03 * (losses[0] - optimum)
+
+
+@cases("decay")
+def test_weight_decay_is_decoupled(case):
+    if "weight_decay" not in CATALOG[case.name].defaults:
+        with pytest.raises(ValueError, match="has no weight_decay"):
+            case.make(weight_decay=0.1)
+        return
+    grads = jax.grad(loss)(PARAMS)
+
+    def update(decay):
+        tx = case.make(0.5, weight_decay=decay)
+        return jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)[0]
+
+    # adafactor's decay is per step, not multiplied by the rate
+    rate = 1.0 if case.name == "adafactor" else 0.5
+    assert_close(
+        jax.tree.map(lambda a, b: a - b, update(0.25), update(0.0)),
+        jax.tree.map(lambda p: -rate * 0.25 * p, PARAMS),
+        rtol=1e-4,
+    )
+
+
+@cases("bfloat16")
+def test_updates_have_the_gradients_dtype(case):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    grads = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), params)
+    tx = case.make()
+    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("bfloat16")}
+    again, after = jax.jit(tx.update)(grads, state, params)
+    assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+    assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(again))
+
+
+@functools.cache
+def prepared(name):
+    """Without decay: (jitted update, fresh state, gradients, their updates)."""
+    (case,) = (c for c in CASES if c.id == name)
+    tx = case.make(
+        **({"weight_decay": 0.0} if "weight_decay" in CATALOG[case.name].defaults else {})
+    )
+    update, state, grads = jax.jit(tx.update), tx.init(PARAMS), jax.jit(jax.grad(loss))(PARAMS)
+    return update, state, grads, update(grads, state, PARAMS)[0]
+
+
+def finite(tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+@cases("zero")
+def test_zero_gradients_give_zero_updates(case):
+    update, state, grads, _ = prepared(case.id)
+    for _ in range(2):
+        updates, state = update(jax.tree.map(jnp.zeros_like, PARAMS), state, PARAMS)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(updates))
+    assert finite(update(grads, state, PARAMS)[0])
+
+
+@cases("nan")
+def test_nan_stays_in_its_own_parameter(case):
+    update, state, grads, healthy = prepared(case.id)
+    broken = {**grads, "first": {"kernel": grads["first"]["kernel"].at[1, 2].set(jnp.nan)}}
+    updates, state = update(broken, state, PARAMS)
+    assert jnp.isnan(updates["first"]["kernel"]).any()
+    for name in ("bias", "head"):
+        assert_close(updates[name], healthy[name], rtol=1e-6, atol=1e-7)
+    updates, _ = update(grads, state, PARAMS)  # and later steps end too
+    assert finite({name: updates[name] for name in ("bias", "head")})
+
+
+@cases("none")
+def test_a_missing_gradient_leaves_its_parameter_alone(case):
+    update, state, grads, whole = prepared(case.id)
+    for gone in ("first", "head"):
+        updates, _ = update({**grads, gone: {"kernel": None}}, state, PARAMS)
+        assert updates[gone] == {"kernel": None}
+        for name in set(PARAMS) - {gone}:
+            assert_close(updates[name], whole[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["iso", "isoadam", "adam_atan2"])
+@pytest.mark.parametrize("x64", [False, True])
+def test_our_own_rules_promote_no_dtype_by_accident(name, x64):
+    from isolab.optimizers import scale_by_adam_atan2, scale_by_iso, scale_by_isoadam
+
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64):
+        params = {"w": jnp.ones((4, 6), jnp.float64 if x64 else jnp.bfloat16)}
+        hyper = {"b1": jnp.float32(0.9), "b2": jnp.float32(0.95)}
+        rules = {
+            "iso": [lambda h: scale_by_iso(**h), lambda h: scale_by_iso(**h, root="newton")],
+            "isoadam": [
+                lambda h: scale_by_isoadam(**h, eps=h["b1"], block_size="shorter"),
+            ],
+            "adam_atan2": [lambda h: scale_by_adam_atan2(**h, a=h["b1"], b=h["b2"])],
+        }[name]
+        for make in rules:
+
+            @jax.jit
+            def run(hyper, params, make=make):
+                rule = make(hyper)
+                updates, state = rule.update(params, rule.init(params), params)
+                return rule.update(updates, state, params)
+
+            updates, _ = run(hyper, params)
+            assert updates["w"].dtype == params["w"].dtype
+            assert bool(jnp.isfinite(updates["w"]).all())
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adamm'; known: \['adafactor'"):
+        optimizer("adamm", 0.1)
+    with pytest.raises(ValueError, match="lion has no eps; it has"):
+        optimizer("lion", 0.1, eps=1e-8)
+    with pytest.raises(TypeError, match="flavour"):
+        optimizer("lion", 0.1, flavour="salt")
+
+
+@pytest.mark.parametrize("name", ["iso", "isoadam", "adam_atan2"])
+def test_the_catalogs_defaults_are_those_of_our_functions(name):
+    entry = CATALOG[name]
+    own = inspect.signature(entry.build).parameters
+    assert entry.defaults == {key: own[key].default for key in entry.defaults}
+    assert {"b1", "b2", "weight_decay"} <= set(entry.defaults)
+
+
+def test_every_entry_has_a_rule_of_size():
+    assert {entry.rule for entry in CATALOG.values()} == {"sgd", "adam", "adafactor"}
