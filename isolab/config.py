@@ -1,0 +1,201 @@
+"""What fixes a run: one frozen dataclass of plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from isolab.optimizers.catalog import entry
+from isolab.parameterization import parameterization, per_layer_rates
+from isolab.transformer import TransformerConfig
+
+RECIPE_VERSION = 1
+"""Raised when the same config would train differently; part of every run's key."""
+
+TRACED = (
+    "seed", "learning_rate", "b1", "b2", "eps", "weight_decay",
+    "gamma_embedding", "gamma_hidden", "gamma_readout", "steps", "warmup_steps",
+)  # fmt: skip
+"""Fields whose values are arguments of the compiled program; the others are part of it."""
+
+_CHOICES = {
+    "rate_rule": ("global", "full", "none"),
+    "schedule": ("cosine", "linear", "constant"),
+    "iso_size": ("rms", "graft"),
+    "iso_factors": ("exact", "gradient"),
+    "iso_blocks": ("whole", "shorter"),
+    "iso_root": ("eigh", "newton"),
+}
+_MODEL = (
+    "width", "depth", "head_size", "context", "mlp_ratio", "qk_norm", "z_loss", "dtype", "remat",
+)  # fmt: skip
+_COUNTS = ("base_width", "steps", "batch_size", "evaluate_every", "validation_windows")
+_POSITIVE = ("learning_rate", "gamma_embedding", "gamma_hidden", "gamma_readout")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that fixes a run.
+
+    Attributes:
+        parameterization: "standard", "ntk", "mup" or "mean_field".
+        rate_rule: "global" (one rate), or per-layer rates at "full" or "none" alignment, relative
+            to ``base_width``.
+        base_width: width at which per-layer rates equal the global one.
+        width, depth, head_size, context, mlp_ratio, qk_norm, z_loss, dtype, remat: the model, see
+            :class:`isolab.transformer.TransformerConfig`.
+        optimizer: a name of :data:`isolab.optimizers.CATALOG`.
+        learning_rate: peak of the schedule.
+        b1, b2, eps, weight_decay: None for the optimizer's default in the catalog.
+        gamma_embedding, gamma_hidden, gamma_readout: constant factors on each role's rate.
+        iso_size, iso_factors, iso_blocks, iso_root, iso_refresh, iso_tokens, iso_damping: how
+            IsoAdam works, see :func:`isolab.isoadam`; ``iso_tokens`` bounds the tokens on which
+            factors are measured (0: all); ``iso_refresh`` 0 lets the interval grow.
+        schedule: "cosine" or "linear" decay to zero, or "constant", after a linear warm-up.
+        warmup_steps: length of the warm-up, at most ``steps``.
+        steps: updates; a multiple of ``evaluate_every``.
+        batch_size: sequences per step; tokens per step are ``batch_size * context``.
+        evaluate_every: steps between two points of the curve.
+        validation_windows: held-out windows of ``context`` tokens in each evaluation.
+        corpus: see :func:`isolab.load_corpus`.
+        seed: fixes initialization and batches, whatever the optimizer.
+
+    Raises:
+        ValueError: an impossible value, by field, value and what is allowed.
+
+    Example:
+        >>> RunConfig(width=50)
+        Traceback (most recent call last):
+        ValueError: width is 50; allowed: multiples of head_size (16)
+    """
+
+    parameterization: str = "standard"
+    rate_rule: str = "global"
+    base_width: int = 64
+    width: int = 64
+    depth: int = 2
+    head_size: int = 16
+    context: int = 64
+    mlp_ratio: int = 4
+    qk_norm: bool = False
+    z_loss: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
+    optimizer: str = "adam"
+    learning_rate: float = 0.01
+    b1: float | None = None
+    b2: float | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+    gamma_embedding: float = 1.0
+    gamma_hidden: float = 1.0
+    gamma_readout: float = 1.0
+    iso_size: str = "rms"
+    iso_factors: str = "exact"
+    iso_blocks: str = "shorter"
+    iso_root: str = "eigh"
+    iso_refresh: int = 0
+    iso_tokens: int = 0
+    iso_damping: float = 1e-7
+    schedule: str = "cosine"
+    warmup_steps: int = 40
+    steps: int = 400
+    batch_size: int = 32
+    evaluate_every: int = 50
+    validation_windows: int = 256
+    corpus: str = "stdlib"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_type(field.name, str(field.type))
+        self.model_config(vocab_size=1)
+        parameterization(self.parameterization)
+        for name, allowed in _CHOICES.items():
+            self._require(name, getattr(self, name) in allowed, f"one of {allowed}")
+        for name in _COUNTS:
+            self._require(name, getattr(self, name) >= 1, "a whole number of 1 or more")
+        for name in _POSITIVE:
+            self._require(name, getattr(self, name) > 0, "a number above 0")
+        for name in ("iso_refresh", "iso_tokens", "iso_damping", "seed"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"0 to {self.steps}")
+        self._require(
+            "steps",
+            self.steps % self.evaluate_every == 0,
+            f"multiples of evaluate_every ({self.evaluate_every})",
+        )
+        known = entry(self.optimizer).defaults
+        for name in ("b1", "b2", "eps", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None:
+                self._require(name, name in known, f"None, as {self.optimizer} has no {name}")
+                if name in ("b1", "b2"):
+                    self._require(name, 0 <= value < 1, "from 0 to below 1")
+                else:
+                    self._require(name, value >= 0, "0 or more")
+        if self.rate_rule != "global":
+            per_layer_rates(
+                self.parameterization, entry(self.optimizer).rule, self.width, self.base_width
+            )
+
+    def _check_type(self, name: str, annotation: str) -> None:
+        value = getattr(self, name)
+        if value is None and annotation.endswith("| None"):
+            return
+        kind = annotation.removesuffix(" | None")
+        allowed, words = {
+            "str": ((str,), "text"),
+            "bool": ((bool,), "True or False"),
+            "int": ((int,), "a whole number"),
+            "float": ((int, float), "a number"),
+        }[kind]
+        right = isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool))
+        self._require(name, right, words)
+        if kind == "float":
+            self._require(name, math.isfinite(value), "a finite number")
+            object.__setattr__(self, name, float(value))
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+    def model_config(self, vocab_size: int) -> TransformerConfig:
+        """Returns the model's part of the config, for a corpus of so many symbols."""
+        return TransformerConfig(vocab_size, **{name: getattr(self, name) for name in _MODEL})
+
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """b1, b2, eps and weight_decay of this run's optimizer, its defaults filled in."""
+        defaults = entry(self.optimizer).defaults
+        names = [name for name in ("b1", "b2", "eps", "weight_decay") if name in defaults]
+        given = {name: getattr(self, name) for name in names}
+        return {name: defaults[name] if value is None else value for name, value in given.items()}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Each role's factor on the learning rate, by ``rate_rule`` and the gammas."""
+        gamma = {
+            "embedding": self.gamma_embedding,
+            "hidden": self.gamma_hidden,
+            "readout": self.gamma_readout,
+        }
+        width = self.base_width if self.rate_rule == "global" else self.width
+        alignment = "full" if self.rate_rule == "global" else self.rate_rule
+        rule = entry(self.optimizer).rule
+        return per_layer_rates(
+            self.parameterization, rule, width, self.base_width, alignment, gamma
+        )
+
+    def row(self) -> dict[str, Any]:
+        """Returns the columns of this run: every field, with the optimizer's defaults filled in."""
+        return {**asdict(self), **self.hyperparameters}
+
+    def key(self, fingerprint: str) -> str:
+        """Returns the run's identity: SHA-256 of its canonical JSON, recipe and corpus."""
+        content = {**self.row(), "recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
