@@ -1,0 +1,73 @@
+"""isolab: a workbook of optimizers and parameterizations on a tiny Transformer, in JAX.
+
+    isoadam, iso, adam_atan2     optimizers, plain optax transformations
+    parameterization             exponents of standard, NTK, muP and mean-field
+    per_layer_rates              learning rates per role, relative to a base width
+    Transformer                  the decoder-only model
+    RunConfig, Sweep, run        what to train, and the frame of results
+    load_corpus                  bytes to train on
+    Claim                        a question, its number with an interval, and a verdict
+
+Each is loaded, and JAX with it, when it is first asked for; so are ``isolab.optimizers`` and the
+other modules.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Not later: the function has the name of its module, which would take its place once imported.
+from isolab.parameterization import parameterization, per_layer_rates
+
+if TYPE_CHECKING:
+    from isolab.analysis.claim import Claim
+    from isolab.config import RunConfig
+    from isolab.corpus import load_corpus
+    from isolab.optimizers import adam_atan2, iso, isoadam
+    from isolab.sweep import Sweep, run
+    from isolab.transformer import Transformer
+
+_LATER = {
+    "Claim": "isolab.analysis.claim",
+    "RunConfig": "isolab.config",
+    "Sweep": "isolab.sweep",
+    "Transformer": "isolab.transformer",
+    "adam_atan2": "isolab.optimizers",
+    "iso": "isolab.optimizers",
+    "isoadam": "isolab.optimizers",
+    "load_corpus": "isolab.corpus",
+    "run": "isolab.sweep",
+}
+_MODULES = (
+    "analysis", "charts", "config", "corpus", "linear", "markov", "optimizers", "store", "sweep",
+    "training", "transformer",
+)  # fmt: skip
+
+__all__ = [
+    "Claim",
+    "RunConfig",
+    "Sweep",
+    "Transformer",
+    "adam_atan2",
+    "iso",
+    "isoadam",
+    "load_corpus",
+    "parameterization",
+    "per_layer_rates",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        value = getattr(importlib.import_module(_LATER[name]), name)
+        globals()[name] = value  # the next use costs nothing
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"isolab.{name}")
+    raise AttributeError(f"module 'isolab' has no attribute {name!r}; it has {__all__}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})
