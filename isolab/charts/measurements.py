@@ -136,7 +136,7 @@ def invariance(
     )
     conditions = points["condition"].unique(maintain_order=True).to_list()
     optimizers = points["optimizer"].unique().sort().to_list()
-    y = alt.Y("condition:N", title=None, sort=conditions)
+    y = alt.Y("condition:N", title="condition number of the transformation", sort=conditions)
     y = y.axis(labelLimit=320, ticks=False, domain=False, grid=True, bandPosition=0)
     y = y.scale(paddingInner=0.15, paddingOuter=0.1)
     offset = alt.YOffset("optimizer:N", sort=optimizers)

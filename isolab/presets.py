@@ -1,0 +1,182 @@
+"""What each chapter runs under each preset, and the check of what its reader changed.
+
+``smoke`` takes seconds (continuous integration), ``laptop`` minutes on two cores, ``full`` hours on
+an accelerator.  A chapter's parameters cell overrides single values; None keeps the preset's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from isolab.config import RunConfig
+from isolab.sweep import Sweep
+
+PRESETS = ("smoke", "laptop", "full")
+
+SPEEDUP: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "width": 16,
+        "depth": 1,
+        "context": 32,
+        "batch_size": 8,
+        "horizons": [20, 40, 80],
+        "evaluate_every": 20,
+        "log2_rates_adam": [-6, -2],
+        "log2_rates_isoadam": [-6, -2],
+        "seeds": [0, 1],
+        "timing_rounds": 2,
+    },
+    "laptop": {
+        "width": 64,
+        "depth": 2,
+        "context": 64,
+        "batch_size": 32,
+        "horizons": [100, 200, 400],
+        "evaluate_every": 50,
+        "log2_rates_adam": [-7, -3],
+        "log2_rates_isoadam": [-6, -2],
+        "seeds": [0, 1, 2],
+        "timing_rounds": 5,
+    },
+    "full": {
+        "width": 256,
+        "depth": 4,
+        "context": 256,
+        "batch_size": 64,
+        "horizons": [1000, 2000, 4000, 8000],
+        "evaluate_every": 250,
+        "log2_rates_adam": [-10, -4],
+        "log2_rates_isoadam": [-10, -4],
+        "seeds": [0, 1, 2, 3, 4],
+        "timing_rounds": 5,
+    },
+}
+"""Chapter 1: rates are 2**k for k in the half-open ranges; the challenger's short horizon is the
+baseline's longest divided by 4."""
+
+
+def choose(presets: dict[str, dict[str, Any]], preset: str, **overrides: Any) -> SimpleNamespace:
+    """Returns a preset's settings with the overrides that are not None.
+
+    Raises:
+        ValueError: an unknown preset or setting, or an override whose kind is not the preset's.
+
+    Example:
+        >>> choose(SPEEDUP, "smoke", width=48).width
+        48
+        >>> choose(SPEEDUP, "smoke", seeds=3)
+        Traceback (most recent call last):
+        ValueError: seeds is 3; allowed: a list such as [0, 1] (papermill passes lists by -y or -f)
+    """
+    if not isinstance(preset, str) or preset not in presets:
+        raise ValueError(f"preset is {preset!r}; allowed: {list(presets)}")
+    settings = dict(presets[preset])
+    for name, value in overrides.items():
+        if name not in settings:
+            raise ValueError(f"unknown setting {name!r}; allowed: {sorted(settings)}")
+        if value is None:
+            continue
+        usual = settings[name]
+        if isinstance(usual, list):
+            numbers = isinstance(value, list) and value and all(_whole(v) for v in value)
+            if not numbers:
+                raise ValueError(
+                    f"{name} is {value!r}; allowed: a list such as {usual}"
+                    " (papermill passes lists by -y or -f)"
+                )
+        elif not _whole(value):
+            raise ValueError(f"{name} is {value!r}; allowed: a whole number such as {usual}")
+        settings[name] = value
+    return SimpleNamespace(**settings)
+
+
+@dataclass(frozen=True)
+class SpeedupPlan:
+    """Chapter 1's sweeps, checked and not yet run.
+
+    Attributes:
+        base: what all runs share.
+        adam: the baseline's runs: rates, seeds and all horizons.
+        isoadam: the challenger's: rates, seeds, the short horizon and the longest.
+        short: the challenger's horizon for the speedup, in steps.
+        timing: width, sequences and steps of the intervals in which steps are timed.
+    """
+
+    base: RunConfig
+    adam: Sweep
+    isoadam: Sweep
+    short: int
+    timing: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        shape = f"width {self.base.width}, depth {self.base.depth}, context {self.base.context}"
+        return f"{shape}: {len(self.adam)} runs of Adam, {len(self.isoadam)} of IsoAdam"
+
+
+def speedup_plan(settings: SimpleNamespace) -> SpeedupPlan:
+    """Returns chapter 1's sweeps; an impossible setting fails here, before any training.
+
+    Args:
+        settings: from :func:`choose` with :data:`SPEEDUP`.
+
+    Raises:
+        ValueError: fewer than two seeds or three horizons, horizons that evaluations do not
+            divide, or what :class:`isolab.RunConfig` refuses.
+    """
+    if len(set(settings.seeds)) < 2:
+        raise ValueError(f"seeds is {settings.seeds}; allowed: two different ones or more")
+    if len(set(settings.horizons)) < 3:
+        raise ValueError(f"horizons is {settings.horizons}; allowed: three or more, in steps")
+    horizons = sorted(settings.horizons)
+    short = horizons[-1] // 4
+    base = RunConfig(
+        width=settings.width,
+        depth=settings.depth,
+        context=settings.context,
+        batch_size=settings.batch_size,
+        evaluate_every=settings.evaluate_every,
+        steps=horizons[-1],
+        warmup_steps=horizons[-1] // 10,
+    )
+
+    def sweep(optimizer: str, steps: list[int], log2_range: list[int]) -> Sweep:
+        schedules = {"steps": steps, "warmup_steps": [n // 10 for n in steps]}
+        return Sweep(
+            base,
+            schedules,
+            optimizer=[optimizer],
+            learning_rate=rates(log2_range),
+            seed=settings.seeds,
+        )
+
+    return SpeedupPlan(
+        base,
+        sweep("adam", horizons, settings.log2_rates_adam),
+        sweep("isoadam", [short, horizons[-1]], settings.log2_rates_isoadam),
+        short,
+        (settings.width, settings.batch_size, 17),
+    )
+
+
+def rates(log2_range: list[int]) -> list[float]:
+    """Returns the grid 2**k for k from the first number to before the second.
+
+    Raises:
+        ValueError: not two ascending numbers, or fewer than three rates.
+
+    Example:
+        >>> rates([-3, 0])
+        [0.125, 0.25, 0.5]
+    """
+    if len(log2_range) != 2 or log2_range[1] - log2_range[0] < 3:
+        raise ValueError(
+            f"the range of log2 rates is {log2_range}; allowed: [start, stop) with"
+            " three rates or more, so that a best one can have neighbours"
+        )
+    return [2.0**k for k in range(*log2_range)]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
