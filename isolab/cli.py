@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isolab.commands_sweep import sweep
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -27,6 +29,7 @@ app = typer.Typer(
 )
 runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs", help="List, export and prune the runs that are stored.")
+app.command("sweep")(sweep)
 
 Where = Annotated[
     list[str] | None,
@@ -274,14 +277,11 @@ def _names(columns: str | None) -> list[str]:
 
 
 def _open(path: str | None) -> Store:
-    if not path:
-        from isolab.sweep import default_store
-
-        return default_store()
+    from isolab.folder import runs_folder
     from isolab.store import Store
 
     try:
-        return Store(path)
+        return Store(path or runs_folder())
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is missing
         raise ValueError(f"cannot open the store {path!r}: {error}") from error
 

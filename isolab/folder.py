@@ -124,3 +124,20 @@ class Folder:
             old = time.time() - entry.modified / 1e9 > seconds
             if self.local and old and entry.name.startswith(".") and entry.name.endswith(".tmp"):
                 self.remove(entry.name)
+
+
+def runs_folder() -> str:
+    """Returns where runs are kept: ``$ISOLAB_RUNS``, or in this checkout or the user's data folder.
+
+    That is ``data/runs`` of a checkout, and ``isolab/runs`` of the data folder for an installed
+    package.
+    """
+    named = os.environ.get("ISOLAB_RUNS")
+    if named:
+        return named
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file():
+        return str(root / "data" / "runs")
+    from platformdirs import user_data_path
+
+    return str(user_data_path("isolab") / "runs")

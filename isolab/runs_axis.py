@@ -34,15 +34,13 @@ def over_runs(
         def run(mine: list[jax.Array]) -> Any:
             own = iter(mine)
             pairs = zip(leaves, axes, strict=True)
-            return function(
-                *treedef.unflatten([next(own) if axis == 0 else leaf for leaf, axis in pairs])
-            )
+            filled = [next(own) if axis == 0 else leaf for leaf, axis in pairs]
+            return function(*jax.tree.unflatten(treedef, filled))
 
         results, resultdef = jax.tree.flatten(jax.lax.map(run, stacked))
-        shared = _axes_of(out_axes, resultdef.unflatten(results))
-        return resultdef.unflatten(
-            [r if axis == 0 else r[0] for r, axis in zip(results, shared, strict=True)]
-        )
+        shared = _axes_of(out_axes, jax.tree.unflatten(resultdef, results))
+        chosen = [r if axis == 0 else r[0] for r, axis in zip(results, shared, strict=True)]
+        return jax.tree.unflatten(resultdef, chosen)
 
     return one_by_one
 
@@ -50,4 +48,5 @@ def over_runs(
 def _axes_of(axes: Any, values: Any) -> list[int | None]:
     """The axis of every leaf, where ``axes`` may stand for whole subtrees."""
     full = jax.tree.broadcast(axes, values, is_leaf=lambda axis: axis is None)
-    return list(jax.tree.structure(values).flatten_up_to(full))
+    structure: Any = jax.tree.structure(values)
+    return list(structure.flatten_up_to(full))

@@ -5,25 +5,25 @@ Sweep(base, **axes) -> RunConfigs -> plan: programs and batches -> train -> stor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from tqdm.auto import tqdm
 
 from isolab.config import RunConfig
 from isolab.corpus import load_corpus
+from isolab.folder import runs_folder
+from isolab.interrupt import Interrupt
+from isolab.memory import runs_that_fit
+from isolab.progress import Board
 from isolab.provenance import provenance
+from isolab.scheduling import Batch, evenly, plan
 from isolab.store import Store
-from isolab.training import Report, Result, program_of, train
-
-BATCH_RUNS = 8
-"""Runs trained side by side, at most."""
+from isolab.training import Report, Result, train
 
 
 class Sweep:
@@ -92,80 +92,129 @@ class Sweep:
         return iter(self.configs)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep will do.
-
-    Attributes:
-        keys: key of every run, in the sweep's order.
-        cached: keys whose results are stored.
-        batches: the rest, as batches of runs that share a program and a horizon.
-    """
-
-    keys: tuple[str, ...]
-    cached: frozenset[str]
-    batches: tuple[tuple[RunConfig, ...], ...]
-
-    def __str__(self) -> str:
-        programs = len({program_of(batch[0]) for batch in self.batches})
-        todo = sum(len(batch) for batch in self.batches)
-        return (
-            f"{len(self.keys)} runs: {len(self.keys) - todo} stored, {todo} to train"
-            f" in {len(self.batches)} batches of {programs} programs"
-        )
-
-
-def plan(sweep: Iterable[RunConfig], store: Store | None = None) -> Plan:
-    """Groups the runs that are not stored yet by program and horizon, and cuts them in batches."""
-    configs = {config.key(load_corpus(config.corpus).fingerprint): config for config in sweep}
-    cached = frozenset(configs) - set(store.missing(configs)) if store else frozenset()
-    groups: dict[Any, list[RunConfig]] = {}
-    for key, config in configs.items():
-        if key not in cached:
-            groups.setdefault((program_of(config), config.steps), []).append(config)
-    batches = [batch for group in groups.values() for batch in _evenly(group)]
-    return Plan(tuple(configs), cached, tuple(batches))
-
-
 def run(
     sweep: Sweep | RunConfig,
     store: Store | str | os.PathLike[str] | None = "default",
     progress: bool = True,
+    *,
+    scheduler: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory_bytes: int | None = None,
 ) -> pl.DataFrame:
     """Runs a sweep and returns one frame, a row a run in the sweep's order.
 
-    Finished batches are stored as they come, so an interrupted sweep goes on where it stopped.
+    Finished batches are stored as they come, so an interrupted sweep goes on where it stopped, and
+    gives the rows of an uninterrupted one.  Ctrl-C finishes and stores the batch in hand before it
+    stops; a second one stops at once.
 
     Args:
         sweep: a sweep, or a single config.
         store: where results are kept: a Store, a path, None to keep nothing, or "default" for
             :func:`default_store`.
-        progress: print the plan and a bar with steps done, rate and time left.
+        progress: print the plan and a bar with steps done and time left.
+        scheduler: address of a dask scheduler, on whose workers the batches are trained.
+        resources: what a batch takes of a worker's resources, such as ``{"GPU": 1}``.
+        memory_bytes: what training may take on each device; by default all memory of an
+            accelerator, half of what is free for a CPU.  Batches that take more are trained in
+            parts.
 
     Returns:
         Every field of :class:`isolab.RunConfig` (the optimizer's defaults filled in), ``key``,
         ``corpus_fingerprint``, the curve in list columns, the outcome, and provenance.
+
+    Raises:
+        MemoryError: a single run takes more than ``memory_bytes``.
+        KeyboardInterrupt: after Ctrl-C, with what is stored and how to go on.
+        isolab.cluster.ClusterError: no scheduler at the address (before anything is done), or
+            batches that failed there (after all others are stored).
+        ImportError: a scheduler without dask.distributed.
     """
-    configs = (sweep,) if isinstance(sweep, RunConfig) else sweep.configs
-    if store == "default":
-        store = default_store()
-    kept = store if isinstance(store, Store) or store is None else Store(store)
-    planned = plan(configs, kept)
-    frames = []
-    if planned.cached and kept:
-        frames.append(kept.runs(pl.col("key").is_in(list(planned.cached))))
-    total = sum(len(batch) * batch[0].steps for batch in planned.batches)
-    if progress and total:
-        tqdm.write(str(planned))
-    with tqdm(total=total, unit="step", disable=not (progress and total)) as bar:
-        for batch in planned.batches:
-            frame = results_frame(train(batch, on_progress=_advance(bar, batch)))
-            if kept:
-                kept.append(frame)
-            frames.append(frame)
+    with contextlib.ExitStack() as closing:
+        client = None
+        if scheduler is not None:
+            from isolab.cluster import connect
+
+            client = closing.enter_context(connect(scheduler))
+        elif resources:
+            raise ValueError(f"resources={dict(resources)!r} without a scheduler")
+        configs = (sweep,) if isinstance(sweep, RunConfig) else sweep.configs
+        kept = default_store() if store == "default" else store
+        if kept is not None and not isinstance(kept, Store):
+            kept = Store(kept)
+        planned = plan(configs, kept)
+        frames = []
+        if planned.cached and kept:
+            frames.append(kept.runs(pl.col("key").is_in(list(planned.cached))))
+        if planned.batches:
+            board = Board(planned, kept, progress)
+            frames += _train(planned.batches, kept, board, client, resources, memory_bytes)
     table = pl.concat(frames, how="diagonal_relaxed")
     order = pl.DataFrame({"key": planned.keys})
     return order.join(table, on="key", how="left", maintain_order="left").select(table.columns)
+
+
+def _train(
+    batches: Sequence[Batch],
+    store: Store | None,
+    board: Board,
+    client: Any,
+    resources: Mapping[str, float] | None,
+    memory_bytes: int | None,
+) -> list[pl.DataFrame]:
+    """Trains batches, here or on a cluster, and stores each as it comes."""
+    frames: list[pl.DataFrame] = []
+    kept = store is not None  # else there is nothing to finish a batch for
+    with Interrupt(board.finishing, heed=kept) as interrupt:
+        if client is None:
+            source = _train_here(batches, board, memory_bytes, interrupt.asked)
+        else:
+            from isolab.cluster import slots, train_on_cluster
+
+            board.beside = slots(client, resources)
+            source = train_on_cluster(client, batches, resources, memory_bytes, interrupt.asked)
+        with board, contextlib.closing(source):
+            for batch, frame in source:
+                if store is not None:
+                    store.append(frame)
+                frames.append(frame)
+                board.finished(batch, frame)
+        if store is not None and interrupt.asked():
+            raise KeyboardInterrupt(board.stopped(store.folder.path))
+    return frames
+
+
+def _train_here(
+    batches: Iterable[Batch], board: Board, memory_bytes: int | None, stop: Callable[[], bool]
+) -> Generator[tuple[Batch, pl.DataFrame]]:
+    for batch in batches:
+        if stop():
+            return
+        yield batch, train_batch(batch, memory_bytes, board.advance)
+
+
+def train_batch(
+    batch: Batch,
+    memory_bytes: int | None = None,
+    on_progress: Callable[[Batch, float, Report], None] | None = None,
+) -> pl.DataFrame:
+    """Trains runs that share a program and returns their rows.
+
+    Args:
+        batch: the runs; trained side by side, or one part after another where memory is short.
+        memory_bytes: see :func:`run`.
+        on_progress: called after each evaluation interval with the batch, the share of it that is
+            done, and the interval's report.
+    """
+    results: list[Result] = []
+
+    def report(news: Report) -> None:
+        if on_progress is not None:
+            runs = len(results) + len(news.train_loss) * news.step / news.steps
+            on_progress(batch, runs / len(batch), news)
+
+    for part in evenly(batch, runs_that_fit(batch, memory_bytes)):
+        results += train(part, on_progress=report)
+    return results_frame(results)
 
 
 def results_frame(results: Sequence[Result]) -> pl.DataFrame:
@@ -199,15 +248,7 @@ def default_store() -> Store:
     That is ``data/runs`` of a checkout, and ``isolab/runs`` of the data folder for an installed
     package.
     """
-    named = os.environ.get("ISOLAB_RUNS")
-    if named:
-        return Store(named)
-    root = Path(__file__).resolve().parents[1]
-    if (root / "pyproject.toml").is_file():
-        return Store(root / "data" / "runs")
-    from platformdirs import user_data_path
-
-    return Store(user_data_path("isolab") / "runs")
+    return Store(runs_folder())
 
 
 _SCHEMA: dict[str, Any] = {
@@ -219,21 +260,6 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def _evenly(group: list[RunConfig]) -> list[tuple[RunConfig, ...]]:
-    """Cuts a group in batches of nearly equal size: each size is compiled anew."""
-    count = -(-len(group) // BATCH_RUNS)
-    size = -(-len(group) // count)
-    return [tuple(group[i : i + size]) for i in range(0, len(group), size)]
-
-
 def _plain(values: Iterable[Any]) -> list[Any]:
     """NumPy scalars as Python's own, so that configs hold plain values."""
     return [value.item() if hasattr(value, "item") else value for value in values]
-
-
-def _advance(bar: Any, batch: Sequence[RunConfig]) -> Any:
-    def on_progress(report: Report) -> None:
-        bar.update(len(batch) * batch[0].evaluate_every)
-        bar.set_postfix_str(f"{batch[0].optimizer} best {float(report.validation_loss.min()):.3f}")
-
-    return on_progress

@@ -23,6 +23,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from isolab.config import TRACED, RunConfig
 from isolab.corpus import Corpus, load_corpus, sample_batch, validation_windows
+from isolab.devices import device_count, on_each, padded, split_runs
+from isolab.interrupt import wait_for
 from isolab.linear import Factor, FactorDue, factors_by_kernel, measure_factors
 from isolab.optimizers.catalog import entry, optimizer
 from isolab.optimizers.iso import growing_interval, refresh_due
@@ -86,10 +88,21 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The compiled functions that runs of one shape share; all take stacked runs."""
+    """The functions that runs of one shape share; compiled, they take stacked runs."""
 
     init: Callable[..., Any]  # (traced, validation) -> (state, validation loss)
     advance: Callable[..., Any]  # (state, traced, step, tokens, validation) -> (state, losses, ...)
+
+
+class Placement(NamedTuple):
+    """Functions that say where a step's arrays lie on a mesh; by default nothing is said."""
+
+    batch: Callable[[Any], Any] = lambda batch: batch  # (inputs, targets), each (B, L)
+    state: Callable[[Any], Any] = lambda state: state  # a TrainState
+    params: Callable[[Any], Any] = lambda params: params  # as the model's layers take them
+
+
+ANYWHERE = Placement()
 
 
 def schedule_factor(kind: str, step: Any, steps: Any, warmup_steps: Any) -> jax.Array:
@@ -199,49 +212,86 @@ def train(
 
     Returns:
         One result a config, in order.  The same configs on the same machine give the same bits.
+        Where the losses of all runs have become NaN, the rest of their curves is NaN, untrained.
 
     Raises:
         ValueError: no configs, or configs that cannot share a program.
     """
-    static, steps = _shared_program(configs)
-    corpus = corpus or load_corpus(static.corpus)
-    program = compile_program(static, corpus.vocab_size)
-    traced = _stack_traced(configs)
-    tokens = _device_tokens(corpus)
-    windows = validation_windows(corpus, static.validation_windows, static.context)
-    validation = tuple(jnp.asarray(w, jnp.int32) for w in windows)
+    runs, (static, steps) = len(configs), _shared_program(configs)
+    program, (traced, tokens, validation) = arguments_of(configs, corpus)
 
     started = time.perf_counter()
     state, first = program.init(traced, validation)
     every = static.evaluate_every
     train_losses: list[np.ndarray] = []
-    validation_losses = [np.asarray(first)]
+    validation_losses = [np.asarray(first)[:runs]]
     step = 0
     while step < steps:
         start = jnp.int32(step)
         state, losses, held_out = program.advance(state, traced, start, tokens, validation)
         step += every
-        train_losses.append(np.asarray(losses))  # waits for the device
-        validation_losses.append(np.asarray(held_out))
+        wait_for(losses)
+        train_losses.append(np.asarray(losses)[:runs])
+        validation_losses.append(np.asarray(held_out)[:runs])
         if on_progress is not None:
             on_progress(Report(step, steps, train_losses[-1].mean(1), validation_losses[-1]))
         if should_stop is not None and should_stop():
             break
+        if np.isnan(train_losses[-1][:, -1]).all() and np.isnan(validation_losses[-1]).all():
+            rest = (steps - step) // every  # of the schedule: parameters that are NaN stay NaN
+            train_losses += [np.full_like(train_losses[-1], np.nan)] * rest
+            validation_losses += [np.full_like(validation_losses[-1], np.nan)] * rest
+            break
     seconds = (time.perf_counter() - started) / step / len(configs)
     return [
-        _result(config, np.concatenate([t[i] for t in train_losses]), every,
-                np.array([v[i] for v in validation_losses]), seconds)
+        result_of(config, np.concatenate([t[i] for t in train_losses]), every,
+                  np.array([v[i] for v in validation_losses]), seconds)
         for i, config in enumerate(configs)
     ]  # fmt: skip
 
 
-@functools.lru_cache(maxsize=64)
-def compile_program(static: RunConfig, vocab_size: int) -> Program:
+def arguments_of(
+    configs: Sequence[RunConfig], corpus: Corpus | None = None
+) -> tuple[Program, tuple[Any, Any, Any]]:
+    """Returns the program of runs that share one, and its traced values, tokens and validation."""
+    static = program_of(configs[0])
+    corpus = corpus or load_corpus(static.corpus)
+    devices = min(len(configs), device_count())
+    program = compile_program(static, corpus.vocab_size, devices)
+    traced = _stack_traced(padded(configs, devices))
+    tokens = _device_tokens(corpus, devices)
+    windows = validation_windows(corpus, static.validation_windows, static.context)
+    validation = on_each(tuple(jnp.asarray(w, jnp.int32) for w in windows), devices)
+    return program, (traced, tokens, validation)
+
+
+def compile_program(static: RunConfig, vocab_size: int, devices: int = 1) -> Program:
     """Returns the compiled functions for every run with this static part.
 
     Args:
         static: a config whose traced fields hold their defaults, see :func:`program_of`.
         vocab_size: of the corpus.
+        devices: how many local devices the runs are divided among; their number is a multiple.
+    """
+    return _compiled(static, vocab_size, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(static: RunConfig, vocab_size: int, devices: int) -> Program:
+    run = single_run(static, vocab_size)
+    axes = _run_axes(run.init, static)
+    init = split_runs(run.init, (0, None), (axes, 0), devices)
+    advance = split_runs(run.advance, (axes, 0, None, None, None), (axes, 0, 0), devices)
+    return Program(jax.jit(init), jax.jit(advance, donate_argnums=0))
+
+
+def single_run(static: RunConfig, vocab_size: int, place: Placement = ANYWHERE) -> Program:
+    """Returns the same functions for one run, neither stacked nor compiled.
+
+    Args:
+        static: as for :func:`compile_program`.
+        vocab_size: of the corpus.
+        place: where the arrays of a step lie.
     """
     shape = nnx.eval_shape(lambda: make_model(static, vocab_size, jax.random.key(0)))
     parameter_roles = roles(shape)
@@ -253,7 +303,8 @@ def compile_program(static: RunConfig, vocab_size: int) -> Program:
     def objective(
         params_: Any, factors_: Any, due_: Any, inputs: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        filled = [_filled(params, params_), _filled(factors, factors_), _filled(due, due_), rest]
+        taken = place.params(params_)
+        filled = [_filled(params, taken), _filled(factors, factors_), _filled(due, due_), rest]
         return next_token_loss(nnx.merge(graphdef, *filled), inputs, targets)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), nnx.to_pure_dict(factors))
@@ -278,7 +329,7 @@ def compile_program(static: RunConfig, vocab_size: int) -> Program:
 
         def step(state: TrainState, t: jax.Array) -> tuple[TrainState, jax.Array]:
             key = jax.random.fold_in(data_key, t)
-            batch = sample_batch(tokens, key, static.batch_size, static.context)
+            batch = place.batch(sample_batch(tokens, key, static.batch_size, static.context))
             due_now = refresh_due(t, _refresh_rule(static))
             due_ = jax.tree.map(lambda _: due_now, flags)
             (_, loss), grads = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
@@ -288,19 +339,13 @@ def compile_program(static: RunConfig, vocab_size: int) -> Program:
             updates, opt_state = tx.update(
                 grads[0], state.opt_state, state.params, factors=measured
             )
-            return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
+            params_ = optax.apply_updates(state.params, updates)
+            return place.state(TrainState(params_, opt_state)), loss
 
         state, losses = jax.lax.scan(step, state, start + jnp.arange(static.evaluate_every))
         return state, losses, validation_loss(state.params, windows)
 
-    axes = _run_axes(init, static, vocab_size)
-    return Program(
-        jax.jit(jax.vmap(init, in_axes=(0, None), out_axes=(axes, 0))),
-        jax.jit(
-            jax.vmap(advance, in_axes=(axes, 0, None, None, None), out_axes=(axes, 0, 0)),
-            donate_argnums=0,
-        ),
-    )
+    return Program(init, advance)
 
 
 def program_of(config: RunConfig) -> RunConfig:
@@ -329,6 +374,11 @@ def _shared_program(configs: Sequence[RunConfig]) -> tuple[RunConfig, int]:
     return static, configs[0].steps
 
 
+def run_values(config: RunConfig) -> dict[str, jax.Array]:
+    """Returns the values of one run's traced fields, scalars."""
+    return {name: values[0] for name, values in _stack_traced([config]).items()}
+
+
 def _stack_traced(configs: Sequence[RunConfig]) -> dict[str, jax.Array]:
     rows = [config.row() for config in configs]
     integers = ("seed", "steps", "warmup_steps")
@@ -342,18 +392,18 @@ def _stack_traced(configs: Sequence[RunConfig]) -> dict[str, jax.Array]:
 
 
 @functools.lru_cache(maxsize=4)
-def _device_tokens(corpus: Corpus) -> jax.Array:
-    return jnp.asarray(corpus.train)
+def _device_tokens(corpus: Corpus, devices: int = 1) -> jax.Array:
+    tokens: jax.Array = on_each(jnp.asarray(corpus.train), devices)
+    return tokens
 
 
-def _run_axes(init: Any, static: RunConfig, vocab_size: int) -> Any:
+def _run_axes(init: Any, static: RunConfig) -> Any:
     """Axes of the runs in a TrainState: 0, but None for step counters, which all runs share.
 
     A shared counter keeps the conditionals that depend on it conditionals under vmap.
     """
-    traced = jax.tree.map(lambda x: x[0], _stack_traced([static]))
     window = jax.ShapeDtypeStruct((1, static.context), jnp.int32)
-    state, _ = jax.eval_shape(init, traced, (window, window))
+    state, _ = jax.eval_shape(init, run_values(static), (window, window))
 
     def axis(leaf: Any) -> int | None:
         return None if leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer) else 0
@@ -384,9 +434,10 @@ def _refresh_rule(config: RunConfig) -> Any:
     return config.iso_refresh or growing_interval()
 
 
-def _result(
+def result_of(
     config: RunConfig, losses: np.ndarray, every: int, held_out: np.ndarray, seconds: float
 ) -> Result:
+    """Returns a run's outcome from the losses of its steps and of its evaluations, from step 0."""
     means = losses.reshape(-1, every).mean(1)
     return Result(
         config,

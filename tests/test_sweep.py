@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from isolab.config import RunConfig
+from isolab.scheduling import BATCH_RUNS, plan
 from isolab.store import Store
-from isolab.sweep import BATCH_RUNS, Sweep, default_store, plan, run
+from isolab.sweep import Sweep, default_store, run
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,

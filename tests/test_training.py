@@ -188,6 +188,20 @@ def test_a_diverged_run_is_kept_and_leaves_its_neighbours_alone():
     assert curves(good) == curves(calm)
 
 
+def test_a_batch_whose_runs_have_all_diverged_ends_early_with_the_same_rows():
+    healthy = variant(optimizer="sgd", learning_rate=0.05, steps=40)
+    broken = [dataclasses.replace(healthy, learning_rate=1e30, seed=s) for s in range(3)]
+    reports: list[Report] = []
+    ended = train(broken, on_progress=reports.append)
+    beside = train([*broken[:2], healthy], on_progress=reports.append)
+    assert [report.step for report in reports] == [10, 10, 20, 30, 40]
+    for alone, neighbour in zip(ended[:2], beside[:2], strict=True):
+        assert alone.curve_step == neighbour.curve_step == [0, 10, 20, 30, 40]
+        np.testing.assert_array_equal(curves(alone), curves(neighbour))
+        assert 1 < alone.divergence_step == neighbour.divergence_step <= 5
+    assert not beside[2].diverged
+
+
 @settings(max_examples=50)
 @given(
     every=st.integers(1, 4),
