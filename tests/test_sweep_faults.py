@@ -149,10 +149,17 @@ def test_ctrl_c_finishes_and_stores_the_batch_in_hand_and_says_how_to_go_on(star
 
 def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
     process = start(tmp_path / "runs", 10**8, every=10**8)  # hours to the next evaluation
-    output = []
-    reader = threading.Thread(target=lambda: output.extend(iter(process.stderr.read, "")))
+    watchdog = threading.Timer(120, process.kill)  # so that a lost signal fails and does not hang
+    watchdog.start()
+    written = []
+    reader = threading.Thread(
+        target=lambda: written.extend(iter(lambda: process.stderr.read(1), ""))
+    )
     reader.start()
-    time.sleep(4)
+    while (
+        "%|" not in "".join(written) and process.poll() is None
+    ):  # the bar stands: Ctrl-C is heard
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     heard = process.stdout.readline()
     while heard and "again to stop at once" not in heard:
@@ -162,7 +169,8 @@ def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
     process.wait(60)
     waited = time.monotonic() - pressed
     reader.join()
-    assert "KeyboardInterrupt: stopped at once, at the second Ctrl-C" in "".join(output)
+    watchdog.cancel()
+    assert "KeyboardInterrupt: stopped at once, at the second Ctrl-C" in "".join(written)
     assert waited < 10  # the interpreter's own end takes about one
     assert not Store(tmp_path / "runs").keys()
 
