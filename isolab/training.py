@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg  # noqa: F401  jaxlib calls its LAPACK, and a limit binds only what is loaded
 from flax import nnx
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
