@@ -1,7 +1,8 @@
 """Training runs: configs to loss curves, one compiled scan per evaluation interval.
 
 Runs that differ only in traced values (rate, seed, eps, betas, decay, gammas, horizon) share one
-compiled program and are trained side by side, vmapped.  Between two evaluations no Python runs.
+compiled program and are trained together (:mod:`isolab.runs_axis`).  Between two evaluations no
+Python runs.
 """
 
 from __future__ import annotations
