@@ -10,9 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+import jax
+
+T = TypeVar("T")
 
 NAP_SECONDS = 0.002
+INSISTED = "stopped at once, at the second Ctrl-C"
 
 
 class Interrupt:
@@ -36,6 +41,10 @@ class Interrupt:
         True
     """
 
+    insisted = False
+    """Was there a second Ctrl-C?  Its KeyboardInterrupt alone can be lost: Python swallows what is
+    raised inside a garbage collector's callback, and JAX has one."""
+
     def __init__(self, say: Callable[[], None], heed: bool = True) -> None:
         self._asked = False
         self._say = say
@@ -51,6 +60,7 @@ class Interrupt:
         main = threading.current_thread() is threading.main_thread()
         if self._heed and main and former not in (None, signal.SIG_IGN):
             self._former = former
+            Interrupt.insisted = False
             signal.signal(signal.SIGINT, self._on_signal)
         return self
 
@@ -62,30 +72,47 @@ class Interrupt:
     ) -> None:
         if self._former is not None:
             signal.signal(signal.SIGINT, self._former)
+            Interrupt.insisted = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            raise KeyboardInterrupt("stopped at once, at the second Ctrl-C")
+            Interrupt.insisted = True
+            raise KeyboardInterrupt(INSISTED)
         self._asked = True
         self._say()
 
 
-def wait_for(array: Any) -> None:
-    """Waits for a ``jax.Array`` in naps, between which Python hears of Ctrl-C.
+def when_ready(dispatch: Callable[[], T]) -> T:
+    """Dispatches work to a device and waits in naps, between which Python hears of Ctrl-C.
 
-    If that ends the program, its end does not wait for the array either, as JAX's would: nothing
+    If Ctrl-C ends the program, its end does not wait for the device either, as JAX's would: nothing
     can stop a device in the midst of a computation.
+
+    Args:
+        dispatch: returns a pytree of ``jax.Array`` that may still be computed.
+
+    Returns:
+        The pytree, all of it ready.
     """
+    result: T | None = None
     try:
-        while not array.is_ready():
+        result = dispatch()
+        while not _is_ready(result):
+            if Interrupt.insisted:
+                raise KeyboardInterrupt(INSISTED)
             time.sleep(NAP_SECONDS)
+        return result
     except KeyboardInterrupt:
-        atexit.register(_leave, array)
+        atexit.register(_leave, result)
         raise
 
 
-def _leave(array: Any) -> None:
-    if not array.is_ready():
+def _is_ready(result: Any) -> bool:
+    return all(array.is_ready() for array in jax.tree.leaves(result))
+
+
+def _leave(result: Any) -> None:
+    if result is None or not _is_ready(result):  # None: stopped while dispatching
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + signal.SIGINT)

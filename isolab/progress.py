@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -41,9 +42,9 @@ class Board:
         self._clock = Clock(batches, known, self.beside)
         self._steps = dict.fromkeys(batches, 0)
         if self._shown:
-            tqdm.write(f"{self._planned}; {self._clock}")
+            _say(f"{self._planned}; {self._clock}")
             if not self.beside:
-                tqdm.write("no worker of the cluster can take a batch yet; they wait for one")
+                _say("no worker of the cluster can take a batch yet; they wait for one")
         total = sum(len(batch) * batch[0].steps for batch in batches)
         self._bar: Any = tqdm(total=total, disable=not self._shown, bar_format=BAR)
         return self
@@ -68,7 +69,7 @@ class Board:
 
     def finishing(self) -> None:
         """Tells that Ctrl-C was heard."""
-        tqdm.write("Ctrl-C: finishing and storing the batch in hand; again to stop at once")
+        _say("Ctrl-C: finishing and storing the batch in hand; again to stop at once")
 
     def stopped(self, place: str) -> str:
         """Returns what to tell when Ctrl-C has stopped the sweep."""
@@ -91,3 +92,9 @@ class Board:
         )
         self._bar.update(steps - self._steps[batch])
         self._steps[batch] = steps
+
+
+def _say(text: str) -> None:
+    """Writes a line beside the bar at once, also where the output is a pipe and would wait."""
+    tqdm.write(text)
+    sys.stdout.flush()

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from isolab.config import TRACED, RunConfig
 from isolab.corpus import Corpus, load_corpus, sample_batch, validation_windows
 from isolab.devices import device_count, on_each, padded, split_runs
-from isolab.interrupt import wait_for
+from isolab.interrupt import when_ready
 from isolab.linear import Factor, FactorDue, factors_by_kernel, measure_factors
 from isolab.optimizers.catalog import entry, optimizer
 from isolab.optimizers.iso import growing_interval, refresh_due
@@ -229,10 +229,9 @@ def train(
     validation_losses = [np.asarray(first)[:runs]]
     step = 0
     while step < steps:
-        start = jnp.int32(step)
-        state, losses, held_out = program.advance(state, traced, start, tokens, validation)
+        arguments = (state, traced, jnp.int32(step), tokens, validation)
+        state, losses, held_out = when_ready(functools.partial(program.advance, *arguments))
         step += every
-        wait_for(losses)
         train_losses.append(np.asarray(losses)[:runs])
         validation_losses.append(np.asarray(held_out)[:runs])
         if on_progress is not None:
