@@ -12,14 +12,17 @@ from isolab.optimizers.catalog import entry
 from isolab.parameterization import parameterization, per_layer_rates
 from isolab.transformer import TransformerConfig
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the same config would train differently; part of every run's key."""
 
 TRACED = (
-    "seed", "learning_rate", "b1", "b2", "eps", "weight_decay",
+    "seed", "learning_rate", "b1", "b2", "eps", "weight_decay", "rate_rule", "base_width",
     "gamma_embedding", "gamma_hidden", "gamma_readout", "steps", "warmup_steps",
 )  # fmt: skip
-"""Fields whose values are arguments of the compiled program; the others are part of it."""
+"""Fields whose values are arguments of the compiled program; the others are part of it.
+
+``rate_rule``, ``base_width`` and the gammas enter it as :attr:`RunConfig.rates`.
+"""
 
 _CHOICES = {
     "rate_rule": ("global", "full", "none"),

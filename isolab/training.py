@@ -23,6 +23,7 @@ import scipy.linalg  # noqa: F401  jaxlib calls its LAPACK, and a limit binds on
 from flax import nnx
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from isolab.compilation_cache import keep_compiled_programs
 from isolab.config import TRACED, RunConfig
 from isolab.corpus import Corpus, load_corpus, sample_batch, validation_windows
 from isolab.devices import device_count, on_each, padded, split_runs
@@ -189,10 +190,7 @@ def make_optimizer(
         options["size"] = config.iso_size
     labels = labels_from_roles(parameter_roles)
     rule = optimizer(config.optimizer, learning_rate, labels=labels, **options)
-    fixed = dataclasses.replace(
-        config, gamma_embedding=1.0, gamma_hidden=1.0, gamma_readout=1.0
-    ).rates
-    rates = {role: rate * traced.get(f"gamma_{role}", 1.0) for role, rate in fixed.items()}
+    rates = {role: traced[f"rate_{role}"] for role in config.rates}
     return optax.with_extra_args_support(optax.chain(rule, scale_by_role(rates, parameter_roles)))
 
 
@@ -274,6 +272,7 @@ def compile_program(static: RunConfig, vocab_size: int, devices: int = 1) -> Pro
         vocab_size: of the corpus.
         devices: how many local devices the runs are divided among; their number is a multiple.
     """
+    keep_compiled_programs()
     return _compiled(static, vocab_size, devices)
 
 
@@ -381,14 +380,18 @@ def run_values(config: RunConfig) -> dict[str, jax.Array]:
 
 
 def _stack_traced(configs: Sequence[RunConfig]) -> dict[str, jax.Array]:
-    rows = [config.row() for config in configs]
+    columns: dict[str, list[Any]] = {
+        name: [getattr(config, name) for config in configs]
+        for name in ("seed", "steps", "warmup_steps", "learning_rate")
+    }
+    for name in configs[0].hyperparameters:
+        columns[name] = [config.hyperparameters[name] for config in configs]
+    for role in configs[0].rates:
+        columns[f"rate_{role}"] = [config.rates[role] for config in configs]
     integers = ("seed", "steps", "warmup_steps")
     return {
-        name: jnp.asarray(
-            [row[name] for row in rows], jnp.int32 if name in integers else jnp.float32
-        )
-        for name in TRACED
-        if rows[0][name] is not None
+        name: jnp.asarray(values, jnp.int32 if name in integers else jnp.float32)
+        for name, values in columns.items()
     }
 
 

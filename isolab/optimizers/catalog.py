@@ -56,7 +56,10 @@ def _adamw(learning_rate: Any, *, b1: Scalar, b2: Scalar, eps: Scalar, weight_de
 
 
 def _adafactor(learning_rate: Any, *, weight_decay: Scalar) -> Any:
-    return like_gradients(optax.adafactor(learning_rate, weight_decay_rate=weight_decay))
+    """Factors every matrix; optax's own bound of 128 would change the rule at some width."""
+    return like_gradients(
+        optax.adafactor(learning_rate, min_dim_size_to_factor=2, weight_decay_rate=weight_decay)
+    )
 
 
 def _lion(learning_rate: Any, *, b1: Scalar, b2: Scalar, weight_decay: Scalar) -> Any:
