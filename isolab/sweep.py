@@ -19,6 +19,7 @@ from isolab.corpus import load_corpus
 from isolab.folder import runs_folder
 from isolab.interrupt import Interrupt
 from isolab.memory import runs_that_fit
+from isolab.pool import process_count, train_in_processes
 from isolab.progress import Board
 from isolab.provenance import provenance
 from isolab.scheduling import Batch, evenly, plan
@@ -80,10 +81,15 @@ class Sweep:
             for row in itertools.product(*points)
         )
 
+    @classmethod
+    def union(cls, sweeps: Iterable[Iterable[RunConfig]]) -> Sweep:
+        """Returns a sweep of the runs of all, each once, in order."""
+        whole = object.__new__(cls)
+        whole.configs = tuple(dict.fromkeys(itertools.chain.from_iterable(sweeps)))
+        return whole
+
     def __add__(self, other: Sweep) -> Sweep:
-        both = object.__new__(Sweep)
-        both.configs = tuple(dict.fromkeys(self.configs + other.configs))
-        return both
+        return self.union([self, other])
 
     def __len__(self) -> int:
         return len(self.configs)
@@ -100,6 +106,7 @@ def run(
     scheduler: str | None = None,
     resources: Mapping[str, float] | None = None,
     memory_bytes: int | None = None,
+    processes: int | None = None,
 ) -> pl.DataFrame:
     """Runs a sweep and returns one frame, a row a run in the sweep's order.
 
@@ -117,18 +124,30 @@ def run(
         memory_bytes: what training may take on each device; by default all memory of an
             accelerator, half of what is free for a CPU.  Batches that take more are trained in
             parts.
+        processes: how many processes of this machine train batches at the same time, each on its
+            share of the cores; None for this one alone.  For a CPU: small models train more runs a
+            second this way.  A batch whose process is killed is trained by another.
 
     Returns:
         Every field of :class:`isolab.RunConfig` (the optimizer's defaults filled in), ``key``,
         ``corpus_fingerprint``, the curve in list columns, the outcome, and provenance.
 
     Raises:
+        ValueError: ``processes`` below 1, with a scheduler, or above 1 with an accelerator;
+            ``resources`` without a scheduler.
         MemoryError: a single run takes more than ``memory_bytes``.
         KeyboardInterrupt: after Ctrl-C, with what is stored and how to go on.
         isolab.cluster.ClusterError: no scheduler at the address (before anything is done), or
             batches that failed there (after all others are stored).
+        isolab.pool.PoolError: batches that failed in processes (after all others are stored).
         ImportError: a scheduler without dask.distributed.
     """
+    if scheduler is not None and processes is not None:
+        raise ValueError(
+            f"processes={processes!r} with a scheduler; allowed: one of them, as the cluster's"
+            " workers are the processes"
+        )
+    several = process_count(processes)
     with contextlib.ExitStack() as closing:
         client = None
         if scheduler is not None:
@@ -141,13 +160,13 @@ def run(
         kept = default_store() if store == "default" else store
         if kept is not None and not isinstance(kept, Store):
             kept = Store(kept)
-        planned = plan(configs, kept)
+        planned = plan(configs, kept, several)
         frames = []
         if planned.cached and kept:
             frames.append(kept.runs(pl.col("key").is_in(list(planned.cached))))
         if planned.batches:
             board = Board(planned, kept, progress)
-            frames += _train(planned.batches, kept, board, client, resources, memory_bytes)
+            frames += _train(planned.batches, kept, board, client, resources, memory_bytes, several)
     table = pl.concat(frames, how="diagonal_relaxed")
     order = pl.DataFrame({"key": planned.keys})
     return order.join(table, on="key", how="left", maintain_order="left").select(table.columns)
@@ -160,13 +179,19 @@ def _train(
     client: Any,
     resources: Mapping[str, float] | None,
     memory_bytes: int | None,
+    processes: int,
 ) -> list[pl.DataFrame]:
-    """Trains batches, here or on a cluster, and stores each as it comes."""
+    """Trains batches, here, in processes or on a cluster, and stores each as it comes."""
     frames: list[pl.DataFrame] = []
     kept = store is not None  # else there is nothing to finish a batch for
     with Interrupt(board.finishing, heed=kept) as interrupt:
-        if client is None:
+        if client is None and processes == 1:
             source = _train_here(batches, board, memory_bytes, interrupt.asked)
+        elif client is None:
+            board.beside = processes
+            source = train_in_processes(
+                batches, processes, memory_bytes, interrupt.asked, board.advance
+            )
         else:
             from isolab.cluster import slots, train_on_cluster
 
@@ -196,6 +221,7 @@ def train_batch(
     batch: Batch,
     memory_bytes: int | None = None,
     on_progress: Callable[[Batch, float, Report], None] | None = None,
+    processes: int = 1,
 ) -> pl.DataFrame:
     """Trains runs that share a program and returns their rows.
 
@@ -204,6 +230,7 @@ def train_batch(
         memory_bytes: see :func:`run`.
         on_progress: called after each evaluation interval with the batch, the share of it that is
             done, and the interval's report.
+        processes: how many train batches beside this one, itself counted, and share the memory.
     """
     results: list[Result] = []
 
@@ -212,7 +239,7 @@ def train_batch(
             runs = len(results) + len(news.train_loss) * news.step / news.steps
             on_progress(batch, runs / len(batch), news)
 
-    for part in evenly(batch, runs_that_fit(batch, memory_bytes)):
+    for part in evenly(batch, runs_that_fit(batch, memory_bytes, processes)):
         results += train(part, on_progress=report)
     return results_frame(results)
 

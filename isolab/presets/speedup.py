@@ -1,8 +1,4 @@
-"""What each chapter runs under each preset, and the check of what its reader changed.
-
-``smoke`` takes seconds (continuous integration), ``laptop`` minutes on two cores, ``full`` hours on
-an accelerator.  A chapter's parameters cell overrides single values; None keeps the preset's.
-"""
+"""What chapter 1 runs."""
 
 from __future__ import annotations
 
@@ -11,9 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from isolab.config import RunConfig
+from isolab.presets.settings import rates
 from isolab.sweep import Sweep
-
-PRESETS = ("smoke", "laptop", "full")
 
 SPEEDUP: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -55,41 +50,6 @@ SPEEDUP: dict[str, dict[str, Any]] = {
 }
 """Chapter 1: rates are 2**k for k in the half-open ranges; the challenger's short horizon is the
 baseline's longest divided by 4."""
-
-
-def choose(presets: dict[str, dict[str, Any]], preset: str, **overrides: Any) -> SimpleNamespace:
-    """Returns a preset's settings with the overrides that are not None.
-
-    Raises:
-        ValueError: an unknown preset or setting, or an override whose kind is not the preset's.
-
-    Example:
-        >>> choose(SPEEDUP, "smoke", width=48).width
-        48
-        >>> choose(SPEEDUP, "smoke", seeds=3)
-        Traceback (most recent call last):
-        ValueError: seeds is 3; allowed: a list such as [0, 1] (papermill passes lists by -y or -f)
-    """
-    if not isinstance(preset, str) or preset not in presets:
-        raise ValueError(f"preset is {preset!r}; allowed: {list(presets)}")
-    settings = dict(presets[preset])
-    for name, value in overrides.items():
-        if name not in settings:
-            raise ValueError(f"unknown setting {name!r}; allowed: {sorted(settings)}")
-        if value is None:
-            continue
-        usual = settings[name]
-        if isinstance(usual, list):
-            numbers = isinstance(value, list) and value and all(_whole(v) for v in value)
-            if not numbers:
-                raise ValueError(
-                    f"{name} is {value!r}; allowed: a list such as {usual}"
-                    " (papermill passes lists by -y or -f)"
-                )
-        elif not _whole(value):
-            raise ValueError(f"{name} is {value!r}; allowed: a whole number such as {usual}")
-        settings[name] = value
-    return SimpleNamespace(**settings)
 
 
 @dataclass(frozen=True)
@@ -158,25 +118,3 @@ def speedup_plan(settings: SimpleNamespace) -> SpeedupPlan:
         short,
         (settings.width, settings.batch_size, 17),
     )
-
-
-def rates(log2_range: list[int]) -> list[float]:
-    """Returns the grid 2**k for k from the first number to before the second.
-
-    Raises:
-        ValueError: not two ascending numbers, or fewer than three rates.
-
-    Example:
-        >>> rates([-3, 0])
-        [0.125, 0.25, 0.5]
-    """
-    if len(log2_range) != 2 or log2_range[1] - log2_range[0] < 3:
-        raise ValueError(
-            f"the range of log2 rates is {log2_range}; allowed: [start, stop) with"
-            " three rates or more, so that a best one can have neighbours"
-        )
-    return [2.0**k for k in range(*log2_range)]
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

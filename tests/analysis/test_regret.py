@@ -1,0 +1,284 @@
+"""Regret, grid steps and sensitivity: exact for parabolas, paired over seeds, honest at edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from isolab.analysis.regret import regrets, sensitivities, worst_shift
+
+INF = math.inf
+GROUP = ["optimizer"]
+BESTS = {32: -4.0, 64: -4.5, 128: -5.25}
+STEPS = ["grid_steps", "grid_steps_low", "grid_steps_high"]
+REGRET = ["regret", "regret_low", "regret_high"]
+INCREASE = ["increase", "increase_low", "increase_high"]
+
+
+@given(
+    bests=st.lists(st.floats(-8.0, -2.0), min_size=2, max_size=4),
+    curvature=st.floats(0.01, 1.0),
+    base=st.integers(0, 3),
+)
+def test_regret_of_a_known_shift(parabolas, bests, curvature, base):
+    widths = (32, 64, 128, 256)[: len(bests)]
+    base = base % len(bests)
+    floors = {n: 2 + 8 / n for n in widths}
+    runs = parabolas(
+        dict(zip(widths, bests, strict=True)), floors, curvature=curvature, optimizer="a"
+    )
+    found = regrets(runs, GROUP, base_width=widths[base])
+    assert found["width"].to_list() == [n for n in widths if n != widths[base]]
+    for row in found.iter_rows(named=True):
+        shift = bests[widths.index(row["width"])] - bests[base]
+        # Float64 losses reach 66 here; the vertex divides their differences by the curvature.
+        assert row["grid_steps"] == pytest.approx(shift, abs=1e-9)
+        assert row["regret"] == pytest.approx(curvature * shift**2, abs=1e-9)
+        assert row["best_loss"] == pytest.approx(floors[row["width"]], abs=1e-9)
+        assert row["transferred_loss"] == pytest.approx(row["best_loss"] + row["regret"], abs=1e-12)
+        assert math.log2(row["transferred_rate"]) == pytest.approx(bests[base], abs=1e-9)
+        assert math.log2(row["best_rate"]) == pytest.approx(bests[base] + shift, abs=1e-9)
+        for name in STEPS[1:]:
+            assert row[name] == pytest.approx(shift, abs=1e-9)
+        for name in REGRET[1:]:
+            assert row[name] == pytest.approx(curvature * shift**2, abs=1e-9)
+        assert (row["note"], row["reason"]) == ("", None)
+
+
+@settings(max_examples=40)
+@given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0), st.integers(2, 5))
+def test_what_seeds_share_over_widths_cancels(parabolas, one, two, seeds):
+    # Every seed has a best rate and a level of its own, the same ones at both widths.
+    own = np.linspace(one, two, seeds)
+    frames = [
+        parabolas(
+            {32: -5 + best, 64: -5.5 + best}, {32: 2 + s, 64: 1 + s}, seeds=1, optimizer="adam"
+        ).with_columns(seed=pl.lit(s))
+        for s, best in enumerate(own)
+    ]
+    (row,) = regrets(pl.concat(frames), GROUP).iter_rows(named=True)
+    assert [row[name] for name in STEPS] == pytest.approx([-0.5] * 3, abs=1e-9)
+    assert [row[name] for name in REGRET] == pytest.approx([0.1 * 0.5**2] * 3, abs=1e-9)
+
+
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_intervals_cover_true_shift_and_regret(parabolas, seeds):
+    rng = np.random.default_rng(seeds)
+    trials, shift = 100, -1.3
+    frames = [
+        parabolas(
+            {32: best, 64: best + shift}, seeds=seeds, noise=0.01, rng=rng, optimizer=f"{trial}"
+        )
+        for trial, best in enumerate(rng.uniform(-5, -4, trials))
+    ]
+    found = regrets(pl.concat(frames), GROUP, resamples=300)
+    true = {"grid_steps": shift, "regret": 0.1 * shift**2}
+    for name, value in true.items():
+        holds = found[f"{name}_low"].le(value) & found[f"{name}_high"].ge(value)
+        # 95% wanted; the share of 100 trials has standard deviation 0.022.
+        assert holds.mean() > 0.84, name
+    lengths = found["grid_steps_high"] - found["grid_steps_low"]
+    deviation = 0.01 / (0.2 * math.sqrt(2 * seeds)) * math.sqrt(2)  # of two vertices
+    assert lengths.median() < 3 * 2 * {3: 4.30, 6: 2.57}[seeds] * deviation
+
+
+def test_regret_is_never_below_zero(parabolas):
+    rng = np.random.default_rng(0)
+    runs = parabolas({32: -5.0, 64: -5.0}, seeds=3, noise=0.05, rng=rng, optimizer="adam")
+    (row,) = regrets(runs, GROUP).iter_rows(named=True)
+    assert 0 <= row["regret_low"] <= row["regret"] <= row["regret_high"] < 1
+
+
+def test_a_transferred_rate_off_the_grid_has_no_loss(parabolas):
+    runs = parabolas({32: -4.0, 64: -6.5}, optimizer="adam")
+    runs = runs.filter((pl.col("width") == 32) | (pl.col("learning_rate") < 2.0**-4.5))
+    (row,) = regrets(runs, GROUP).iter_rows(named=True)
+    assert [row[name] for name in REGRET] == [None] * 3 and row["transferred_loss"] is None
+    assert row["grid_steps"] == pytest.approx(-2.5, abs=1e-9)
+    assert row["reason"] == (
+        "width 64: the transferred rate, 0.0625, is off the grid from 0.000977 to 0.0312: widen it "
+        "to higher rates"
+    )
+    assert row["note"] == row["reason"]
+
+
+def test_a_transferred_rate_that_diverges_is_a_result(parabolas, diverge):
+    runs = parabolas(BESTS, seeds=3, optimizer="adam")
+    high = [2.0**x for x in range(-4, 0)]
+    every = regrets(diverge(runs, width=128, learning_rate=high), GROUP).row(-1, named=True)
+    # Its rate 2**-4 diverged, so that the grid point 2**-5 is best, 0.25 off the true one.
+    assert (every["transferred_loss"], every["best_loss"]) == (INF, pytest.approx(2.00625))
+    assert [every[name] for name in REGRET] == [INF] * 3
+    assert every["reason"] is None
+    one = regrets(diverge(runs, width=128, learning_rate=high, seed=1), GROUP).row(-1, named=True)
+    assert [one[name] for name in REGRET] == [INF, 0.0, INF]
+
+
+def test_a_width_that_diverged_everywhere_has_no_best(parabolas, diverge):
+    runs = diverge(parabolas(BESTS, optimizer="adam"), width=128)
+    row = regrets(runs, GROUP).row(-1, named=True)
+    assert row["transferred_loss"] == INF and row["transferred_rate"] == pytest.approx(2.0**-4)
+    assert row["best_rate"] is row["regret"] is row["grid_steps"] is None
+    assert "width 128: every rate" in row["reason"]
+    base = regrets(runs, GROUP, base_width=128)
+    assert base["transferred_rate"].to_list() == base["regret"].to_list() == [None, None]
+    assert base["best_rate"].to_list() == pytest.approx([2.0**-4, 2.0**-4.5], rel=1e-9)
+    assert all("width 128: every rate" in reason for reason in base["reason"])
+
+
+@pytest.mark.parametrize(
+    ("bests", "low_open", "high_open"),
+    [
+        ({32: -5.0, 64: -12.0}, True, False),
+        ({32: -5.0, 64: 2.0}, False, True),
+        ({32: -12.0, 64: -5.0}, False, True),
+        ({32: 2.0, 64: -5.0}, True, False),
+    ],
+)
+def test_an_edge_opens_the_steps_towards_it(parabolas, bests, low_open, high_open):
+    (row,) = regrets(parabolas(bests, optimizer="adam"), GROUP).iter_rows(named=True)
+    assert (row["grid_steps_low"] == -INF, row["grid_steps_high"] == INF) == (low_open, high_open)
+    assert "of the grid: widen it to" in row["reason"]
+
+
+def test_a_diverged_neighbour_widens_steps_by_half_a_step(parabolas, diverge):
+    runs = parabolas({32: -4.0, 64: -5.0}, optimizer="adam")
+    (row,) = regrets(diverge(runs, width=64, learning_rate=2.0**-4), GROUP).iter_rows(named=True)
+    assert [row[name] for name in STEPS] == pytest.approx([-1.0, -1.5, -0.5], abs=1e-9)
+    assert row["regret"] == INF and "diverged at 0.0625 beside" in row["note"]
+
+
+def test_resamples_off_the_grid_leave_the_regret_open(parabolas):
+    # Seed 2's own best at the base width is at -1, beyond the other width's grid, which ends at
+    # -2; the mean of three, -4.33, is inside.
+    frames = [
+        parabolas(
+            {32: -1.0 if s == 2 else -6.0, 64: -6.0}, grid=range(-10, 1), seeds=1, optimizer="adam"
+        ).with_columns(seed=pl.lit(s))
+        for s in range(3)
+    ]
+    runs = pl.concat(frames).filter((pl.col("width") == 32) | (pl.col("learning_rate") < 0.3))
+    (row,) = regrets(runs, GROUP).iter_rows(named=True)
+    assert row["regret"] == pytest.approx(0.1 * (5 / 3) ** 2, abs=1e-9)
+    assert (row["regret_low"], row["regret_high"]) == (0.0, INF)
+
+
+def test_one_seed_has_open_intervals(parabolas, diverge):
+    runs = parabolas(BESTS, seeds=1, optimizer="adam")
+    row = regrets(runs, GROUP).row(0, named=True)
+    assert (row["regret_low"], row["regret_high"]) == (0.0, INF)
+    assert (row["grid_steps_low"], row["grid_steps_high"]) == (-INF, INF)
+    assert "one seed: no interval" in row["note"]
+    gone = diverge(runs, width=64, learning_rate=[2.0**x for x in range(-4, 0)])
+    row = regrets(gone, GROUP).row(0, named=True)
+    assert [row[name] for name in REGRET] == [INF, 0.0, INF]  # nor is one divergence certain
+    row = sensitivities(runs, GROUP).row(0, named=True)
+    assert (row["increase_low"], row["increase_high"]) == (0.0, INF)
+    assert "one seed: no interval" in row["note"]
+
+
+def test_worst_shift_is_the_largest_width(parabolas):
+    runs = pl.concat(
+        [parabolas(BESTS, optimizer="adam"), parabolas({32: -5.0, 512: -4.75}, optimizer="sgd")]
+    )
+    found = worst_shift(runs, GROUP)
+    assert found["width"].to_list() == [128, 512]
+    assert found["grid_steps"].to_list() == pytest.approx([-1.25, 0.25], abs=1e-9)
+    rows = regrets(runs, GROUP).filter(pl.col("width") >= 128)
+    assert found.equals(rows.select(found.columns))
+    from_128 = worst_shift(runs.filter(pl.col("optimizer") == "adam"), GROUP, base_width=128)
+    assert from_128.row(0, named=True) == {
+        "optimizer": "adam", "width": 128, **dict.fromkeys(STEPS),
+        "note": from_128["reason"][0], "reason": from_128["reason"][0],
+    }  # fmt: skip
+    assert "width 128 is the base and the largest" in from_128["reason"][0]
+
+
+def test_one_width_has_one_row_that_says_so(parabolas):
+    found = regrets(parabolas({64: -5.0}, optimizer="adam"), GROUP)
+    assert found.select("optimizer", "width", "regret").rows() == [("adam", 64, None)]
+    assert "width 64 is the base and the largest: add larger ones" in found["reason"][0]
+
+
+@pytest.mark.parametrize("function", [regrets, worst_shift])
+def test_an_unknown_base_width_is_refused(parabolas, function):
+    message = r"\{'optimizer': 'adam'\}: base_width 48 is not in \[32, 64, 128\]"
+    with pytest.raises(ValueError, match=message):
+        function(parabolas(BESTS, optimizer="adam"), GROUP, base_width=48)
+
+
+@given(
+    best=st.floats(-7.0, -3.0),
+    curvature=st.floats(0.01, 1.0),
+    factors=st.lists(st.floats(1.1, 4.0), min_size=1, max_size=3),
+)
+def test_sensitivity_of_a_known_curvature(parabolas, best, curvature, factors):
+    runs = parabolas({32: best, 64: best}, curvature=curvature, optimizer="adam")
+    found = sensitivities(runs, GROUP, factors)
+    assert found["width"].to_list() == [32] * len(factors) + [64] * len(factors)
+    for row in found.iter_rows(named=True):
+        true = curvature * math.log2(row["factor"]) ** 2
+        for name in [*INCREASE, "increase_below", "increase_above"]:
+            assert row[name] == pytest.approx(true, abs=1e-9)
+        assert row["note"] == ""
+    assert found["factor"].to_list() == pytest.approx([*factors, *factors])
+
+
+def test_sides_differ_and_the_mean_is_theirs(parabolas):
+    runs = parabolas({32: -5.0}, optimizer="adam").with_columns(
+        pl.when(pl.col("learning_rate") > 2.0**-4.5)
+        .then(3 * pl.col("final_validation_loss") - 4)  # three times the rise above 2
+        .otherwise(pl.col("final_validation_loss"))
+        .alias("final_validation_loss")
+    )
+    row = sensitivities(runs, GROUP, [4]).row(0, named=True)
+    below, above = row["increase_below"], row["increase_above"]
+    assert above > 1.5 * below > 0
+    assert row["increase"] == pytest.approx((below + above) / 2, abs=1e-12)
+
+
+@given(st.floats(-9.5, -0.5))
+def test_a_side_off_the_grid_is_null_with_a_note(parabolas, best):
+    assume(abs(best - round(best)) > 1e-3)  # not on a point, where the side may be the grid's end
+    row = sensitivities(parabolas({32: best}, optimizer="adam"), GROUP, [4]).row(0, named=True)
+    below, above = best - 2 < -10, best + 2 > -1
+    assert (row["increase_below"] is None) == below
+    assert (row["increase_above"] is None) == above
+    assert (row["increase"] is None) == (row["increase_low"] is None) == (below or above)
+    assert ("widen it to lower rates" in row["note"]) == below
+    assert ("widen it to higher rates" in row["note"]) == above
+
+
+def test_a_side_that_diverges_is_infinite(parabolas, diverge):
+    runs = parabolas({32: -5.0}, seeds=3, optimizer="adam")
+    high = [2.0**x for x in range(-3, 0)]
+    two, four = sensitivities(diverge(runs, learning_rate=high), GROUP).iter_rows(named=True)
+    assert two["increase"] == pytest.approx(0.1, abs=1e-9)
+    assert [four[name] for name in INCREASE] == [INF] * 3
+    assert four["increase_below"] == pytest.approx(0.4, abs=1e-9)
+    assert "diverged at 0.125, a factor of 4 above the best rate" in four["note"]
+    _, four = sensitivities(diverge(runs, learning_rate=high, seed=0), GROUP).iter_rows(named=True)
+    assert [four[name] for name in INCREASE] == [INF, 0.0, INF]
+    # A side off the grid cannot take the divergence of the other back.
+    low = runs.filter(pl.col("learning_rate") > 2.0**-6.5)
+    _, four = sensitivities(diverge(low, learning_rate=high), GROUP).iter_rows(named=True)
+    assert (four["increase"], four["increase_below"]) == (INF, None)
+
+
+def test_sensitivity_of_a_width_that_diverged_everywhere_is_null(parabolas, diverge):
+    found = sensitivities(diverge(parabolas(BESTS, optimizer="adam"), width=64), GROUP)
+    gone = found.filter(pl.col("width") == 64)
+    assert gone["increase"].to_list() == [None, None]
+    assert all("width 64: every rate" in note for note in gone["note"])
+    assert found.filter(pl.col("width") != 64)["increase"].null_count() == 0
+
+
+@pytest.mark.parametrize("factors", [(1.0,), (2, 0.5), (INF,), (math.nan,), ()])
+def test_impossible_factors_are_refused(parabolas, factors):
+    with pytest.raises(ValueError, match="factors must be above 1 and finite"):
+        sensitivities(parabolas(BESTS, optimizer="adam"), GROUP, factors)

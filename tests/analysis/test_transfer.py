@@ -1,0 +1,136 @@
+"""What all transfer metrics share: row order does not matter, and bad frames are refused."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from isolab.analysis import transfer
+
+BY = ["optimizer", "rate_rule"]
+AGAINST = {"rate_rule": "full"}
+FUNCTIONS = {name: getattr(transfer, name) for name in transfer.__all__}
+for name in ("penalties", "loss_differences"):
+    FUNCTIONS[name] = functools.partial(FUNCTIONS[name], against=AGAINST)
+ALL = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def random_runs(rng: np.random.Generator, diverged: float, seeds: int) -> pl.DataFrame:
+    """Losses without rhyme or reason, some diverged."""
+    keys = [
+        {"optimizer": o, "rate_rule": r, "width": n, "learning_rate": 2.0**x, "seed": s}
+        for o in ("adam", None)
+        for r in ("full", "global")
+        for n in (32, 64, 128)
+        for x in range(-6, -1)
+        for s in range(seeds)
+    ]
+    losses = rng.uniform(1.0, 3.0, len(keys))
+    losses[rng.uniform(size=len(keys)) < diverged] = rng.choice([math.inf, math.nan])
+    return pl.DataFrame(keys).with_columns(final_validation_loss=losses, curve=pl.lit([1.0, 2.0]))
+
+
+@ALL
+@settings(max_examples=8)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(1, 3))
+def test_the_order_of_rows_does_not_matter_and_nothing_is_nan(function, seed, diverged, seeds):
+    runs = random_runs(np.random.default_rng(seed), diverged, seeds)
+    found = function(runs, BY, resamples=50)
+    shuffled = runs.sample(fraction=1.0, shuffle=True, seed=seed)
+    assert_frame_equal(function(shuffled, BY, resamples=50), found, check_exact=True)
+    assert found.select(BY).unique().height == (2 if "against" in str(function) else 4)
+    for name, dtype in found.schema.items():
+        assert not dtype.is_float() or not found[name].is_nan().any(), name
+        if name.endswith("_low"):
+            value, high = found[name.removesuffix("_low")], found[name.replace("_low", "_high")]
+            assert (found[name] <= value).all() and (value <= high).all(), name
+            assert (value.is_null() == found[name].is_null()).all()
+    assert found["note"].null_count() == 0
+    if "reason" in found.columns:
+        said = found.filter(pl.col("reason").is_not_null())
+        assert all(row["note"] and row["reason"] for row in said.iter_rows(named=True))
+
+
+def shift_seed(runs: pl.DataFrame) -> pl.DataFrame:
+    """One width's seeds are 1 and 2 where the others have 0 and 1."""
+    return runs.with_columns(pl.col("seed") + (pl.col("width") == 64).cast(pl.Int64))
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda runs: runs.drop("width"), r"missing columns \['width'\]; the frame has"),
+        (lambda runs: runs.drop("rate_rule"), r"missing columns \['rate_rule'\]"),
+        (lambda runs: runs.clear(), "nothing to group: .* 0 runs"),
+        (shift_seed, r"unequal seeds: width 32 has \[0, 1\]; width 64 has \[1, 2\].*must have the"),
+        (
+            lambda runs: runs.filter((pl.col("seed") == 0) | (pl.col("learning_rate") > 0.1)),
+            r"'width': 32\}: unequal seeds: of seed \[0, 1\], learning_rate 0.015625 lacks \[1\]",
+        ),
+        (lambda runs: pl.concat([runs, runs]), r"'width': 32\}: 2 runs have learning_rate"),
+        (lambda runs: runs.with_columns(width=-pl.col("width")), "width must be a positive number"),
+        (lambda runs: runs.with_columns(width=None), "width must be a positive number, got None"),
+        (lambda runs: runs.with_columns(final_validation_loss=None), "impossible run"),
+    ],
+    ids=["width", "by", "empty", "seeds", "seeds at a rate", "twice", "sign", "null", "loss"],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_refused(function, change, message):
+    runs = random_runs(np.random.default_rng(0), 0.0, 2)
+    with pytest.raises(ValueError, match=message):
+        function(change(runs), BY)
+
+
+@ALL
+@pytest.mark.parametrize("by", [[], ["width"], ["optimizer", "optimizer"], ["seed", "optimizer"]])
+def test_columns_that_cannot_tell_groups_apart_are_refused(function, by):
+    with pytest.raises(
+        ValueError, match=r"nothing to group|must name each column once and none of"
+    ):
+        function(random_runs(np.random.default_rng(0), 0.0, 2), by)
+
+
+@ALL
+def test_confidence_and_resamples_are_checked(function):
+    runs = random_runs(np.random.default_rng(0), 0.0, 2)
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+        function(runs, BY, confidence=95)
+    with pytest.raises(ValueError, match="at least 1, got 2 and 0"):
+        function(runs, BY, resamples=0)
+
+
+@ALL
+def test_other_column_names_can_be_said(function):
+    runs = random_runs(np.random.default_rng(0), 0.0, 2)
+    renamed = runs.rename({"learning_rate": "lr", "final_validation_loss": "l", "seed": "s"})
+    other = function(renamed, BY, rate="lr", loss="l", seed="s")
+    assert_frame_equal(other, function(runs, BY), check_exact=True)
+
+
+def test_a_higher_confidence_widens():
+    runs = random_runs(np.random.default_rng(0), 0.0, 3)
+    narrow, wide = (
+        transfer.ranking(runs, BY, confidence=confidence).sort(BY) for confidence in (0.8, 0.99)
+    )
+    assert (wide["loss_low"] < narrow["loss_low"]).all()
+    assert (wide["loss_high"] > narrow["loss_high"]).all()
+
+
+def test_many_groups_take_seconds_at_most():
+    """A whole chapter's sweep: no resample is a loop in Python."""
+    import time
+
+    rng = np.random.default_rng(0)
+    one = random_runs(rng, 0.0, 3).drop("curve")
+    runs = pl.concat(one.with_columns(parameterization=pl.lit(f"{i}")) for i in range(9))
+    start = time.perf_counter()
+    transfer.exponents(runs, ["parameterization", *BY], resamples=2000)
+    # 36 groups take 0.2 s; a loop over resamples would take 36 * 3 * 2000 * 0.1 ms = 20 s.
+    assert time.perf_counter() - start < 10
