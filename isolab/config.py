@@ -13,7 +13,7 @@ from isolab.parameterization import parameterization, per_layer_rates
 from isolab.transformer import TransformerConfig
 
 RECIPE_VERSION = 2
-"""Raised when the same config would train differently; part of every run's key."""
+"""Raised when the same config would train differently, or a default changes; part of every key."""
 
 TRACED = (
     "seed", "learning_rate", "b1", "b2", "eps", "weight_decay", "rate_rule", "base_width",
@@ -198,7 +198,13 @@ class RunConfig:
         return {**asdict(self), **self.hyperparameters}
 
     def key(self, fingerprint: str) -> str:
-        """Returns the run's identity: SHA-256 of its canonical JSON, recipe and corpus."""
-        content = {**self.row(), "recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
+        """Returns the run's identity: SHA-256 of its canonical JSON, recipe and corpus.
+
+        Fields at their default are left out, so that a field which is added later, with a default
+        that means what was done before, leaves the keys of stored runs as they are.
+        """
+        usual = {field.name: field.default for field in fields(self)}
+        content = {name: value for name, value in self.row().items() if value != usual[name]}
+        content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

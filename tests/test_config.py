@@ -101,6 +101,15 @@ def test_key_changes_with_the_corpus():
     assert RunConfig().key("a") != RunConfig().key("b")
 
 
+def test_a_field_added_later_leaves_the_keys_of_stored_runs():
+    @dataclasses.dataclass(frozen=True)
+    class Later(RunConfig):
+        added: float = 1.0
+
+    assert Later(seed=3).key("a") == RunConfig(seed=3).key("a")
+    assert Later(seed=3, added=2.0).key("a") != RunConfig(seed=3).key("a")
+
+
 @pytest.mark.parametrize("name", sorted(CATALOG))
 def test_a_default_means_the_same_written_out_or_not(name):
     config = RunConfig(optimizer=name)

@@ -6,15 +6,26 @@ an accelerator.  A chapter's parameters cell overrides single values; None keeps
 
 from isolab.presets.settings import PRESETS, choose, rates
 from isolab.presets.speedup import SPEEDUP, SpeedupPlan, speedup_plan
-from isolab.presets.transfer import at_every_rule, transfer_sweep
+from isolab.presets.transfer import (
+    TRANSFER,
+    TransferPlan,
+    at_every_rule,
+    transfer_plan,
+    transfer_reference,
+    transfer_sweep,
+)
 
 __all__ = [
     "PRESETS",
     "SPEEDUP",
+    "TRANSFER",
     "SpeedupPlan",
+    "TransferPlan",
     "at_every_rule",
     "choose",
     "rates",
     "speedup_plan",
+    "transfer_plan",
+    "transfer_reference",
     "transfer_sweep",
 ]

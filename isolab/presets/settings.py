@@ -32,13 +32,13 @@ def choose(presets: dict[str, dict[str, Any]], preset: str, **overrides: Any) ->
             continue
         usual = settings[name]
         if isinstance(usual, list):
-            numbers = isinstance(value, list) and value and all(_whole(v) for v in value)
-            if not numbers:
+            kind = str if isinstance(usual[0], str) else int
+            if not (isinstance(value, list) and value and all(_is(kind, v) for v in value)):
                 raise ValueError(
                     f"{name} is {value!r}; allowed: a list such as {usual}"
                     " (papermill passes lists by -y or -f)"
                 )
-        elif not _whole(value):
+        elif not _is(int, value):
             raise ValueError(f"{name} is {value!r}; allowed: a whole number such as {usual}")
         settings[name] = value
     return SimpleNamespace(**settings)
@@ -62,5 +62,5 @@ def rates(log2_range: list[int]) -> list[float]:
     return [2.0**k for k in range(*log2_range)]
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 
@@ -12,6 +15,49 @@ from isolab.config import RunConfig
 from isolab.optimizers.catalog import entry
 from isolab.parameterization import ROLES, parameterization
 from isolab.sweep import Sweep
+
+TRANSFER: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "widths": [16, 32, 48],
+        "parameterizations": ["standard", "mup"],
+        "optimizers": ["adam"],
+        "depth": 1,
+        "context": 32,
+        "batch_size": 8,
+        "steps": 20,
+        "reach": 1,
+        "seeds": [0, 1],
+        "check_widths": [16, 32, 64],
+        "alignment_widths": [16, 32],
+    },
+    "laptop": {
+        "widths": [32, 64, 128],
+        "parameterizations": ["standard", "mup"],
+        "optimizers": ["adam"],
+        "depth": 2,
+        "context": 64,
+        "batch_size": 16,
+        "steps": 200,
+        "reach": 2,
+        "seeds": [0, 1, 2],
+        "check_widths": [32, 64, 128, 256, 512, 1024],
+        "alignment_widths": [32, 64, 128],
+    },
+    "full": {
+        "widths": [128, 256, 512, 1024, 2048, 4096],
+        "parameterizations": ["standard", "ntk", "mup", "mean_field"],
+        "optimizers": ["adam", "adafactor", "sgd"],
+        "depth": 4,
+        "context": 256,
+        "batch_size": 64,
+        "steps": 2000,
+        "reach": 4,
+        "seeds": [0, 1, 2],
+        "check_widths": [32, 64, 128, 256, 512, 1024, 2048, 4096],
+        "alignment_widths": [128, 256, 512, 1024],
+    },
+}
+"""Chapter 2: the narrowest width is the base; ``reach`` rates to each side of a grid's centre."""
 
 CENTRES = {
     ("standard", "adam"): -5, ("ntk", "adam"): -3, ("mup", "adam"): -6, ("mean_field", "adam"): -3,
@@ -49,6 +95,67 @@ def log2_centre(
 def _falls(scaling: str, optimizer: str) -> float:
     p, family = parameterization(scaling), entry(optimizer).rule
     return max(p.rate_exponent(role, family) for role in ROLES if role != "vector")
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """Chapter 2's runs, checked and not yet trained.
+
+    Attributes:
+        base: what all runs share; width and base width are the narrowest.
+        sweep: rates, widths and seeds: "global" and "full" for standard, "full" for the other
+            parameterizations.
+    """
+
+    base: RunConfig
+    sweep: Sweep
+
+    def __str__(self) -> str:
+        widths = sorted({config.width for config in self.sweep})
+        return f"widths {widths}, base width {self.base.base_width}: {len(self.sweep)} runs"
+
+
+def transfer_plan(settings: SimpleNamespace) -> TransferPlan:
+    """Returns chapter 2's runs; an impossible setting fails here, before any training.
+
+    Args:
+        settings: from :func:`choose` with :data:`TRANSFER`.
+
+    Raises:
+        ValueError: fewer than two widths or seeds, no "standard" among the parameterizations, a
+            reach below 1, or what :class:`isolab.RunConfig` refuses.
+    """
+    for name in ("widths", "seeds", "check_widths", "alignment_widths"):
+        values = getattr(settings, name)
+        if len(set(values)) < 2:
+            raise ValueError(f"{name} is {values}; allowed: two different ones or more")
+    if "standard" not in settings.parameterizations:
+        raise ValueError(
+            f"parameterizations is {settings.parameterizations}; allowed: a list with 'standard',"
+            " to which the others are compared"
+        )
+    if settings.reach < 1:
+        raise ValueError(f"reach is {settings.reach}; allowed: 1 or more rates to each side")
+    widths = sorted(set(settings.widths))
+    base = RunConfig(
+        base_width=widths[0],
+        width=widths[0],
+        depth=settings.depth,
+        context=settings.context,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        evaluate_every=settings.steps // 2 if settings.steps % 2 == 0 else settings.steps,
+        warmup_steps=settings.steps // 10,
+    )
+
+    def sweep(scalings: list[str], rules: list[str]) -> Sweep:
+        return transfer_sweep(
+            base, scalings, settings.optimizers, rules, widths, settings.seeds, settings.reach
+        )
+
+    whole = sweep(["standard"], ["global", "full"])
+    others = [name for name in settings.parameterizations if name != "standard"]
+    return TransferPlan(base, whole + sweep(others, ["full"]) if others else whole)
 
 
 def transfer_sweep(
@@ -105,6 +212,63 @@ def transfer_sweep(
             )
         )
     return Sweep.union(sweeps)
+
+
+def transfer_reference() -> Sweep:
+    """Returns the runs of chapter 2's reference results: what two cores train in about two hours.
+
+    Every parameterization, optimizer and rule at widths 32 to 256; the embedding's rate made to
+    fall with the width as a hidden matrix's does (:func:`embedding_ablation`); and one role's rate
+    at a time changed at the base width (:func:`gamma_sweep`).
+    """
+    base = RunConfig(
+        base_width=32,
+        width=32,
+        batch_size=16,
+        steps=200,
+        evaluate_every=100,
+        warmup_steps=20,
+    )
+    widths, seeds = [32, 64, 128, 256], [0, 1, 2]
+    scalings = sorted({scaling for scaling, _ in CENTRES})
+    optimizers = sorted({optimizer for _, optimizer in CENTRES})
+    return Sweep.union(
+        [
+            transfer_sweep(base, scalings, optimizers, ["global", "full", "none"], widths, seeds),
+            embedding_ablation(base, ["standard", "mup"], widths, seeds),
+            gamma_sweep(base, ["standard", "mup"], seeds),
+        ]
+    )
+
+
+def embedding_ablation(
+    base: RunConfig, scalings: Sequence[str], widths: Iterable[int], seeds: Sequence[int]
+) -> Sweep:
+    """Returns Adam's runs under "full" whose embedding's rate has another factor n_base / n.
+
+    With the prescribed rate an embedding's update keeps its size at every width; with this factor
+    it shrinks as under one global rate that falls as a hidden matrix needs it.
+    """
+    wider = [width for width in widths if width != base.base_width]
+    prescribed = transfer_sweep(base, scalings, ["adam"], ["full"], wider, seeds)
+    falling = [
+        dataclasses.replace(config, gamma_embedding=base.base_width / config.width)
+        for config in prescribed
+    ]
+    return Sweep.union([falling])
+
+
+def gamma_sweep(base: RunConfig, scalings: Sequence[str], seeds: Sequence[int]) -> Sweep:
+    """Returns Adam's runs at the base width with one role's constant at 1/4, 1/2, 2 or 4."""
+    tuned = transfer_sweep(base, scalings, ["adam"], ["global"], [base.base_width], seeds, reach=2)
+    changes: list[dict[str, Any]] = [
+        {f"gamma_{role}": factor}
+        for role in ("embedding", "hidden", "readout")
+        for factor in (0.25, 0.5, 2.0, 4.0)
+    ]
+    return Sweep.union(
+        [dataclasses.replace(config, **change) for config in tuned] for change in changes
+    )
 
 
 def at_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
