@@ -7,6 +7,10 @@ everything above, below or within the threshold:
 - not reproduced: no point of the interval lies in S;
 - inconclusive: part of it does, or a reason to judge nothing was given, such as a best learning
   rate at the edge of its grid.
+
+A prediction that is one number, an exponent for instance, is a claim that the interval contains it:
+reproduced where it does, and inconclusive where it also contains the rival's number, as an interval
+that is wide enough contains anything.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MIME = "application/vnd.isolab.claim+json"
-DIRECTIONS = ("above", "below", "within")
+DIRECTIONS = ("above", "below", "within", "contains")
 
 # Mid-tone Okabe-Ito colours, at least 3:1 on white and on dark; the word carries the meaning.
 _BAR = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#8C8C8C"}
@@ -36,12 +40,14 @@ class Claim:
         interval: (low, high) over seeds; an infinite end is open. None as for ``measured``.
         threshold: fixed before the run. With "within", a number t means [-t, t], and a pair means
             [low, high], ends included.
-        direction: "above", "below" or "within": where the threshold puts a reproduction.
+        direction: "above", "below" or "within": where the threshold puts a reproduction; or
+            "contains": the interval must contain the threshold.
         unit: of the three numbers.
         source: paper, section or figure.
         inconclusive: a reason that forces the verdict "inconclusive".
         prediction: what was expected before the run, in words.
         confidence: of the interval.
+        rival: with "contains", what another theory predicts: the interval must not contain it.
 
     Raises:
         ValueError: for an empty question, an unknown direction, a NaN, an interval with low above
@@ -67,6 +73,7 @@ class Claim:
     inconclusive: str | None = None
     prediction: str = ""
     confidence: float = 0.95
+    rival: float | None = None
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -86,6 +93,12 @@ class Claim:
             object.__setattr__(self, "measured", _number("measured", self.measured))
         if self.interval is not None:
             object.__setattr__(self, "interval", _pair("interval", self.interval))
+        if self.direction == "contains" and self.rival is None:
+            raise ValueError("direction 'contains' needs a rival: a number that would be as good")
+        if self.rival is not None:
+            if self.direction != "contains":
+                raise ValueError(f"rival {self.rival} goes with direction 'contains' only")
+            object.__setattr__(self, "rival", _number("rival", self.rival))
         if isinstance(self.threshold, tuple | list):
             if self.direction != "within":
                 raise ValueError(
@@ -105,6 +118,12 @@ class Claim:
         if self.inconclusive is not None or self.interval is None:
             return "inconclusive"
         low, high = self.interval
+        if self.direction == "contains":
+            held, rivalled = (
+                low <= value <= high  # type: ignore[operator]  # both are numbers here
+                for value in (self.threshold, self.rival)
+            )
+            return "not reproduced" if not held else "inconclusive" if rivalled else "reproduced"
         if isinstance(self.threshold, tuple):
             at_least, at_most = self.threshold
         else:
@@ -122,6 +141,8 @@ class Claim:
         """Returns why the verdict is inconclusive, or None where it is not."""
         if self.inconclusive is not None:
             return self.inconclusive
+        if self.verdict == "inconclusive" and self.direction == "contains":
+            return f"the interval also contains {_format(self.rival or 0.0)}, the rival prediction"
         if self.verdict == "inconclusive":
             return "the interval holds values on both sides of the threshold"
         return None
@@ -139,6 +160,8 @@ class Claim:
         else:
             sign = "±" if self.direction == "within" else ""
             limit = sign + _format(self.threshold)
+        if self.rival is not None:
+            limit += f" and not {_format(self.rival)}"
         lines.append(("threshold", self._with_unit(f"{self.direction} {limit}")))
         if self.source:
             lines.append(("source", self.source))
@@ -181,6 +204,7 @@ class Claim:
             "interval": None if self.interval is None else [_finite(v) for v in self.interval],
             "threshold": [_finite(v) for v in pair] if pair else _finite(self.threshold),
             "direction": self.direction,
+            "rival": _finite(self.rival),
             "unit": self.unit,
             "source": self.source,
             "prediction": self.prediction,

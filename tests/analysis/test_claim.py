@@ -83,7 +83,10 @@ def test_a_reason_forces_inconclusive():
         ({"threshold": math.nan}, "threshold is NaN"),
         ({"threshold": (0.0, 1.0)}, "only 'within' takes a pair"),
         ({"threshold": -1.0, "direction": "within"}, "must be 0 or above, got -1"),
-        ({"direction": "over"}, r"unknown direction 'over'; known: \['above', 'below', 'within'\]"),
+        (
+            {"direction": "over"},
+            r"unknown direction 'over'; known: \['above', 'below', 'within', 'contains'\]",
+        ),
         ({"question": " "}, "question is empty"),
         ({"inconclusive": ""}, "empty reason"),
         ({"confidence": 95}, "between 0 and 1, got 95"),
@@ -125,3 +128,30 @@ def test_the_machine_readable_claim_is_strict_json(measured, interval):
     assert (found["verdict"], found["reason"]) == (claim.verdict, claim.reason)
     wanted = {"question", "measured", "interval", "threshold", "direction", "unit", "verdict"}
     assert wanted | {"reason"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-1.2, -0.8), "reproduced"),
+        ((-1.0, -0.8), "reproduced"),
+        ((-0.9, -0.4), "not reproduced"),
+        ((-3.0, -1.1), "not reproduced"),
+        ((-1.2, -0.5), "inconclusive"),
+        ((-math.inf, math.inf), "inconclusive"),
+    ],
+)
+def test_a_number_is_contained_or_not_and_its_rival_must_not_be(interval, verdict):
+    claim = Claim("Which exponent?", interval[0], interval, -1.0, "contains", rival=-0.5)
+    assert claim.verdict == verdict
+    assert "contains -1 and not -0.5" in str(claim)
+    assert claim._json()["rival"] == -0.5
+    if verdict == "inconclusive":
+        assert "also contains -0.5" in claim.reason
+
+
+def test_a_rival_and_its_direction_go_together():
+    with pytest.raises(ValueError, match="needs a rival"):
+        Claim("q", 1.0, (0.0, 2.0), 1.0, "contains")
+    with pytest.raises(ValueError, match="goes with direction 'contains' only"):
+        Claim("q", 1.0, (0.0, 2.0), 1.0, "above", rival=0.5)
