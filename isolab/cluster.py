@@ -87,6 +87,8 @@ def train_on_cluster(
     Raises:
         ClusterError: batches that failed, after all others were yielded; or a lost scheduler.
     """
+    from isolab.scheduling import failure
+
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
     waiting = {}
     for number, batch in enumerate(batches):
@@ -125,7 +127,7 @@ def train_on_cluster(
             if future.status == "finished":
                 yield batch, future.result()
             elif future.status == "error":
-                failures.append(_failure(batch, future.exception()))
+                failures.append(failure(batch, future.exception()))
             else:
                 raise ClusterError(LOST)
             future.release()
@@ -143,28 +145,29 @@ def keys_of(batch: Batch) -> list[str]:
     return [config.key(load_corpus(config.corpus).fingerprint) for config in batch]
 
 
-def _task(batch: Batch, keys: list[str], memory_bytes: int | None) -> pl.DataFrame:
-    """What a worker does; JAX is loaded here, and by no process that merely passes tasks on."""
-    from isolab import __file__ as package
-    from isolab.sweep import train_batch
+def check_keys(batch: Batch, keys: Sequence[str]) -> None:
+    """Compares the runs' keys, by the corpus and code of this process, with the caller's.
 
-    if keys_of(batch) != keys:
+    Raises:
+        ValueError: they differ, so that the results would not be those that the caller asked for.
+    """
+    from isolab import __file__ as package
+
+    if keys_of(batch) != list(keys):
         raise ValueError(
             f"the corpus {batch[0].corpus!r} (or isolab, at {os.path.dirname(package)}) of this"
             " worker is not the caller's: the same Python, isolab and files are needed on both"
         )
+
+
+def _task(batch: Batch, keys: list[str], memory_bytes: int | None) -> pl.DataFrame:
+    """What a worker does; JAX is loaded here, and by no process that merely passes tasks on."""
+    from isolab.sweep import train_batch
+
+    check_keys(batch, keys)
     return train_batch(batch, memory_bytes=memory_bytes)
 
 
 def _begun(client: Any, futures: list[Any]) -> set[str]:
     """Keys of the tasks that some worker is at."""
     return {key for tasks in client.call_stack(futures).values() for key in tasks}
-
-
-def _failure(batch: Batch, error: Any) -> str:
-    first = batch[0]
-    reason = str(error).strip() or type(error).__name__
-    return (
-        f"{len(batch)} runs of {first.optimizer} at width {first.width}, {first.steps} steps:"
-        f" {type(error).__name__}: {reason}"
-    )

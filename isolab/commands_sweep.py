@@ -50,6 +50,14 @@ def sweep(
     memory_bytes: Annotated[
         int | None, typer.Option(min=1, help="What training may take on each device.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Processes of this machine that train batches at the same time, each on its share"
+            " of the cores. Default: one. On a CPU more of them train small models faster.",
+        ),
+    ] = None,
 ) -> None:
     """Train a grid of runs and store them; the same command goes on where it was stopped.
 
@@ -57,7 +65,7 @@ def sweep(
     failed; with 130 after Ctrl-C.
     """
     try:
-        _run(values or [], axes or [], store, scheduler, resource or [], memory_bytes)
+        _run(values or [], axes or [], store, scheduler, resource or [], memory_bytes, processes)
     except (ValueError, ImportError) as error:
         _fail(error, 2)
     except (OSError, MemoryError, RuntimeError) as error:  # of the store or the cluster, too
@@ -73,6 +81,7 @@ def _run(
     scheduler: str | None,
     resources: Sequence[str],
     memory_bytes: int | None,
+    processes: int | None,
 ) -> None:
     given = dict(_setting(text, _one) for text in values)
     varied = [_setting(text, _several) for text in axes]
@@ -92,6 +101,7 @@ def _run(
         scheduler=scheduler,
         resources=needs or None,
         memory_bytes=memory_bytes,
+        processes=processes,
     )
     best = table.sort("final_validation_loss").row(0, named=True)
     where = ", ".join(f"{name}={best[name]}" for name, _ in varied)

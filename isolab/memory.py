@@ -22,20 +22,24 @@ class MemoryWarning(UserWarning):
     """Issued for a run that takes more memory than there seems to be, before it starts."""
 
 
-def runs_that_fit(configs: Sequence[RunConfig], memory_bytes: int | None = None) -> int:
+def runs_that_fit(
+    configs: Sequence[RunConfig], memory_bytes: int | None = None, processes: int = 1
+) -> int:
     """Returns how many of these runs can be trained side by side; compiles the program for that.
 
     Args:
         configs: runs that share a program.
         memory_bytes: what training may take on each device; None for :func:`allowed_bytes`.
+        processes: how many train at the same time and share these bytes.
 
     Raises:
-        MemoryError: one run alone takes more than ``memory_bytes``.  (Where it takes more than the
-            bound found by itself, there is a MemoryWarning.)
+        MemoryError: one run alone takes more than its share of ``memory_bytes``.  (Where it takes
+            more than the bound found by itself, there is a MemoryWarning.)
     """
     allowed = allowed_bytes() if memory_bytes is None else memory_bytes
     if allowed is None:
         return len(configs)
+    allowed //= processes
     size = len(configs)
     devices = min(size, device_count())
     while (needed := needed_bytes(configs[:size])) > allowed and size > devices:
@@ -50,7 +54,8 @@ def runs_that_fit(configs: Sequence[RunConfig], memory_bytes: int | None = None)
         f" {allowed:,} bytes"
     )
     if memory_bytes is not None:
-        raise MemoryError(f"{message} (memory_bytes)")
+        part = f", of which each of {processes} processes has its part" if processes > 1 else ""
+        raise MemoryError(f"{message} (memory_bytes{part})")
     warnings.warn(f"{message}; it is tried all the same", MemoryWarning, stacklevel=2)
     return size
 

@@ -20,6 +20,9 @@ from isolab.training import program_of
 BATCH_RUNS = 8
 """Runs trained side by side on each device, at most."""
 
+BATCHES_EACH = 4
+"""Batches for each of several processes, at least, so that all of them are busy to the end."""
+
 Batch = tuple[RunConfig, ...]
 
 
@@ -46,24 +49,43 @@ class Plan:
         )
 
 
-def plan(sweep: Iterable[RunConfig], store: Store | None = None) -> Plan:
+def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int = 1) -> Plan:
     """Groups the runs by program and horizon, cuts them in batches, and drops those stored.
 
     The cut does not depend on what is stored.  So a sweep that was interrupted, which has stored
     whole batches, resumes with the batches of an uninterrupted one, and gives the same bits.
+
+    Args:
+        sweep: the runs.
+        store: where some of them may be.
+        processes: how many train batches at the same time; batches for several are cut so small
+            that none costs more than a process's share of the whole over ``BATCHES_EACH``.
     """
     configs = {config.key(load_corpus(config.corpus).fingerprint): config for config in sweep}
     cached = frozenset(configs) - set(store.missing(configs)) if store else frozenset()
     groups: dict[Any, list[str]] = {}
     for key, config in configs.items():
         groups.setdefault((program_of(config), config.steps), []).append(key)
-    limit = BATCH_RUNS * device_count()
+    limits = _limits({group: len(keys) for group, keys in groups.items()}, processes)
     batches = [
         tuple(configs[key] for key in keys if key not in cached)
-        for group in groups.values()
-        for keys in evenly(group, limit)
+        for (program, _), group in groups.items()
+        for keys in evenly(group, limits[program])
     ]
     return Plan(tuple(configs), cached, tuple(batch for batch in batches if batch))
+
+
+def _limits(runs: Mapping[tuple[RunConfig, int], int], processes: int) -> dict[RunConfig, int]:
+    """Runs of a batch at most, by program: its horizons share a size, which is compiled once."""
+    most = BATCH_RUNS * device_count()
+    if processes == 1:
+        return {program: most for program, _ in runs}
+    costs = {(program, steps): steps * operations(program) for program, steps in runs}
+    share = sum(costs[group] * runs[group] for group in runs) / (BATCHES_EACH * processes)
+    limits: dict[RunConfig, int] = {}
+    for (program, _), cost in costs.items():
+        limits[program] = min(limits.get(program, most), max(1, int(share / cost)))
+    return limits
 
 
 def evenly(group: Sequence[Any], limit: int) -> list[Sequence[Any]]:
@@ -125,8 +147,9 @@ class Clock:
     ) -> None:
         self.measured = all(program_of(batch[0]) in known for batch in batches)
         self._cost = {
-            batch: sum(config.steps for config in batch)
-            * (known[program_of(batch[0])] if self.measured else operations(batch[0]))
+            batch: sum(config.steps for config in batch) * known[program_of(batch[0])]
+            if self.measured
+            else batch_operations(batch)
             for batch in batches
         }
         self._total = sum(self._cost.values())
@@ -168,6 +191,21 @@ def operations(config: RunConfig) -> float:
     width, context = config.width, config.context
     layer = (4 + 2 * config.mlp_ratio) * width**2 + 2 * context * width
     return 6.0 * config.batch_size * context * config.depth * layer
+
+
+def batch_operations(batch: Batch) -> float:
+    """Returns the floating-point operations of training a batch, see :func:`operations`."""
+    return sum(config.steps for config in batch) * operations(batch[0])
+
+
+def failure(batch: Batch, error: BaseException) -> str:
+    """Returns what to tell of a batch that failed elsewhere: which runs, and why."""
+    first = batch[0]
+    reason = str(error).strip() or type(error).__name__
+    return (
+        f"{len(batch)} runs of {first.optimizer} at width {first.width}, {first.steps} steps:"
+        f" {type(error).__name__}: {reason}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -22,9 +22,10 @@ from isolab.memory import runs_that_fit
 from isolab.pool import process_count, train_in_processes
 from isolab.progress import Board
 from isolab.provenance import provenance
+from isolab.result import Result
 from isolab.scheduling import Batch, evenly, plan
 from isolab.store import Store
-from isolab.training import Report, Result, train
+from isolab.training import Report, train
 
 
 class Sweep:

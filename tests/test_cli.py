@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from isolab.cli import OUTCOMES, app
 from isolab.config import RunConfig
+from isolab.result import Result as Run
 from isolab.store import STORED_AT, Store
 from isolab.sweep import results_frame
-from isolab.training import Result as Run
 
 CORPUS = "zipf_markov:vocab_size=8,length=1000"
 RATES = (2.0**-11, 2.0**-7)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolab.config import RunConfig
+from isolab.result import Result
 from isolab.scheduling import BATCH_RUNS, Clock, evenly, plan, seconds_per_step
 from isolab.store import Store
 from isolab.sweep import Sweep, results_frame
-from isolab.training import Result, program_of
+from isolab.training import program_of
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
