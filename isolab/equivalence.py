@@ -15,10 +15,15 @@ Reference: Everett et al., arXiv:2407.05872.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import polars as pl
+
+from isolab.analysis.seeds import require_columns
 from isolab.config import RunConfig
 from isolab.optimizers.catalog import entry
 from isolab.parameterization import (
@@ -169,3 +174,39 @@ def equivalent_config(config: RunConfig, parameterization: str) -> RunConfig:
         name = f"gamma_{role}"
         changes[name] = getattr(config, name) * n ** powers[role]
     return dataclasses.replace(config, **changes)
+
+
+def curve_differences(runs: pl.DataFrame) -> pl.DataFrame:
+    r"""Returns how far apart the curves of parameterizations are, pair by pair.
+
+    .. math:: \max_t |L_p(t) - L_q(t)| / L_p(t)
+
+    over the points of the training and the validation curve.
+
+    Args:
+        runs: a row per optimizer and parameterization, as of :func:`isolab.run`.
+
+    Returns:
+        A row per optimizer and pair: ``optimizer``, ``first``, ``second``, ``equivalent`` (by
+        arithmetic) and ``difference``, the largest relative one, float64.
+
+    Raises:
+        ValueError: missing columns, or two runs of one optimizer and parameterization.
+    """
+    curves = ["curve_train_loss", "curve_validation_loss"]
+    require_columns(runs, ["optimizer", "parameterization", *curves])
+    rows = []
+    for (optimizer,), group in runs.group_by(["optimizer"], maintain_order=True):
+        names = group["parameterization"].to_list()
+        if len(set(names)) < len(names):
+            raise ValueError(f"{optimizer} has two runs of one parameterization: {names}")
+        losses = {
+            row["parameterization"]: np.array([row[curve] for curve in curves])
+            for row in group.iter_rows(named=True)
+        }
+        for first, second in itertools.combinations(names, 2):
+            apart = np.abs(losses[first] - losses[second]) / losses[first]
+            same = bool(equivalence_shift(first, second))
+            rows.append((optimizer, first, second, same, float(apart.max())))
+    names = ["optimizer", "first", "second", "equivalent", "difference"]
+    return pl.DataFrame(rows, schema=names, orient="row")

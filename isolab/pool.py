@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the worker chooses its cores before it loads JAX, which counts them
     import polars as pl
@@ -46,23 +46,33 @@ class PoolError(RuntimeError):
     """Raised when a batch could not be trained in a process of its own; says which, and why."""
 
 
-def process_count(processes: int | None) -> int:
+def process_count(processes: int | Literal["auto"] | None, batches: int | None = None) -> int:
     """Returns how many processes train batches; None asks for this one alone.
+
+    "auto" is one for each core, but no more than there are batches; one with an accelerator, which
+    runs side by side fill by themselves.
+
+    Args:
+        processes: what was asked for.
+        batches: how many there are to train, where that is known.
 
     Raises:
         ValueError: no whole number of 1 or more, or more than one where there is an accelerator.
 
     Example:
-        >>> process_count(None), process_count(3)
-        (1, 3)
+        >>> process_count(None), process_count(3), process_count("auto", batches=1)
+        (1, 3, 1)
     """
     import jax
 
     if processes is None:
         return 1
+    if processes == "auto":
+        cores = len(own_cores()) if jax.default_backend() == "cpu" else 1
+        return cores if batches is None else max(1, min(cores, batches))
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise ValueError(
-            f"processes is {processes!r}; allowed: None, or a whole number of 1 or more"
+            f"processes is {processes!r}; allowed: None, 'auto', or a whole number of 1 or more"
         )
     if processes > 1 and jax.default_backend() != "cpu":
         raise ValueError(

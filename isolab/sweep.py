@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -107,7 +107,7 @@ def run(
     scheduler: str | None = None,
     resources: Mapping[str, float] | None = None,
     memory_bytes: int | None = None,
-    processes: int | None = None,
+    processes: int | Literal["auto"] | None = None,
 ) -> pl.DataFrame:
     """Runs a sweep and returns one frame, a row a run in the sweep's order.
 
@@ -126,8 +126,9 @@ def run(
             accelerator, half of what is free for a CPU.  Batches that take more are trained in
             parts.
         processes: how many processes of this machine train batches at the same time, each on its
-            share of the cores; None for this one alone.  For a CPU: small models train more runs a
-            second this way.  A batch whose process is killed is trained by another.
+            share of the cores; None for this one alone, "auto" for one a core, or this one alone
+            with an accelerator.  On a CPU small models train more runs a second this way.  A batch
+            whose process is killed is trained by another.
 
     Returns:
         Every field of :class:`isolab.RunConfig` (the optimizer's defaults filled in), ``key``,
@@ -167,6 +168,7 @@ def run(
             frames.append(kept.runs(pl.col("key").is_in(list(planned.cached))))
         if planned.batches:
             board = Board(planned, kept, progress)
+            several = process_count(processes, len(planned.batches))
             frames += _train(planned.batches, kept, board, client, resources, memory_bytes, several)
     table = pl.concat(frames, how="diagonal_relaxed")
     order = pl.DataFrame({"key": planned.keys})

@@ -3,27 +3,54 @@
 Every chart takes a polars frame and returns an Altair chart on tidy, aggregated rows without NaN
 or infinity. What cannot be drawn at its place is drawn at the edge with a mark of its own or named
 in the subtitle, never dropped. An optimizer has the same colour everywhere
-(:data:`OPTIMIZER_COLOURS`). Click a legend entry to keep or release it, drag to pan, Shift and
-wheel to zoom, double click to reset; tooltips hold the numbers.
+(:data:`OPTIMIZER_COLOURS`), and so has a parameterization, a rate rule or a role. Charts of small
+multiples take the columns whose values go down (``rows``) and across (``columns``); a column
+``origin`` ("reference" or "yours") tells a reader's own runs from the reference results.
+
+Click a legend entry to keep or release it, drag to pan, Shift and wheel to zoom, double click to
+reset; tooltips hold the numbers.
 
 Call :func:`enable_offline_renderer` once in a notebook.
 """
 
+from isolab.charts.alignments import alignment
 from isolab.charts.curves import loss_curves
+from isolab.charts.epsilon import loss_by_eps
+from isolab.charts.exponents import best_rate_vs_width
+from isolab.charts.gradients import damped_shares, gradient_sizes, root_histogram
 from isolab.charts.horizons import loss_vs_steps
+from isolab.charts.layers import coordinate_slopes, coordinates
 from isolab.charts.measurements import invariance, step_time
 from isolab.charts.parts import OPTIMIZER_COLOURS
 from isolab.charts.rates import loss_vs_rate
 from isolab.charts.renderer import enable_offline_renderer, offline_bundle, to_png
+from isolab.charts.scores import ranking, regrets, sensitivities
+from isolab.charts.theory import theory_rates
+from isolab.charts.update import update_function
+from isolab.charts.widths import loss_by_width
 
 __all__ = [
     "OPTIMIZER_COLOURS",
+    "alignment",
+    "best_rate_vs_width",
+    "coordinate_slopes",
+    "coordinates",
+    "damped_shares",
     "enable_offline_renderer",
+    "gradient_sizes",
     "invariance",
+    "loss_by_eps",
+    "loss_by_width",
     "loss_curves",
     "loss_vs_rate",
     "loss_vs_steps",
     "offline_bundle",
+    "ranking",
+    "regrets",
+    "root_histogram",
+    "sensitivities",
     "step_time",
+    "theory_rates",
     "to_png",
+    "update_function",
 ]

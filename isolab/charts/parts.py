@@ -6,6 +6,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import altair as alt
@@ -36,6 +37,45 @@ OTHER_COLOURS = [
     "#000000",
     "#7F7F7F",
 ]
+
+# Values that mean little to a reader as they are stored, in the order in which they are drawn.
+NAMES = {
+    "parameterization": {
+        "standard": "standard",
+        "ntk": "NTK",
+        "mup": "muP",
+        "mean_field": "mean-field",
+    },
+    "rate_rule": {
+        "global": "one global rate",
+        "full": "per layer, full alignment",
+        "none": "per layer, no alignment",
+    },
+    "alignment": {"full": "full alignment", "none": "no alignment"},
+    "rule": {"sgd": "SGD", "adam": "Adam", "adafactor": "Adafactor"},
+    "kind": {"weights": "weights", "change": "change of the weights", "update": "last update"},
+    "quantity": {"activation": "activation", "change": "change since the start"},
+    "role": {role: role for role in ("embedding", "hidden", "readout", "vector")},
+    "origin": {"reference": "reference", "yours": "yours"},
+}
+# Parameterizations, rate rules, roles and origins look the same in every chart too.
+NAMED_COLOURS = {
+    "standard": "#0072B2",
+    "NTK": "#D55E00",
+    "muP": "#009E73",
+    "mean-field": "#CC79A7",
+    "one global rate": "#000000",
+    "per layer, full alignment": "#D55E00",
+    "per layer, no alignment": "#0072B2",
+    "embedding": "#0072B2",
+    "hidden": "#D55E00",
+    "readout": "#009E73",
+    "vector": "#CC79A7",
+    "reference": "#0072B2",
+    "yours": "#D55E00",
+    "activation": "#0072B2",
+    "change since the start": "#D55E00",
+}
 
 TITLES = {
     "final_validation_loss": "final validation loss (nats/token)",
@@ -73,6 +113,51 @@ def words(column: str) -> str:
 def title_of(column: str) -> str:
     """Returns a column's axis title, with its unit where it has one."""
     return TITLES.get(column, words(column))
+
+
+def spelled(frame: pl.DataFrame) -> pl.DataFrame:
+    """Returns the frame with the values of :data:`NAMES` in words, sorted in that order.
+
+    Example:
+        >>> spelled(pl.DataFrame({"parameterization": ["mup", "ntk"]})).to_series().sort().to_list()
+        ['NTK', 'muP']
+    """
+    for column, names in NAMES.items():
+        if column in frame.columns and frame.schema[column] == pl.String:
+            said = frame[column].replace(names)
+            known = list(names.values())
+            others = [v for v in said.drop_nulls().unique().sort() if v not in known]
+            frame = frame.with_columns(said.cast(pl.Enum(known + others)))
+    return frame
+
+
+def signed(number: float, digits: int = 2) -> str:
+    """Returns a number with a minus sign as wide as its digits.
+
+    Example:
+        >>> signed(-1), signed(0.256)
+        ('−1', '0.26')
+    """
+    text = f"{number:.{digits}f}" if number != round(number) else f"{number:.0f}"
+    negative = text.startswith("-") and float(text) != 0
+    return "−" * negative + text.removeprefix("-")
+
+
+def fraction(number: float) -> str:
+    """Returns a number as a fraction of eighths or simpler, or with two decimals if it is none.
+
+    Example:
+        >>> fraction(-0.5), fraction(1), fraction(0.123)
+        ('−1/2', '1', '0.12')
+    """
+    near = Fraction(number).limit_denominator(8)
+    return str(near).replace("-", "−") if abs(number - near) < 1e-4 else signed(number)
+
+
+def summarized(notes: Sequence[str], most: int = 3) -> list[str]:
+    """Returns the first notes and the number of the others."""
+    more = len(notes) - most
+    return [*notes[:most], *([f"and {more} more like this"] if more > 0 else [])]
 
 
 def finite(
@@ -135,17 +220,18 @@ def thinned(frame: pl.DataFrame, column: str) -> pl.DataFrame:
 def colour(values: pl.Series, column: str) -> tuple[alt.Color, alt.Parameter, Faded]:
     """Returns a colour encoding, the legend's selection, and opacities that follow it.
 
-    Numbers are shades from dark to light; optimizers have their own colours; other names take the
-    remaining colours in alphabetical order.
+    Numbers are shades from dark to light; optimizers and the values of :data:`NAMES` have their own
+    colours; other names take the remaining colours in alphabetical order.
     """
     levels = values.unique().sort().to_list()
     if values.dtype.is_numeric():
         scale = alt.Scale(domain=levels, scheme=alt.SchemeParams(name="viridis", extent=[0, 0.85]))
     else:
-        taken = {OPTIMIZER_COLOURS[v] for v in levels if v in OPTIMIZER_COLOURS}
+        fixed = OPTIMIZER_COLOURS | NAMED_COLOURS
+        taken = {fixed[v] for v in levels if v in fixed}
         free = [c for c in OTHER_COLOURS if c not in taken] or OTHER_COLOURS
-        unknown = [v for v in levels if v not in OPTIMIZER_COLOURS]
-        own = OPTIMIZER_COLOURS | {v: free[i % len(free)] for i, v in enumerate(unknown)}
+        unknown = [v for v in levels if v not in fixed]
+        own = fixed | {v: free[i % len(free)] for i, v in enumerate(unknown)}
         scale = alt.Scale(domain=levels, range=[own[v] for v in levels])
     name = f"pick_{next(_NUMBERS)}"
     pick = alt.selection_point(name=name, fields=[column], bind="legend", toggle="true")
@@ -153,7 +239,8 @@ def colour(values: pl.Series, column: str) -> tuple[alt.Color, alt.Parameter, Fa
     encoding = alt.Color(f"{column}:{kind}", title=words(column), scale=scale)
 
     def faded(opacity: float) -> Any:
-        return alt.when(pick).then(alt.value(opacity)).otherwise(alt.value(min(opacity, 0.07)))
+        # What alt.when(pick) gives, at a fortieth of its time.
+        return alt.OpacityValue(min(opacity, 0.07), condition={"param": name, "value": opacity})
 
     return encoding, pick, faded
 
@@ -193,7 +280,7 @@ def log_axis(column: str, values: pl.Series, title: str, format: str = ".3~g") -
     levels = values.cast(pl.Float64).unique().sort()
     ticks = levels.gather_every(math.ceil(len(levels) / 10)).to_list()
     scale = alt.Scale(type="log", base=2, domain=domain, nice=False)
-    axis = alt.Axis(values=ticks, format=format, labelOverlap=True, grid=True)
+    axis = alt.Axis(values=ticks, format=format, labelOverlap=True, labelSeparation=6, grid=True)
     return alt.X(f"{column}:Q", title=title, scale=scale, axis=axis)
 
 
@@ -216,12 +303,14 @@ def ceiling(means: pl.Series, losses: pl.Series) -> float:
     return min(highest, best + 5 * (middle - best)) if middle > best else highest
 
 
-def padded(bottom: float, top: float, rows: int = 0, labels: int = 1) -> alt.Scale:
+def padded(
+    bottom: float, top: float, rows: float = 0, labels: int = 1, height: int = HEIGHT
+) -> alt.Scale:
     """Returns a linear scale with room for ``labels`` lines below and ``rows`` edge marks above."""
     span = max(top - bottom, 0.02 * abs(top), 1e-6)
     above = 14 + 12 * rows if rows else 8
     below = 15 + 13 * labels
-    unit = span / (HEIGHT - above - below)
+    unit = span / (height - above - below)
     return alt.Scale(domain=[bottom - below * unit, top + above * unit], nice=False, zero=False)
 
 
@@ -240,9 +329,10 @@ def label(
     color: str | None = None,
     size: int = 12,
     align: str = "center",
+    dx: int = 0,
 ) -> list[alt.Chart]:
     """Returns a text on a white halo, so that it reads over lines."""
-    font: Any = {"fontSize": size, "fontWeight": "bold", "dy": dy, "align": align}
+    font: Any = {"fontSize": size, "fontWeight": "bold", "dx": dx, "dy": dy, "align": align}
     text = alt.Text(f"{column}:N")
     halo = chart.mark_text(stroke="white", strokeWidth=4, strokeJoin="round", **font)
     ink = chart.mark_text(**font | ({"color": color} if color else {}))
