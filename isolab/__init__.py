@@ -3,6 +3,8 @@
     isoadam, iso, adam_atan2     optimizers, plain optax transformations
     parameterization             exponents of standard, NTK, muP and mean-field
     per_layer_rates              learning rates per role, relative to a base width
+    per_layer_optimizer          an optimizer for your own model's width, with these rates
+    coordinate_check             sizes of activations and of their changes, over widths
     Transformer                  the decoder-only model
     RunConfig, Sweep, run        what to train, and the frame of results
     load_corpus                  bytes to train on
@@ -23,8 +25,10 @@ from isolab.parameterization import parameterization, per_layer_rates
 if TYPE_CHECKING:
     from isolab.analysis.claim import Claim
     from isolab.config import RunConfig
+    from isolab.coordinates import coordinate_check
     from isolab.corpus import load_corpus
     from isolab.optimizers import adam_atan2, iso, isoadam
+    from isolab.per_layer import per_layer_optimizer
     from isolab.sweep import Sweep, run
     from isolab.transformer import Transformer
 
@@ -34,14 +38,17 @@ _LATER = {
     "Sweep": "isolab.sweep",
     "Transformer": "isolab.transformer",
     "adam_atan2": "isolab.optimizers",
+    "coordinate_check": "isolab.coordinates",
     "iso": "isolab.optimizers",
     "isoadam": "isolab.optimizers",
     "load_corpus": "isolab.corpus",
+    "per_layer_optimizer": "isolab.per_layer",
     "run": "isolab.sweep",
 }
 _MODULES = (
-    "analysis", "charts", "config", "corpus", "linear", "markov", "optimizers", "store", "sweep",
-    "training", "transformer",
+    "alignment", "analysis", "charts", "config", "coordinates", "corpus", "equivalence", "linear",
+    "markov", "optimizers", "per_layer", "presets", "probe", "reference", "store", "sweep",
+    "theory", "training", "transformer",
 )  # fmt: skip
 
 __all__ = [
@@ -50,10 +57,12 @@ __all__ = [
     "Sweep",
     "Transformer",
     "adam_atan2",
+    "coordinate_check",
     "iso",
     "isoadam",
     "load_corpus",
     "parameterization",
+    "per_layer_optimizer",
     "per_layer_rates",
     "run",
 ]

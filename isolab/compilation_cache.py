@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ def keep_compiled_programs() -> str | None:
     Returns:
         The folder, or None where the choice was left to the user.
     """
-    options = jax.config
+    options: Any = jax.config
     if options.jax_compilation_cache_dir is not None or not options.jax_enable_compilation_cache:
         return None
     folder = os.environ.get("ISOLAB_PROGRAMS")

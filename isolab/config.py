@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from isolab.optimizers.catalog import entry
-from isolab.parameterization import parameterization, per_layer_rates
+from isolab.parameterization import ROLES, parameterization, per_layer_rates
 from isolab.transformer import TransformerConfig
 
 RECIPE_VERSION = 2
@@ -17,16 +17,20 @@ RECIPE_VERSION = 2
 
 TRACED = (
     "seed", "learning_rate", "b1", "b2", "eps", "weight_decay", "rate_rule", "base_width",
-    "gamma_embedding", "gamma_hidden", "gamma_readout", "steps", "warmup_steps",
+    "gamma_embedding", "gamma_hidden", "gamma_readout", "steps", "warmup_steps", "eps_rule",
+    "loss_scale", "atan2_a", "atan2_b",
 )  # fmt: skip
 """Fields whose values are arguments of the compiled program; the others are part of it.
 
-``rate_rule``, ``base_width`` and the gammas enter it as :attr:`RunConfig.rates`.
+``rate_rule``, ``base_width`` and the gammas enter it as :attr:`RunConfig.rates`, ``eps_rule`` as
+:attr:`RunConfig.epsilons`.
 """
 
 _CHOICES = {
     "rate_rule": ("global", "full", "none"),
     "schedule": ("cosine", "linear", "constant"),
+    "eps_rule": ("same", "per_layer"),
+    "moment_dtype": ("float32", "bfloat16"),
     "iso_size": ("rms", "graft"),
     "iso_factors": ("exact", "gradient"),
     "iso_blocks": ("whole", "shorter"),
@@ -36,7 +40,11 @@ _MODEL = (
     "width", "depth", "head_size", "context", "mlp_ratio", "qk_norm", "z_loss", "dtype", "remat",
 )  # fmt: skip
 _COUNTS = ("base_width", "steps", "batch_size", "evaluate_every", "validation_windows")
-_POSITIVE = ("learning_rate", "gamma_embedding", "gamma_hidden", "gamma_readout")
+_POSITIVE = (
+    "learning_rate", "gamma_embedding", "gamma_hidden", "gamma_readout", "loss_scale", "atan2_a",
+    "atan2_b",
+)  # fmt: skip
+_LEAST, _MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds; below them it gives 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class RunConfig:
         optimizer: a name of :data:`isolab.optimizers.CATALOG`.
         learning_rate: peak of the schedule.
         b1, b2, eps, weight_decay: None for the optimizer's default in the catalog.
+        eps_rule: "same", or "per_layer": each role's eps is ``eps`` times (width /
+            base_width)^-g, as its gradients shrink; for Adam and AdamW.
+        moment_dtype: dtype in which Adam, AdamW and Adam-atan2 keep both moments.
+        atan2_a, atan2_b: constants of Adam-atan2.
+        loss_scale: the loss that is differentiated is multiplied by it; recorded losses are not.
         gamma_embedding, gamma_hidden, gamma_readout: constant factors on each role's rate.
         iso_size, iso_factors, iso_blocks, iso_root, iso_refresh, iso_tokens, iso_damping: how
             IsoAdam works, see :func:`isolab.isoadam`; ``iso_tokens`` bounds the tokens on which
@@ -93,6 +106,11 @@ class RunConfig:
     b2: float | None = None
     eps: float | None = None
     weight_decay: float | None = None
+    eps_rule: str = "same"
+    moment_dtype: str = "float32"
+    atan2_a: float = 1.0
+    atan2_b: float = 1.0
+    loss_scale: float = 1.0
     gamma_embedding: float = 1.0
     gamma_hidden: float = 1.0
     gamma_readout: float = 1.0
@@ -131,7 +149,19 @@ class RunConfig:
             self.steps % self.evaluate_every == 0,
             f"multiples of evaluate_every ({self.evaluate_every})",
         )
-        known = entry(self.optimizer).defaults
+        self._require(
+            "loss_scale", _LEAST <= self.loss_scale <= _MOST, "2**-126 to 2**127, as in float32"
+        )
+        self._check_optimizer()
+        if self.rate_rule != "global":
+            per_layer_rates(
+                self.parameterization, entry(self.optimizer).rule, self.width, self.base_width
+            )
+
+    def _check_optimizer(self) -> None:
+        """Refuses hyperparameters that the optimizer does not have, or of impossible values."""
+        chosen = entry(self.optimizer)
+        known = chosen.defaults
         for name in ("b1", "b2", "eps", "weight_decay"):
             value = getattr(self, name)
             if value is not None:
@@ -140,10 +170,19 @@ class RunConfig:
                     self._require(name, 0 <= value < 1, "from 0 to below 1")
                 else:
                     self._require(name, value >= 0, "0 or more")
-        if self.rate_rule != "global":
-            per_layer_rates(
-                self.parameterization, entry(self.optimizer).rule, self.width, self.base_width
-            )
+        if not chosen.takes_eps_by_parameter:
+            why = f"as {self.optimizer} has no eps for each parameter"
+            self._require("eps_rule", self.eps_rule == "same", f"'same', {why}")
+        if not chosen.takes_moment_dtype:
+            why = f"as {self.optimizer} has no moments of another dtype"
+            self._require("moment_dtype", self.moment_dtype == "float32", f"'float32', {why}")
+        epsilons = [self.eps or 0.0, *self.epsilons.values()]
+        held = all(eps == 0 or _LEAST <= eps <= _MOST for eps in epsilons)
+        self._require("eps", held, "0, or 2**-126 to 2**127 for every role, as in float32")
+        if self.optimizer != "adam_atan2":
+            for name in ("atan2_a", "atan2_b"):
+                why = f"as {self.optimizer} has no arctangent"
+                self._require(name, getattr(self, name) == 1.0, f"1.0, {why}")
 
     def _check_type(self, name: str, annotation: str) -> None:
         value = getattr(self, name)
@@ -192,6 +231,21 @@ class RunConfig:
         return per_layer_rates(
             self.parameterization, rule, width, self.base_width, alignment, gamma
         )
+
+    @property
+    def eps_factors(self) -> dict[str, float]:
+        """Each role's factor on eps, by ``eps_rule``."""
+        exponent = parameterization(self.parameterization).gradient_exponent
+        ratio = self.width / self.base_width if self.eps_rule == "per_layer" else 1.0
+        return {role: ratio ** -exponent(role) for role in ROLES}
+
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """Each role's eps; empty where the optimizer takes one eps for all, or none."""
+        if not entry(self.optimizer).takes_eps_by_parameter:
+            return {}
+        eps = self.hyperparameters["eps"]
+        return {role: eps * factor for role, factor in self.eps_factors.items()}
 
     def row(self) -> dict[str, Any]:
         """Returns the columns of this run: every field, with the optimizer's defaults filled in."""

@@ -1,7 +1,8 @@
-"""Reference results: the sweeps whose runs are committed, so that a chapter opens with real charts.
+"""Reference results: what is committed, so that a chapter opens with real charts at once.
 
-``data/reference/<name>/`` of a checkout is a store like any other (:mod:`isolab.store`), with
-``provenance.json`` beside its rows.  ``python -m isolab.reference <name>`` trains what is missing.
+``data/reference/<name>/`` of a checkout holds the runs of a sweep, a store like any other
+(:mod:`isolab.store`), or a table of measurements, one Parquet file; ``provenance.json`` is beside
+them.  ``python -m isolab.reference <name>`` trains the runs that are missing, or measures anew.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from isolab.presets import transfer_reference
+from isolab.presets import transfer_alignment, transfer_coordinates, transfer_reference
+from isolab.provenance import provenance
 from isolab.store import Store
 from isolab.sweep import Sweep, run
 
 SWEEPS: dict[str, Callable[[], Sweep]] = {"lr_transfer": transfer_reference}
-"""What the reference results of each chapter hold."""
+"""Reference results that are runs."""
+TABLES: dict[str, Callable[[], pl.DataFrame]] = {
+    "coordinates": transfer_coordinates,
+    "alignment": transfer_alignment,
+}
+"""Reference results that are measurements of some few steps or runs."""
 
 
 def folder(name: str) -> Path:
@@ -29,13 +36,13 @@ def folder(name: str) -> Path:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in SWEEPS:
-        raise ValueError(f"unknown reference results {name!r}; known: {sorted(SWEEPS)}")
+    if name not in SWEEPS | TABLES:
+        raise ValueError(f"unknown reference results {name!r}; known: {sorted(SWEEPS | TABLES)}")
     return Path(__file__).resolve().parents[1] / "data" / "reference" / name
 
 
 def load(name: str) -> pl.DataFrame:
-    """Returns the committed runs, a row a run, with the columns of :func:`isolab.run`.
+    """Returns the committed runs, with the columns of :func:`isolab.run`, or the table.
 
     Raises:
         ValueError: an unknown name.
@@ -48,7 +55,7 @@ def load(name: str) -> pl.DataFrame:
             " installed package; clone it, or train them with"
             f" python -m isolab.reference {name}"
         )
-    return Store(place).runs()
+    return Store(place).runs() if name in SWEEPS else pl.read_parquet(place / "table.parquet")
 
 
 def beside(reference: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
@@ -60,48 +67,57 @@ def beside(reference: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(named, how="diagonal_relaxed")
 
 
-def describe(name: str, runs: pl.DataFrame) -> dict[str, object]:
-    """Returns what is written beside reference results: what varies, and where they came from."""
-    fields = [field for field in runs.columns if field in SWEEPS[name]().configs[0].row()]
-    varied = {
-        field: values
-        for field in fields
-        if len(values := runs[field].unique().sort().to_list()) > 1
-    }
-    fixed = {field: runs[field][0] for field in fields if field not in varied}
-    sources = ["isolab_version", "jax_version", "python_version", "device", "cpu", "git_revision",
-               "corpus_fingerprint"]  # fmt: skip
-    return {
+def describe(name: str, frame: pl.DataFrame) -> dict[str, object]:
+    """Returns what is written beside reference results: what they hold and where they came from."""
+    about: dict[str, object] = {
         "name": name,
         "made_by": f"python -m isolab.reference {name}",
         "written": time.strftime("%Y-%m-%d", time.gmtime()),
-        "runs": len(runs),
-        "diverged": int(runs["diverged"].sum()),
-        "hours_of_training": round(float((runs["step_seconds"] * runs["steps"]).sum()) / 3600, 2),
-        "varied": varied,
-        "fixed": fixed,
-        "sources": {source: runs[source].unique().sort().to_list() for source in sources},
+        "rows": len(frame),
+    }
+    if name in TABLES:
+        return about | {"sources": provenance()}
+    fields = [field for field in frame.columns if field in SWEEPS[name]().configs[0].row()]
+    values = {field: frame[field].unique().sort().to_list() for field in fields}
+    sources = [*provenance(), "corpus_fingerprint"]
+    return about | {
+        "diverged": int(frame["diverged"].sum()),
+        "hours_of_training": round(float((frame["step_seconds"] * frame["steps"]).sum()) / 3600, 2),
+        "varied": {field: levels for field, levels in values.items() if len(levels) > 1},
+        "fixed": {field: levels[0] for field, levels in values.items() if len(levels) == 1},
+        "sources": {source: frame[source].unique().sort().to_list() for source in sources},
     }
 
 
+def make(name: str, processes: int | None = None) -> None:
+    """Trains the reference runs that are missing, or measures the table, and says how.
+
+    Args:
+        name: of :data:`SWEEPS` or :data:`TABLES`.
+        processes: that train at the same time.
+    """
+    place = folder(name)
+    if name in SWEEPS:
+        store = Store(place)
+        run(SWEEPS[name](), store, processes=processes)
+        store.compact()
+        frame = store.runs()
+    else:
+        frame = TABLES[name]()
+        place.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(place / "table.parquet")
+    text = json.dumps(describe(name, frame), indent=1)
+    (place / "provenance.json").write_text(text + "\n")
+
+
 def main(
-    name: Annotated[str, typer.Argument(help=f"Of {', '.join(SWEEPS)}.")],
+    name: Annotated[str, typer.Argument(help=f"Of {', '.join(SWEEPS | TABLES)}.")],
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that train at the same time.")
     ] = None,
 ) -> None:
-    """Train the reference runs that are missing, and write their provenance."""
-    place = folder(name)
-    run(SWEEPS[name](), Store(place), processes=processes)
-    finish(name)
-
-
-def finish(name: str) -> None:
-    """Merges the rows of reference results and writes their provenance beside them."""
-    store = Store(folder(name))
-    store.compact()
-    text = json.dumps(describe(name, store.runs()), indent=1)
-    (folder(name) / "provenance.json").write_text(text + "\n")
+    """Train the reference runs that are missing, or measure a table, with its provenance."""
+    make(name, processes)
 
 
 if __name__ == "__main__":

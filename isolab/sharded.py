@@ -28,14 +28,13 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from isolab.checkpoints import Checkpoint, Checkpoints
 from isolab.config import RunConfig
 from isolab.corpus import Corpus, load_corpus, validation_windows
+from isolab.result import Result, result_of
 from isolab.training import (
     Placement,
     Program,
     Progress,
     Report,
-    Result,
     program_of,
-    result_of,
     run_values,
     single_run,
 )

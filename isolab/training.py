@@ -1,18 +1,16 @@
 """Training runs: configs to loss curves, one compiled scan per evaluation interval.
 
-Runs that differ only in traced values (rate, seed, eps, betas, decay, gammas, horizon) share one
-compiled program and are trained together (:mod:`isolab.runs_axis`).  Between two evaluations no
-Python runs.
+Runs that differ only in traced values (rate, seed, eps, betas, decay, gammas, loss scale, horizon)
+share one compiled program and are trained together (:mod:`isolab.runs_axis`).  Between two
+evaluations no Python runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -32,46 +30,12 @@ from isolab.linear import Factor, FactorDue, factors_by_kernel, measure_factors
 from isolab.optimizers.catalog import entry, optimizer
 from isolab.optimizers.iso import growing_interval, refresh_due
 from isolab.optimizers.labels import labels_from_roles
+from isolab.per_layer import scale_by_role
+from isolab.result import Result, result_of
+from isolab.schedule import schedule_factor
 from isolab.transformer import Transformer, next_token_loss, roles
 
 Progress = Callable[["Report"], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run's outcome.
-
-    Attributes:
-        config: what was run.
-        curve_step: steps of the curve's points, from 0.
-        curve_train_loss: mean over the interval that ends there (at 0: first batch), nats/token.
-        curve_validation_loss: nats/token, on the same held-out windows for every run.
-        divergence_step: first step (counted from 1) whose loss was not finite, or first evaluation
-            from which the validation loss stayed above its start; None for a run that went well.
-        step_seconds: wall time of its batch, per step and run.
-    """
-
-    config: RunConfig
-    curve_step: list[int]
-    curve_train_loss: list[float]
-    curve_validation_loss: list[float]
-    divergence_step: int | None
-    step_seconds: float
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the run diverged; it then ranks last, with an infinite final loss."""
-        return self.divergence_step is not None
-
-    @property
-    def final_validation_loss(self) -> float:
-        """Validation loss at the end, nats/token; infinite for a diverged run."""
-        return math.inf if self.diverged else self.curve_validation_loss[-1]
-
-    @property
-    def final_train_loss(self) -> float:
-        """Mean training loss of the last interval, nats/token; infinite for a diverged run."""
-        return math.inf if self.diverged else self.curve_train_loss[-1]
 
 
 class Report(NamedTuple):
@@ -107,43 +71,9 @@ class Placement(NamedTuple):
 
 ANYWHERE = Placement()
 
-
-def schedule_factor(kind: str, step: Any, steps: Any, warmup_steps: Any) -> jax.Array:
-    """Returns the factor on the peak rate at ``step`` (0 for the first update).
-
-    Linear warm-up to 1 over ``warmup_steps``, then a cosine or a straight line to 0 at ``steps``,
-    or 1 for "constant".
-
-    Example:
-        >>> [round(float(schedule_factor("linear", t, 6, 2)), 2) for t in range(6)]
-        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    """
-    t = jnp.asarray(step, jnp.float32)
-    warm = jnp.minimum(1.0, (t + 1) / jnp.maximum(warmup_steps, 1))
-    done = jnp.clip((t - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
-    decay = {
-        "constant": jnp.ones_like(done),
-        "linear": 1 - done,
-        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
-    }[kind]
-    return warm * decay
-
-
-def scale_by_role(
-    rates: dict[str, Any], parameter_roles: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Multiplies each parameter's update by its role's factor.
-
-    Args:
-        rates: factor by role; numbers or traced scalars.
-        parameter_roles: a pytree of roles, like the parameters.
-    """
-
-    def update(updates: Any, params: Any = None) -> Any:
-        del params
-        return jax.tree.map(lambda role, u: rates[role] * u, parameter_roles, updates)
-
-    return optax.with_extra_args_support(optax.stateless(update))
+_VALUES = (
+    "seed", "steps", "warmup_steps", "learning_rate", "loss_scale", "atan2_a", "atan2_b",
+)  # fmt: skip  # of the traced fields, those that enter a program as they are
 
 
 def make_model(config: RunConfig, vocab_size: int, key: jax.Array) -> Transformer:
@@ -178,7 +108,13 @@ def make_optimizer(
         rate: jax.Array = traced["learning_rate"] * factor
         return rate
 
-    options: dict[str, Any] = {name: traced[name] for name in config.hyperparameters}
+    options: dict[str, Any] = {name: traced[name] for name in _hyperparameters(config)}
+    if config.epsilons:
+        options["eps"] = jax.tree.map(lambda role: traced[f"eps_{role}"], parameter_roles)
+    if entry(config.optimizer).takes_moment_dtype:
+        options["moment_dtype"] = jnp.dtype(config.moment_dtype)
+    if config.optimizer == "adam_atan2":
+        options |= {"a": traced["atan2_a"], "b": traced["atan2_b"]}
     if config.optimizer in ("iso", "isoadam"):
         options |= {
             "damping": config.iso_damping,
@@ -315,7 +251,7 @@ def single_run(static: RunConfig, vocab_size: int, place: Placement = ANYWHERE) 
         return objective(params_, zeros, never, *windows)[1]
 
     def init(traced: dict[str, Any], windows: Any) -> tuple[TrainState, jax.Array]:
-        model_key, _ = _keys(traced["seed"])
+        model_key, _ = keys(traced["seed"])
         model = make_model(static, vocab_size, model_key)
         fresh = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         tx = make_optimizer(static, traced, parameter_roles)
@@ -325,14 +261,17 @@ def single_run(static: RunConfig, vocab_size: int, place: Placement = ANYWHERE) 
         state: TrainState, traced: dict[str, Any], start: jax.Array, tokens: jax.Array, windows: Any
     ) -> tuple[TrainState, jax.Array, jax.Array]:
         tx = make_optimizer(static, traced, parameter_roles)
-        _, data_key = _keys(traced["seed"])
+        _, data_key = keys(traced["seed"])
+
+        def scaled(*arguments: Any) -> tuple[jax.Array, jax.Array]:
+            value, loss = objective(*arguments)
+            return traced["loss_scale"] * value, loss
 
         def step(state: TrainState, t: jax.Array) -> tuple[TrainState, jax.Array]:
-            key = jax.random.fold_in(data_key, t)
-            batch = place.batch(sample_batch(tokens, key, static.batch_size, static.context))
+            batch = place.batch(batch_of(static, data_key, t, tokens))
             due_now = refresh_due(t, _refresh_rule(static))
             due_ = jax.tree.map(lambda _: due_now, flags)
-            (_, loss), grads = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
+            (_, loss), grads = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(
                 state.params, zeros, due_, *batch
             )
             measured = factors_by_kernel(grads[1]) if flags else None
@@ -381,13 +320,14 @@ def run_values(config: RunConfig) -> dict[str, jax.Array]:
 
 def _stack_traced(configs: Sequence[RunConfig]) -> dict[str, jax.Array]:
     columns: dict[str, list[Any]] = {
-        name: [getattr(config, name) for config in configs]
-        for name in ("seed", "steps", "warmup_steps", "learning_rate")
+        name: [getattr(config, name) for config in configs] for name in _VALUES
     }
-    for name in configs[0].hyperparameters:
+    for name in _hyperparameters(configs[0]):
         columns[name] = [config.hyperparameters[name] for config in configs]
     for role in configs[0].rates:
         columns[f"rate_{role}"] = [config.rates[role] for config in configs]
+    for role in configs[0].epsilons:
+        columns[f"eps_{role}"] = [config.epsilons[role] for config in configs]
     integers = ("seed", "steps", "warmup_steps")
     return {
         name: jnp.asarray(values, jnp.int32 if name in integers else jnp.float32)
@@ -421,9 +361,23 @@ def _filled(like: nnx.State[Any, Any], values: Any) -> nnx.State[Any, Any]:
     return state
 
 
-def _keys(seed: Any) -> tuple[jax.Array, jax.Array]:
+def keys(seed: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a run's initialization and of its batches."""
     model_key, data_key = jax.random.split(jax.random.key(seed))
     return model_key, data_key
+
+
+def batch_of(
+    config: RunConfig, data_key: jax.Array, step: Any, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns inputs and targets, (B, L) each, of the update that follows ``step`` updates."""
+    key = jax.random.fold_in(data_key, step)
+    return sample_batch(tokens, key, config.batch_size, config.context)
+
+
+def _hyperparameters(config: RunConfig) -> list[str]:
+    """Names of those that are one number for all parameters."""
+    return [name for name in config.hyperparameters if name != "eps" or not config.epsilons]
 
 
 def _measures(config: RunConfig) -> bool:
@@ -436,42 +390,3 @@ def _block_size(config: RunConfig) -> Any:
 
 def _refresh_rule(config: RunConfig) -> Any:
     return config.iso_refresh or growing_interval()
-
-
-def result_of(
-    config: RunConfig, losses: np.ndarray, every: int, held_out: np.ndarray, seconds: float
-) -> Result:
-    """Returns a run's outcome from the losses of its steps and of its evaluations, from step 0."""
-    means = losses.reshape(-1, every).mean(1)
-    return Result(
-        config,
-        [every * i for i in range(len(held_out))],
-        [float(losses[0]), *map(float, means)],
-        [float(v) for v in held_out],
-        divergence_step(losses, held_out, every),
-        seconds,
-    )
-
-
-def divergence_step(losses: np.ndarray, held_out: np.ndarray, every: int) -> int | None:
-    """Returns the step at which a run diverged, or None.
-
-    Args:
-        losses: training loss of each step, shape (steps,).
-        held_out: validation losses from step 0 on, each ``every`` steps.
-        every: steps between two validation losses.
-
-    Example:
-        >>> divergence_step(np.array([2.0, np.nan]), np.array([2.0, np.nan]), 2)
-        2
-        >>> divergence_step(np.ones(6), np.array([5.0, 6.0, 4.0, 7.0]), 2)
-        6
-    """
-    broken = np.flatnonzero(~np.isfinite(losses))
-    if broken.size:
-        return int(broken[0]) + 1
-    above = ~(held_out <= held_out[0])
-    if not above[-1]:
-        return None
-    below = np.flatnonzero(~above)
-    return int(below[-1] + 1) * every

@@ -24,7 +24,12 @@ IMPOSSIBLE = [
     *((name, 2.5, "a whole number") for name in ("width", "steps", "seed", "iso_refresh")),
     *((name, True, "a whole number") for name in ("width", "steps", "seed")),
     *((name, value, POSITIVE) for name in ("learning_rate", "gamma_embedding", "gamma_hidden",
-      "gamma_readout") for value in (0.0, -1.0)),
+      "gamma_readout", "loss_scale", "atan2_a", "atan2_b") for value in (0.0, -1.0)),
+    *(("loss_scale", value, "2**-126 to 2**127, as in float32") for value in (1e-40, 1e39)),
+    *(("eps", value, "0, or 2**-126 to 2**127 for every role") for value in (1e-40, 1e39)),
+    ("eps_rule", "by_role", "one of ('same', 'per_layer')"),
+    ("moment_dtype", "float16", "one of ('float32', 'bfloat16')"),
+    *((name, 2.0, "1.0, as adam has no arctangent") for name in ("atan2_a", "atan2_b")),
     *((name, value, "a finite number") for name in ("learning_rate", "z_loss", "iso_damping", "b1")
       for value in (math.nan, math.inf)),
     *((name, -1, ZERO) for name in ("iso_refresh", "iso_tokens", "seed")),
@@ -81,7 +86,9 @@ OTHER = {
     "parameterization": "mup", "rate_rule": "full", "base_width": 32, "width": 32, "depth": 1,
     "head_size": 8, "context": 32, "mlp_ratio": 2, "qk_norm": True, "z_loss": 1e-4,
     "dtype": "bfloat16", "remat": True, "optimizer": "isoadam", "learning_rate": 0.02, "b1": 0.8,
-    "b2": 0.9, "eps": 1e-6, "weight_decay": 0.2, "gamma_embedding": 2.0, "gamma_hidden": 2.0,
+    "b2": 0.9, "eps": 1e-6, "weight_decay": 0.2, "eps_rule": "per_layer",
+    "moment_dtype": "bfloat16", "atan2_a": 2.0, "atan2_b": 2.0, "loss_scale": 2.0**-80,
+    "gamma_embedding": 2.0, "gamma_hidden": 2.0,
     "gamma_readout": 2.0, "iso_size": "graft", "iso_factors": "gradient", "iso_blocks": "whole",
     "iso_root": "newton", "iso_refresh": 17, "iso_tokens": 512, "iso_damping": 0.25,
     "schedule": "linear", "warmup_steps": 7, "steps": 800, "batch_size": 8, "evaluate_every": 25,
@@ -91,7 +98,7 @@ OTHER = {
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_key_changes_with_every_field(field):
-    base = RunConfig(optimizer="adamw")
+    base = RunConfig(optimizer="adam_atan2" if field.startswith("atan2") else "adamw")
     changed = dataclasses.replace(base, **{field: OTHER[field]})
     assert changed.key("a") != base.key("a")
     assert changed.row()[field] == OTHER[field]
@@ -108,6 +115,39 @@ def test_a_field_added_later_leaves_the_keys_of_stored_runs():
 
     assert Later(seed=3).key("a") == RunConfig(seed=3).key("a")
     assert Later(seed=3, added=2.0).key("a") != RunConfig(seed=3).key("a")
+
+
+def test_keys_of_stored_runs_stay():
+    # as computed before loss_scale, eps_rule, moment_dtype, atan2_a and atan2_b were fields
+    assert RunConfig().key("a").startswith("2c13ca600e68386b")
+    atan2 = RunConfig(optimizer="adam_atan2", width=32, seed=3)
+    assert atan2.key("b").startswith("942ee8465093cfe0")
+
+
+@pytest.mark.parametrize("optimizer", sorted(set(CATALOG) - {"adam", "adamw"}))
+def test_what_an_optimizer_does_not_have_is_refused_before_training(optimizer):
+    with pytest.raises(ValueError, match=f"allowed: 'same', as {optimizer} has no eps for each"):
+        RunConfig(optimizer=optimizer, eps_rule="per_layer")
+    if optimizer == "adam_atan2":
+        assert RunConfig(optimizer=optimizer, moment_dtype="bfloat16", atan2_a=2).atan2_a == 2.0
+    else:
+        with pytest.raises(ValueError, match=f"'float32', as {optimizer} has no moments of anoth"):
+            RunConfig(optimizer=optimizer, moment_dtype="bfloat16")
+
+
+def test_eps_per_layer_shrinks_as_gradients_do():
+    config = RunConfig(parameterization="mean_field", width=64, base_width=16, eps=1e-4)
+    assert config.epsilons == dict.fromkeys(("embedding", "hidden", "readout", "vector"), 1e-4)
+    layered = dataclasses.replace(config, eps_rule="per_layer").epsilons
+    # g is 1, 3/2 and 1 by the paper, and 1 for gains, as for the embedding
+    assert layered == pytest.approx(
+        {"embedding": 1e-4 / 4, "hidden": 1e-4 / 8, "readout": 1e-4 / 4, "vector": 1e-4 / 4}
+    )
+    assert dataclasses.replace(config, eps_rule="per_layer", width=16).epsilons == config.epsilons
+    assert set(dataclasses.replace(config, eps=0.0).epsilons.values()) == {0.0}
+    assert RunConfig(optimizer="muon").epsilons == RunConfig(optimizer="sgd").epsilons == {}
+    with pytest.raises(ValueError, match="for every role"):  # 1e-37 / 8 is no number of float32's
+        dataclasses.replace(config, eps_rule="per_layer", eps=5e-38)
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG))

@@ -13,11 +13,17 @@ import re
 
 import hypothesis.strategies as st
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 
 from isolab.config import RunConfig
-from isolab.equivalence import equivalence_classes, equivalence_shift, equivalent_config
+from isolab.equivalence import (
+    curve_differences,
+    equivalence_classes,
+    equivalence_shift,
+    equivalent_config,
+)
 from isolab.parameterization import PARAMETERIZATIONS, RULES, parameterization
 from isolab.solution import MATRIX_ROLES
 from isolab.training import train
@@ -203,3 +209,30 @@ def test_errors_say_what_is_allowed(call, message):
 def test_the_same_parameterization_is_the_same_run():
     config = dataclasses.replace(BASE, mlp_ratio=4)
     assert equivalent_config(config, "standard") is config
+
+
+def curve_rows(**losses):
+    return pl.DataFrame(
+        {
+            "optimizer": ["adam"] * len(losses),
+            "parameterization": list(losses),
+            "curve_train_loss": list(losses.values()),
+            "curve_validation_loss": list(losses.values()),
+        }
+    )
+
+
+def test_curve_differences_are_the_largest_relative_ones():
+    runs = curve_rows(standard=[4.0, 2.0], ntk=[4.0, 2.2], mup=[5.0, 2.0])
+    found = {row[1:3]: row[3:] for row in curve_differences(runs).rows()}
+    assert found["standard", "ntk"] == (True, pytest.approx(0.1))
+    assert found["standard", "mup"] == (False, pytest.approx(0.25))
+    assert found["ntk", "mup"] == (False, pytest.approx(0.25))
+
+
+def test_two_curves_of_one_parameterization_are_refused():
+    runs = pl.concat([curve_rows(ntk=[1.0])] * 2)
+    with pytest.raises(ValueError, match="adam has two runs of one parameterization"):
+        curve_differences(runs)
+    with pytest.raises(ValueError, match="curve_train_loss"):
+        curve_differences(runs.drop("curve_train_loss"))

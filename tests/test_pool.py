@@ -290,7 +290,9 @@ def test_batches_are_small_enough_to_keep_all_busy_to_the_end(widths, seeds, pro
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "2"])
 def test_a_wrong_number_is_refused_before_anything(wrong, tmp_path):
-    with pytest.raises(ValueError, match=f"processes is {wrong!r}; allowed: None, 'auto', or a whole"):
+    with pytest.raises(
+        ValueError, match=f"processes is {wrong!r}; allowed: None, 'auto', or a whole"
+    ):
         run(Sweep(BASE), tmp_path / "runs", processes=wrong)
     assert not (tmp_path / "runs").exists()
 

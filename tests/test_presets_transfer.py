@@ -73,7 +73,7 @@ def test_runs_at_the_base_width_stand_for_every_rule():
     rows = [(64, "global", 1.0), (64, "global", 2.0), (128, "full", 3.0), (128, "none", 4.0)]
     runs = pl.DataFrame(
         rows, schema=["width", "rate_rule", "final_validation_loss"], orient="row"
-    ).with_columns(base_width=64, parameterization=pl.lit("mup"), optimizer=pl.lit("adam"))
+    ).with_columns(base_width=64, seed=0, parameterization=pl.lit("mup"), optimizer=pl.lit("adam"))
     whole = presets.at_every_rule(runs)
     for rule in ("global", "full", "none"):
         at_base = whole.filter((pl.col("width") == 64) & (pl.col("rate_rule") == rule))
@@ -87,3 +87,83 @@ def test_the_reference_runs_change_one_thing_at_a_time():
     assert all(sum(gamma != 1 for gamma in triple) <= 1 for triple in gammas)
     falling = [c for c in sweep if c.gamma_embedding < 1 and c.rate_rule == "full"]
     assert falling and all(c.gamma_embedding == 32 / c.width for c in falling)
+
+
+def reference_like():
+    """A row per run of the reference sweep, without its outcome."""
+    return pl.DataFrame([config.row() for config in presets.transfer_reference()])
+
+
+def test_plain_runs_have_no_constants_of_their_own():
+    runs = reference_like()
+    plain = presets.plain(runs)
+    assert 0 < len(plain) < len(runs)
+    assert set(plain["gamma_embedding"]) == set(plain["gamma_readout"]) == {1.0}
+
+
+def test_embedding_runs_differ_in_the_embedding_alone():
+    runs = presets.embedding_runs(reference_like())
+    assert set(runs["parameterization"]) == {"standard", "mup"}
+    kinds = {"as prescribed", "falls as 1/n"}
+    for (_, width), group in runs.group_by("parameterization", "width"):
+        assert set(group["embedding"]) == kinds
+        rates = [set(side["learning_rate"]) for _, side in group.group_by("embedding")]
+        assert rates[0] == rates[1]  # as many trials on both sides
+        fallen = group.filter(pl.col("embedding") == "falls as 1/n")["gamma_embedding"]
+        assert set(fallen) == {32 / width}
+
+
+def test_gamma_runs_change_one_role_at_the_base_width():
+    runs = presets.gamma_runs(reference_like())
+    assert set(runs["width"]) == {32}
+    assert set(runs["role"]) == {"embedding", "hidden", "readout"}
+    for (role,), group in runs.group_by("role"):
+        assert set(group["gamma"]) == {0.25, 0.5, 1.0, 2.0, 4.0}
+        others = [f"gamma_{r}" for r in ("embedding", "hidden", "readout") if r != role]
+        assert all(set(group[other]) == {1.0} for other in others)
+
+
+def test_predicted_exponents_are_the_theorys():
+    predicted = presets.predicted_exponents(reference_like())
+    table = {tuple(row[:3]): row[3] for row in predicted.rows()}
+    assert table["standard", "adam", "global"] == -1
+    assert table["mean_field", "sgd", "global"] == 1
+    assert table["mup", "adafactor", "full"] == 0
+    assert table["ntk", "adam", "none"] is None
+
+
+def test_twins_are_one_class_each():
+    sweep = list(presets.twin_sweep(["sgd"]))
+    assert [c.parameterization for c in sweep] == ["standard", "ntk", "mup", "mean_field"]
+    assert {c.mlp_ratio for c in sweep} == {1}
+
+
+def test_seeds_that_some_widths_lack_are_left_out():
+    runs = reference_like().filter(pl.col("optimizer") == "adam")
+    whole = presets.at_every_rule(presets.plain(runs))
+    for (_, rule), group in whole.group_by("parameterization", "rate_rule"):
+        for _, at_width in group.group_by("width"):
+            assert set(at_width["seed"]) == set(range(5 if rule == "full" else 3))
+
+
+def test_tuned_runs_differ_in_the_hidden_rate_alone():
+    runs = presets.tuned_runs(reference_like())
+    assert set(runs["hidden"]) == {"as the others", "1/4 of the others"}
+    assert set(runs["width"]) == {32, 128, 256}
+    assert set(runs["gamma_embedding"]) == set(runs["gamma_readout"]) == {1.0}
+    tuned = runs.filter(pl.col("hidden") == "1/4 of the others")
+    assert set(tuned["gamma_hidden"]) == {0.25}
+
+
+def test_paired_runs_have_the_same_seeds_in_every_parameterization():
+    runs = presets.at_every_rule(presets.plain(reference_like()))
+    some = runs.filter((pl.col("seed") < 3) | pl.col("parameterization").is_in(["standard", "mup"]))
+    full = presets.paired(some).filter(
+        (pl.col("rate_rule") == "full") & (pl.col("optimizer") == "adam")
+    )
+    assert set(full["seed"]) == {0, 1, 2}
+    two = some.filter(pl.col("parameterization").is_in(["standard", "mup"]))
+    full = presets.paired(two).filter(
+        (pl.col("rate_rule") == "full") & (pl.col("optimizer") == "adam")
+    )
+    assert set(full["seed"]) == {0, 1, 2, 3, 4}

@@ -30,10 +30,19 @@ def test_committed_runs_are_runs_of_the_sweep(name):
 def test_provenance_says_what_is_there(name):
     said = json.loads((reference.folder(name) / "provenance.json").read_text())
     runs = reference.load(name)
-    assert said["runs"] == len(runs)
+    assert said["rows"] == len(runs)
     assert said["varied"]["width"] == sorted(runs["width"].unique())
     assert said["sources"]["git_revision"] == sorted(runs["git_revision"].unique())
     assert not any("unknown" in value for value in said["sources"].values())
+
+
+@pytest.mark.parametrize("name", sorted(reference.TABLES))
+def test_tables_hold_every_parameterization_with_their_provenance(name):
+    table = reference.load(name)
+    assert table["parameterization"].n_unique() == 4
+    said = json.loads((reference.folder(name) / "provenance.json").read_text())
+    assert said["rows"] == len(table)
+    assert "unknown" not in said["sources"].values()
 
 
 def test_reference_data_stay_small():

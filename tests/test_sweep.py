@@ -145,6 +145,18 @@ def test_a_stored_and_a_new_run_make_one_table(first):
     assert mixed["key"].null_count() == mixed["curve_step"].null_count() == 0
 
 
+def test_runs_stored_before_a_field_came_have_its_default(first, tmp_path):
+    _, table = first
+    old = Store(tmp_path)
+    old.append(table.head(1).drop("loss_scale"))
+    alone = run(Sweep(BASE, seed=[0]), old, progress=False)
+    assert alone["loss_scale"].to_list() == [1.0]
+    old.append(table.tail(1))
+    both = run(Sweep(BASE, seed=[0, 1]), old, progress=False)
+    assert both["loss_scale"].to_list() == [1.0, 1.0]
+    assert both["step_seconds"].to_list() == table["step_seconds"].to_list()
+
+
 def test_rows_of_other_optimizers_have_the_same_schema(first):
     _, adam = first
     config = dataclasses.replace(BASE, optimizer="isoadam", iso_factors="gradient")

@@ -6,23 +6,12 @@ import dataclasses
 import functools
 import math
 
-import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from isolab.config import RunConfig
 from isolab.corpus import load_corpus
-from isolab.training import (
-    Report,
-    compile_program,
-    divergence_step,
-    program_of,
-    scale_by_role,
-    schedule_factor,
-    train,
-)
+from isolab.training import Report, compile_program, program_of, train
 
 CORPUS = "zipf_markov:vocab_size=16,length=20000"
 BASE = RunConfig(
@@ -202,58 +191,7 @@ def test_a_batch_whose_runs_have_all_diverged_ends_early_with_the_same_rows():
     assert not beside[2].diverged
 
 
-@settings(max_examples=50)
-@given(
-    every=st.integers(1, 4),
-    intervals=st.integers(1, 5),
-    data=st.data(),
-)
-def test_divergence_step_is_the_first_that_never_recovers(every, intervals, data):
-    losses = np.ones(every * intervals)
-    held_out = np.array(
-        [2.0, *(data.draw(st.sampled_from([1.0, 2.0, 3.0, np.nan])) for _ in range(intervals))]
-    )
-    at = data.draw(st.none() | st.integers(0, len(losses) - 1))
-    if at is not None:
-        losses[at] = np.inf
-    found = divergence_step(losses, held_out, every)
-    if at is not None:
-        assert found == at + 1
-        return
-    fine = [i for i, v in enumerate(held_out) if v <= 2.0]
-    assert found == (None if fine[-1] == intervals else (fine[-1] + 1) * every)
-
-
-# --- schedule and rates ---
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def factors_of(kind, t, steps, warmup):
-    return jax.vmap(lambda t: schedule_factor(kind, t, steps, warmup))(t)
-
-
-@settings(max_examples=30)
-@given(steps=st.integers(2, 300), share=st.floats(0, 1))
-def test_schedules_by_definition(steps, share):
-    warmup = int(share * steps)
-    t = np.arange(steps)
-    warm = np.minimum(1, (t + 1) / max(warmup, 1))
-    done = np.clip((t - warmup) / max(steps - warmup, 1), 0, 1)
-    wanted = {
-        "constant": warm,
-        "linear": warm * (1 - done),
-        "cosine": warm * (1 + np.cos(np.pi * done)) / 2,
-    }
-    for kind, factors in wanted.items():
-        got = factors_of(kind, np.arange(300), steps, warmup)[:steps]
-        np.testing.assert_allclose(got, factors, rtol=1e-4, atol=1e-5)
-
-
-def test_rates_scale_each_roles_update():
-    rule = scale_by_role({"hidden": 2.0, "vector": 0.5}, {"w": "hidden", "b": "vector"})
-    updates, _ = rule.update({"w": np.ones(2), "b": np.ones(3)}, rule.init(None), None)
-    np.testing.assert_array_equal(updates["w"], 2 * np.ones(2))
-    np.testing.assert_array_equal(updates["b"], 0.5 * np.ones(3))
+# --- rates ---
 
 
 def test_per_layer_rates_are_the_gammas_they_stand_for():

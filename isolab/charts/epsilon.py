@@ -20,7 +20,6 @@ from isolab.charts.parts import bound, ceiling, duplicates, spelled, summarized,
 
 NO_EPS = "no eps"
 _CELL = 25.0  # pixels that a number in a cell takes
-_PANELS = {1: 480, 2: 340, 3: 250}  # their width in pixels, by their number; 210 for more
 _GAP = 0.25  # between the columns of eps 0 and of the least eps above it
 _INK = {"light": ("#FFFFFF", "#000000"), "dark": ("#000000", "#FFFFFF")}  # and what is around it
 _DASHES = {"hidden": [1, 0], "embedding": [6, 3], "readout": [2, 2], "vector": [8, 2, 2, 2]}
@@ -67,14 +66,12 @@ def loss_by_eps(
         if unknown:
             raise ValueError(f"unknown role {unknown[0]!r}; known: {sorted(_DASHES)}")
     across, up = _columns(cells["eps"]), _rungs(cells[over], over)
-    panels = len(cells.select(columns).unique()) if columns else 1
-    wide = _PANELS.get(panels, 210) / (across.ends[1] - across.ends[0])  # pixels of a column
-    placed = _numbered(_placed(cells, over, across, up), wide)
-    lost = placed.filter(~pl.col("loss").is_finite())
+    placed = _numbered(_placed(cells, over, across, up))
+    lost = placed.filter(~pl.col("loss").is_finite()).drop("loss", "number")
     kept = placed.filter(pl.col("loss").is_finite())
     best = bound(kept["loss"], "min", 0.0)
     top = ceiling(kept["loss"], kept["loss"])
-    x = across.axis(alt.X("left:Q", title="eps (log axis, a column each)"), wide < _CELL)
+    x = alt.X("left:Q", title="eps (log axis, a column each)")
     y = up.axis(alt.Y("bottom:Q", title=f"{words(over)} (log axis, a row each)"))
     shade = alt.Color("loss:Q", title=["final loss", "(nats/token)"]).scale(
         scheme="viridis", reverse=True, domain=[best, max(top, best + 1e-6)], clamp=True
@@ -84,7 +81,9 @@ def loss_by_eps(
     curves = None if lines is None else _curves(lines, over, across, up)
 
     def draw(place: Place) -> list[alt.Chart]:
-        ends = {"x2": "right:Q", "y2": "top:Q", "x": place.x(x), "y": place.y(y)}
+        pixels = place.width / (across.ends[1] - across.ends[0])  # of a column
+        its_x = place.x(across.axis(x, crowded=pixels < _CELL))
+        ends = {"x2": "right:Q", "y2": "top:Q", "x": its_x, "y": place.y(y)}
         box: dict[str, Any] = {"stroke": "white", "strokeWidth": 0.8, "clip": True}
         layers = [
             alt.Chart(place.of(kept)).mark_rect(**box).encode(color=shade, tooltip=tips, **ends)
@@ -99,7 +98,8 @@ def loss_by_eps(
         if curves is not None:
             layers += _drawn(place.of(curves), x=alt.X("left:Q"), y=alt.Y("bottom:Q"))
         for ink, (colour, halo) in _INK.items():
-            said = place.of(kept).filter(pl.col("ink") == ink)
+            fits = (pl.col("right") - pl.col("left")) * pixels >= _CELL
+            said = place.of(kept).filter(fits & (pl.col("ink") == ink))
             text = alt.Chart(said).encode(x=alt.X("middle:Q"), y=alt.Y("height:Q"), text="number:N")
             if not said.is_empty():
                 around: dict[str, Any] = {
@@ -122,6 +122,10 @@ def loss_by_eps(
         notes.append(f"Losses above {top:.2f} have the colour of {top:.2f}.")
     if not lost.is_empty():
         notes.append("Grey with a cross: a seed diverged.")
+    with_eps = cells.filter(pl.col("eps").is_not_null())
+    each = with_eps["eps"].n_unique() * cells[over].n_unique()
+    if len(with_eps) < each * len(with_eps.select(panel or [pl.lit(0)]).unique()):
+        notes.append("White: not run.")
     tall = {1: 300, 2: 240}.get(len(cells.select(rows).unique()) if rows else 1, 180)
     title = title or f"Final loss by eps and {words(over)}"
     return small_multiples(
@@ -218,19 +222,16 @@ def _placed(cells: pl.DataFrame, over: str, across: _Scale, up: _Scale) -> pl.Da
     return spelled(pl.concat([cells, sides], how="horizontal"))
 
 
-def _numbered(placed: pl.DataFrame, pixels: float) -> pl.DataFrame:
-    """Adds each cell's number and its ink, none where the cell is too narrow for one."""
+def _numbered(placed: pl.DataFrame) -> pl.DataFrame:
+    """Adds each cell's number and its ink."""
     kept = placed.filter(pl.col("loss").is_finite())["loss"]
     low = bound(kept, "min", 0.0)
     high = max(ceiling(kept, kept), low + 1e-6)
     light = (pl.col("loss") - low) / (high - low) > 0.45  # of viridis, reversed
-    wide = (pl.col("right") - pl.col("left")) * pixels >= _CELL
     whole = pl.when(pl.col("eps").is_null()).then(pl.lit(f", {NO_EPS}")).otherwise(pl.lit(""))
     number = pl.col("loss").map_elements(lambda loss: f"{loss:.2f}", return_dtype=pl.String)
     return placed.with_columns(
-        pl.when(pl.col("loss").is_finite() & wide)
-        .then(pl.when(light).then(pl.lit("light")).otherwise(pl.lit("dark")))
-        .alias("ink"),
+        pl.when(light).then(pl.lit("light")).otherwise(pl.lit("dark")).alias("ink"),
         pl.concat_str(number, whole).alias("number"),
     )
 

@@ -27,6 +27,7 @@ from isolab.charts.parts import (
     title_of,
 )
 
+_POWER = 85  # pixels that a fitted power and theory's take
 _TEN = "'1e' + format(datum.value, 'd')"  # a tick of a linear axis in log10
 
 
@@ -81,11 +82,7 @@ def gradient_sizes(
     means = means.with_columns((-pl.col("exponent")).alias("power"), interval.alias("interval"))
     points, means, ends = spelled(points), spelled(means), spelled(ends)
     low, high = bound(points["width"], "min"), bound(points["width"], "max")
-    panels = len(points.select(columns).unique()) if columns else 1
-    share = {1: 0.2, 2: 0.32, 3: 0.45}.get(panels, 0.65)  # for the powers, right of the lines
-    room = 2.0 ** (share * math.log2(max(high / low, 2.0)))
     x = log_axis("width", points["width"], "width (log2 axis)", format="d")
-    x = x.scale(type="log", base=2, domain=[low / room**0.05, high * room], nice=False)
     domain = log_domain("gradient", pl.concat([points["size"], means["by theory"].drop_nulls()]))
     y = alt.Y("size:Q", title="rms of the gradient (log10 axis)")
     y = y.scale(type="log", domain=domain, nice=False).axis(format=".0e", tickCount=6)
@@ -93,7 +90,11 @@ def gradient_sizes(
     decade = math.log10(domain[1] / domain[0])
 
     def draw(place: Place) -> list[alt.Chart]:
-        its: dict[str, Any] = {"x": place.x(x), "color": hue}
+        share = _POWER / (place.width - _POWER)
+        room = max(high / low, 2.0) ** share  # for the powers, right of the lines
+        ends_x = [low / room**0.05, high * room]
+        its_x = x.scale(type="log", base=2, domain=ends_x, nice=False)
+        its: dict[str, Any] = {"x": place.x(its_x), "color": hue}
         fit = [tip("power", ".3f", "fitted power"), tip("interval", name="95% interval")]
         tips = [*map(tip, group), tip("width", "d"), tip("size", ".3~e", "geometric mean"), *fit]
         fitted = alt.Chart(place.of(means)).encode(**its)

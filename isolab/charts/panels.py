@@ -12,7 +12,7 @@ import polars as pl
 
 from isolab.charts.parts import HEIGHT, WIDTH, finish, words
 
-_WIDTHS = {1: WIDTH, 2: 340, 3: 250}  # of a panel, by the number of columns; 210 for more
+_WIDTHS = {1: WIDTH, 2: 320, 3: 210}  # of a panel, by the number of columns; 210 for more
 
 
 @dataclass(frozen=True)

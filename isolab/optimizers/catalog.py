@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from isolab.dtypes import Scalar
+from isolab.optimizers.adam import adam
 from isolab.optimizers.adam_atan2 import adam_atan2
 from isolab.optimizers.iso import iso, isoadam
 from isolab.optimizers.labels import MATRIX, Labels, hidden_matrices
@@ -30,6 +31,8 @@ class Entry:
         defaults: hyperparameters that it has, with the values used when none is given.
         takes_labels: it treats hidden matrices apart from the rest.
         takes_factors: its update reads exact factors.
+        takes_eps_by_parameter: ``eps`` may be a pytree like the parameters.
+        takes_moment_dtype: it keeps both moments in the ``moment_dtype`` that it is given.
     """
 
     build: Builder
@@ -37,6 +40,8 @@ class Entry:
     defaults: dict[str, float]
     takes_labels: bool = False
     takes_factors: bool = False
+    takes_eps_by_parameter: bool = False
+    takes_moment_dtype: bool = False
 
 
 def _sgd(learning_rate: Any, *, b1: Scalar, weight_decay: Scalar) -> Any:
@@ -47,12 +52,9 @@ def _sgd(learning_rate: Any, *, b1: Scalar, weight_decay: Scalar) -> Any:
     )
 
 
-def _adam(learning_rate: Any, *, b1: Scalar, b2: Scalar, eps: Scalar) -> Any:
-    return like_gradients(optax.adam(learning_rate, b1, b2, eps))
-
-
-def _adamw(learning_rate: Any, *, b1: Scalar, b2: Scalar, eps: Scalar, weight_decay: Scalar) -> Any:
-    return like_gradients(optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay))
+def _adam(learning_rate: Any, **hyperparameters: Any) -> Any:
+    """Adam, or with ``weight_decay`` AdamW; the state is that of optax's."""
+    return like_gradients(adam(learning_rate, **hyperparameters))
 
 
 def _adafactor(learning_rate: Any, *, weight_decay: Scalar) -> Any:
@@ -102,8 +104,14 @@ _BETAS = {"b1": 0.9, "b2": 0.95}
 
 CATALOG: dict[str, Entry] = {
     "sgd": Entry(_sgd, "sgd", {"b1": 0.9, "weight_decay": 0.0}),
-    "adam": Entry(_adam, "adam", {**_BETAS, "eps": 1e-8}),
-    "adamw": Entry(_adamw, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.1}),
+    "adam": Entry(
+        _adam, "adam", {**_BETAS, "eps": 1e-8}, takes_eps_by_parameter=True,
+        takes_moment_dtype=True,
+    ),
+    "adamw": Entry(
+        _adam, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.1}, takes_eps_by_parameter=True,
+        takes_moment_dtype=True,
+    ),
     "adafactor": Entry(_adafactor, "adafactor", {"weight_decay": 0.0}),
     "lion": Entry(_lion, "adam", {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0}),
     "muon": Entry(
@@ -120,7 +128,9 @@ CATALOG: dict[str, Entry] = {
         isoadam, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.0}, takes_labels=True,
         takes_factors=True,
     ),
-    "adam_atan2": Entry(adam_atan2, "adam", {**_BETAS, "weight_decay": 0.0}),
+    "adam_atan2": Entry(
+        adam_atan2, "adam", {**_BETAS, "weight_decay": 0.0}, takes_moment_dtype=True
+    ),
 }  # fmt: skip
 
 

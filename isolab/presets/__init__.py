@@ -4,28 +4,66 @@
 an accelerator.  A chapter's parameters cell overrides single values; None keeps the preset's.
 """
 
+from isolab.presets.epsilon import (
+    EPSILON,
+    EpsilonPlan,
+    at_every_eps_rule,
+    epsilon_plan,
+    epsilon_reference,
+)
 from isolab.presets.settings import PRESETS, choose, rates
 from isolab.presets.speedup import SPEEDUP, SpeedupPlan, speedup_plan
 from isolab.presets.transfer import (
     TRANSFER,
     TransferPlan,
-    at_every_rule,
+    alignments,
+    coordinates,
+    transfer_alignment,
+    transfer_coordinates,
     transfer_plan,
     transfer_reference,
     transfer_sweep,
+    twin_sweep,
+)
+from isolab.presets.transfer_frames import (
+    KIND,
+    at_every_rule,
+    embedding_runs,
+    gamma_runs,
+    paired,
+    plain,
+    predicted_exponents,
+    tuned_runs,
 )
 
 __all__ = [
+    "EPSILON",
+    "KIND",
     "PRESETS",
     "SPEEDUP",
     "TRANSFER",
+    "EpsilonPlan",
     "SpeedupPlan",
     "TransferPlan",
+    "alignments",
+    "at_every_eps_rule",
     "at_every_rule",
     "choose",
+    "coordinates",
+    "embedding_runs",
+    "epsilon_plan",
+    "epsilon_reference",
+    "gamma_runs",
+    "paired",
+    "plain",
+    "predicted_exponents",
     "rates",
     "speedup_plan",
+    "transfer_alignment",
+    "transfer_coordinates",
     "transfer_plan",
     "transfer_reference",
     "transfer_sweep",
+    "tuned_runs",
+    "twin_sweep",
 ]

@@ -11,7 +11,10 @@ from typing import Any
 
 import polars as pl
 
+from isolab.alignment import measure as measure_alignment
 from isolab.config import RunConfig
+from isolab.coordinates import coordinate_check_runs
+from isolab.equivalence import equivalence_classes, equivalent_config
 from isolab.optimizers.catalog import entry
 from isolab.parameterization import ROLES, parameterization
 from isolab.sweep import Sweep
@@ -28,7 +31,8 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "reach": 1,
         "seeds": [0, 1],
         "check_widths": [16, 32, 64],
-        "alignment_widths": [16, 32],
+        "digits_widths": [64, 128],
+        "processes": None,
     },
     "laptop": {
         "widths": [32, 64, 128],
@@ -40,8 +44,9 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "steps": 200,
         "reach": 2,
         "seeds": [0, 1, 2],
-        "check_widths": [32, 64, 128, 256, 512, 1024],
-        "alignment_widths": [32, 64, 128],
+        "check_widths": [32, 64, 128, 256],
+        "digits_widths": [64, 256, 512],
+        "processes": "auto",
     },
     "full": {
         "widths": [128, 256, 512, 1024, 2048, 4096],
@@ -54,20 +59,23 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "reach": 4,
         "seeds": [0, 1, 2],
         "check_widths": [32, 64, 128, 256, 512, 1024, 2048, 4096],
-        "alignment_widths": [128, 256, 512, 1024],
+        "digits_widths": [64, 256, 1024, 4096],
+        "processes": "auto",
     },
 }
 """Chapter 2: the narrowest width is the base; ``reach`` rates to each side of a grid's centre."""
 
 CENTRES = {
     ("standard", "adam"): -5, ("ntk", "adam"): -3, ("mup", "adam"): -6, ("mean_field", "adam"): -3,
-    ("standard", "sgd"): -2, ("ntk", "sgd"): 0, ("mup", "sgd"): 1, ("mean_field", "sgd"): 4,
+    ("standard", "sgd"): -2, ("ntk", "sgd"): 1, ("mup", "sgd"): 1, ("mean_field", "sgd"): 4,
     ("standard", "adafactor"): -4, ("ntk", "adafactor"): -4, ("mup", "adafactor"): -4,
     ("mean_field", "adafactor"): -4,
 }  # fmt: skip
 """Log2 of the best rate at width 32 in a first scan of factor-2 grids; the grids are laid around
 it, and a best rate at the edge of its grid is told, so that a wrong centre cannot pass unseen."""
 CENTRE_WIDTH = 32
+GAMMAS = ("embedding", "hidden", "readout")
+SCALINGS = ("standard", "ntk", "mup", "mean_field")
 
 
 def log2_centre(
@@ -79,12 +87,12 @@ def log2_centre(
     it stays; under "none" it falls half as fast as it would have to if alignment were full.
     """
     p, family = parameterization(scaling), entry(optimizer).rule
-    start = CENTRES[scaling, optimizer] - _falls(scaling, optimizer) * math.log2(
+    start = CENTRES[scaling, optimizer] - global_exponent(scaling, optimizer) * math.log2(
         base_width / CENTRE_WIDTH
     )
     octaves = math.log2(width / base_width)
     if rule == "global":
-        return start - _falls(scaling, optimizer) * octaves
+        return start - global_exponent(scaling, optimizer) * octaves
     if rule == "full":
         return start
     roles = ("hidden", "readout")
@@ -92,7 +100,8 @@ def log2_centre(
     return start - excess / 2 * octaves
 
 
-def _falls(scaling: str, optimizer: str) -> float:
+def global_exponent(scaling: str, optimizer: str) -> float:
+    """Returns c of the largest stable rate n^-c that all roles share, at full alignment."""
     p, family = parameterization(scaling), entry(optimizer).rule
     return max(p.rate_exponent(role, family) for role in ROLES if role != "vector")
 
@@ -125,7 +134,7 @@ def transfer_plan(settings: SimpleNamespace) -> TransferPlan:
         ValueError: fewer than two widths or seeds, no "standard" among the parameterizations, a
             reach below 1, or what :class:`isolab.RunConfig` refuses.
     """
-    for name in ("widths", "seeds", "check_widths", "alignment_widths"):
+    for name in ("widths", "seeds", "check_widths", "digits_widths"):
         values = getattr(settings, name)
         if len(set(values)) < 2:
             raise ValueError(f"{name} is {values}; allowed: two different ones or more")
@@ -217,28 +226,111 @@ def transfer_sweep(
 def transfer_reference() -> Sweep:
     """Returns the runs of chapter 2's reference results: what two cores train in about two hours.
 
-    Every parameterization, optimizer and rule at widths 32 to 256; the embedding's rate made to
-    fall with the width as a hidden matrix's does (:func:`embedding_ablation`); and one role's rate
-    at a time changed at the base width (:func:`gamma_sweep`).
+    Every parameterization, optimizer and rule at widths 32 to 256, three seeds each and five where
+    transfer is judged (Adam with full per-layer rates); the embedding's rate made to
+    fall with the width as a hidden matrix's does (:func:`embedding_ablation`); one role's rate at a
+    time changed at the base width (:func:`gamma_sweep`); and the best such change at larger widths
+    (:func:`tuned_sweep`).
     """
-    base = RunConfig(
-        base_width=32,
-        width=32,
-        batch_size=16,
-        steps=200,
-        evaluate_every=100,
-        warmup_steps=20,
-    )
-    widths, seeds = [32, 64, 128, 256], [0, 1, 2]
-    scalings = sorted({scaling for scaling, _ in CENTRES})
+    base, widths, seeds = REFERENCE, [32, 64, 128, 256], [0, 1, 2]
     optimizers = sorted({optimizer for _, optimizer in CENTRES})
     return Sweep.union(
         [
-            transfer_sweep(base, scalings, optimizers, ["global", "full", "none"], widths, seeds),
+            transfer_sweep(base, SCALINGS, optimizers, ["global", "full", "none"], widths, seeds),
+            transfer_sweep(base, SCALINGS, ["adam"], ["full"], widths, [3, 4]),
             embedding_ablation(base, ["standard", "mup"], widths, seeds),
             gamma_sweep(base, ["standard", "mup"], seeds),
+            tuned_sweep(base, ["standard", "mup"], [128, 256], seeds),
         ]
     )
+
+
+def twin_sweep(optimizers: Sequence[str] = ("sgd", "adam", "adafactor")) -> Sweep:
+    """Returns short runs whose curves must be the same within a class of parameterizations.
+
+    One for each optimizer and parameterization: the first of its class at the centre of its grid,
+    the second as :func:`isolab.equivalence.equivalent_config` says.  The width is a power of 4, so
+    that every factor is a power of 2.
+    """
+    runs = []
+    for optimizer in optimizers:
+        for names in equivalence_classes(SCALINGS):
+            start = RunConfig(
+                parameterization=names[0],
+                optimizer=optimizer,
+                learning_rate=2.0 ** log2_centre(names[0], optimizer, "full", 16, 16),
+                eps=1e-30 if optimizer == "adam" else None,
+                width=16, depth=1, context=32, mlp_ratio=1, batch_size=8, validation_windows=16,
+                steps=40, evaluate_every=10, warmup_steps=4,
+            )  # fmt: skip
+            runs += [equivalent_config(start, name) for name in names]
+    return Sweep.union([runs])
+
+
+REFERENCE = RunConfig(
+    base_width=32, width=32, batch_size=16, steps=200, evaluate_every=100, warmup_steps=20
+)
+"""What chapter 2's reference runs share."""
+
+
+def coordinates(
+    base: RunConfig, cells: Iterable[tuple[str, str]], widths: Sequence[int], seeds: Sequence[int]
+) -> pl.DataFrame:
+    """Returns the coordinate check under Adam for pairs of a parameterization and a rate rule.
+
+    Each at the centre of its grid of rates; batches of 4 windows of 32 tokens, which show sizes as
+    well as larger ones.
+    """
+    frames = []
+    for scaling, rule in cells:
+        config = dataclasses.replace(
+            base,
+            parameterization=scaling,
+            rate_rule=rule,
+            learning_rate=2.0 ** log2_centre(scaling, "adam", "full", base.width, base.base_width),
+            batch_size=4,
+            context=32,
+        )
+        frame = coordinate_check_runs(config, widths, seeds=seeds)
+        frames.append(frame.with_columns(parameterization=pl.lit(scaling), rate_rule=pl.lit(rule)))
+    return pl.concat(frames)
+
+
+def alignments(
+    base: RunConfig,
+    scalings: Iterable[str],
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    points: int = 6,
+) -> pl.DataFrame:
+    """Returns the alignment of every matrix under Adam and full per-layer rates.
+
+    Measured at step 0 and at so many powers of two of the run's length, with the rate at the
+    centre of its grid.
+    """
+    steps = sorted({0, 1, *(max(1, base.steps >> k) for k in range(points))})
+    frames = []
+    for scaling in scalings:
+        config = dataclasses.replace(
+            base,
+            parameterization=scaling,
+            rate_rule="full",
+            learning_rate=2.0 ** log2_centre(scaling, "adam", "full", base.width, base.base_width),
+        )
+        frame = measure_alignment(config, widths, steps, seeds)
+        frames.append(frame.with_columns(parameterization=pl.lit(scaling)))
+    return pl.concat(frames)
+
+
+def transfer_coordinates() -> pl.DataFrame:
+    """Returns the reference coordinate check: every parameterization and rule to width 1024."""
+    cells = [(scaling, rule) for scaling in SCALINGS for rule in ("global", "full", "none")]
+    return coordinates(REFERENCE, cells, [32, 64, 128, 256, 512, 1024], [0, 1, 2])
+
+
+def transfer_alignment() -> pl.DataFrame:
+    """Returns the reference alignments: every parameterization, widths 32 to 256."""
+    return alignments(REFERENCE, SCALINGS, [32, 64, 128, 256], [0, 1])
 
 
 def embedding_ablation(
@@ -258,32 +350,33 @@ def embedding_ablation(
     return Sweep.union([falling])
 
 
+TUNED_HIDDEN = 0.25
+"""The constant of hidden rates that was best at the base width, of 1/4 to 4."""
+
+
+def tuned_sweep(
+    base: RunConfig, scalings: Sequence[str], widths: Iterable[int], seeds: Sequence[int]
+) -> Sweep:
+    """Returns Adam's runs under "full" with hidden rates at :data:`TUNED_HIDDEN` of the others.
+
+    The grid is a factor of 4 higher, as the rate that is lowered is the one that binds.
+    """
+    wider = transfer_sweep(base, scalings, ["adam"], ["full"], widths, seeds, reach=2)
+    tuned = [
+        dataclasses.replace(
+            config, gamma_hidden=TUNED_HIDDEN, learning_rate=4 * config.learning_rate
+        )
+        for config in wider
+    ]
+    return Sweep.union([tuned])
+
+
 def gamma_sweep(base: RunConfig, scalings: Sequence[str], seeds: Sequence[int]) -> Sweep:
     """Returns Adam's runs at the base width with one role's constant at 1/4, 1/2, 2 or 4."""
     tuned = transfer_sweep(base, scalings, ["adam"], ["global"], [base.base_width], seeds, reach=2)
     changes: list[dict[str, Any]] = [
-        {f"gamma_{role}": factor}
-        for role in ("embedding", "hidden", "readout")
-        for factor in (0.25, 0.5, 2.0, 4.0)
+        {f"gamma_{role}": factor} for role in GAMMAS for factor in (0.25, 0.5, 2.0, 4.0)
     ]
     return Sweep.union(
         [dataclasses.replace(config, **change) for config in tuned] for change in changes
     )
-
-
-def at_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
-    """Returns the runs with those at the base width copied to every rule of their kind.
-
-    There all rate rules train alike, so the sweep holds them once, as "global".
-
-    Args:
-        runs: a row per run.
-    """
-    kind = ["parameterization", "optimizer"]
-    at_base = runs.filter(
-        (pl.col("width") == pl.col("base_width")) & (pl.col("rate_rule") == "global")
-    )
-    rules = runs.select(*kind, "rate_rule").unique(maintain_order=True)
-    copied = at_base.drop("rate_rule").join(rules, on=kind).select(runs.columns)
-    rest = runs.filter(pl.col("width") != pl.col("base_width"))
-    return pl.concat([copied, rest])

@@ -1,0 +1,160 @@
+"""Where eps is as large as a gradient: on a map of runs, and at widths beyond those that ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from isolab.analysis.equivalence import check_positive
+from isolab.analysis.seeds import check_confidence
+from isolab.analysis.width_lines import seed_interval, size_tables, width_lines
+from isolab.parameterization import parameterization
+
+_GROUP = ["parameterization", "step", "role"]
+_BITE = {
+    **dict.fromkeys(
+        ["eps", "ratio", "width", "width_low", "width_high", "beyond", "theory_width", "residual"],
+        pl.Float64,
+    ),
+    "note": pl.String,
+}
+
+
+def bite_width(
+    gradients: pl.DataFrame, eps: float = 1e-8, ratio: float = 1.0, confidence: float = 0.95
+) -> pl.DataFrame:
+    r"""Extrapolates to the width at which eps is ``ratio`` times a role's gradient RMS.
+
+    .. math:: \mathrm{rms}(n) = \epsilon / \text{ratio}
+
+    on each seed's line through the measured widths, as if the power law held beyond them; the
+    interval is over seeds, and does not say whether it does. ``theory_width`` starts instead at the
+    widest gradient measured and goes on with theory's exponent: how far the two are apart says more
+    of the extrapolation than the interval.
+
+    Args:
+        gradients: from :func:`isolab.gradients.gradient_sizes`; two widths or more.
+        eps, ratio: above 0.
+        confidence: of the interval.
+
+    Returns:
+        A row per parameterization, step and role: ``parameterization``, ``step``, ``role``, eps,
+        ratio, width with width_low and width_high (inf where open, or where the gradient does not
+        fall with the width), beyond (width over the widest measured), theory_width (inf where its
+        exponent is 0), residual (of the line, in log2 units) and note.
+
+    Raises:
+        ValueError: an eps or ratio that is not positive, and whatever
+            :func:`~isolab.analysis.width_lines.width_lines` and ``size_tables`` refuse.
+
+    Example:
+        >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
+        ...     "width": [32, 64], "seed": 0, "gradient_rms": [2.0**-10, 2.0**-11]})
+        >>> bite_width(gradients, eps=2.0**-20).select("width", "theory_width").rows()
+        [(32768.0, 32768.0)]
+    """
+    check_confidence(confidence)
+    check_positive("eps", eps)
+    check_positive("ratio", ratio)
+    rows = []
+    for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
+        try:
+            lines = width_lines(sizes, widths)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        g = parameterization(name["parameterization"]).gradient_exponent(name["role"])
+        short = float(sizes[:, -1].mean()) * ratio / eps  # gradient over what it has to fall to
+        row: dict[str, Any] = name | {"eps": eps, "ratio": ratio, "residual": lines.residual}
+        row["theory_width"] = widths[-1] * short ** (1 / g) if g else math.inf
+        _, steepest = seed_interval(lines.slopes, confidence)
+        if not (lines.slopes < 0).all():
+            flat = dict.fromkeys(["width", "width_high", "beyond"], math.inf)
+            note = "the gradient does not fall with the width at every seed: no such width"
+            rows.append(row | flat | {"width_low": 0.0, "note": note})
+            continue
+        logs = lines.log2_width_at(eps / ratio)
+        low, high = seed_interval(logs, confidence)
+        with np.errstate(over="ignore"):  # a slope of nearly 0: beyond all numbers
+            width, low, high = np.exp2([logs.mean(), low, high]).tolist()
+        row |= {"width": width, "beyond": width / widths[-1], "width_low": low}
+        row["width_high"] = high if steepest < 0 else math.inf
+        rows.append(row | {"note": _reach(width, widths, len(sizes))})
+    schema: dict[str, Any] = {column: gradients.schema[column] for column in _GROUP} | _BITE
+    return pl.DataFrame(rows, schema=schema)
+
+
+def eps_lines(
+    gradients: pl.DataFrame,
+    base_width: int,
+    width: int | None = None,
+    loss_scales: Sequence[float] | None = None,
+) -> pl.DataFrame:
+    r"""Returns the eps that equals each role's gradient RMS, for "adam" and "adam, eps per layer".
+
+    Per layer, a role's eps is :math:`\epsilon (n / n_0)^{-g}`, so that the nominal one equals the
+    gradient at :math:`\mathrm{rms}\, (n / n_0)^g`. A loss scale multiplies the gradient.
+
+    Args:
+        gradients: from :func:`isolab.gradients.gradient_sizes`, of one parameterization and step,
+            at loss scale 1.
+        base_width: of the runs.
+        width: of the runs, where they vary the loss scale.
+        loss_scales: those of the runs; None: the runs vary the width.
+
+    Returns:
+        A row per variant, role, and width (or loss scale): ``variant``, ``role``, ``width`` (or
+        ``loss_scale``), ``eps`` (geometric mean over seeds).
+
+    Raises:
+        ValueError: several parameterizations or steps, a width without gradients, loss scales
+            without a width, or a gradient that is not a positive number.
+
+    Example:
+        >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
+        ...     "width": [32, 64], "seed": 0, "gradient_rms": [0.25, 0.125]})
+        >>> eps_lines(gradients, base_width=32)["eps"].to_list()
+        [0.25, 0.125, 0.25, 0.25]
+    """
+    check_positive("base_width", base_width)
+    kinds = gradients.select("parameterization", "step").unique().rows()
+    if len(kinds) != 1:
+        raise ValueError(f"gradients are of {sorted(kinds)}: keep one parameterization and step")
+    if loss_scales is not None and width is None:
+        raise ValueError("loss_scales without a width: say at which width they ran")
+    exponent = parameterization(kinds[0][0]).gradient_exponent
+    rows: list[tuple[Any, ...]] = []
+    for variant, per_layer in (("adam", False), ("adam, eps per layer", True)):
+        for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
+            if not bool((np.isfinite(sizes) & (sizes > 0)).all()):
+                raise ValueError(f"{name}: a gradient is 0 or not finite")
+            g = exponent(name["role"]) if per_layer else 0.0
+            means = np.exp2(np.log2(sizes).mean(axis=0))
+            found = {
+                w: float(m) * (w / base_width) ** g for w, m in zip(widths, means, strict=True)
+            }
+            if loss_scales is None:
+                rows += [(variant, name["role"], w, eps) for w, eps in found.items()]
+            elif width not in found:
+                raise ValueError(f"no gradients at width {width}; there are: {widths}")
+            else:
+                rows += [(variant, name["role"], s, found[width] * s) for s in loss_scales]
+    other = ("width", pl.Int64) if loss_scales is None else ("loss_scale", pl.Float64)
+    schema: dict[str, Any] = {"variant": pl.String, "role": pl.String, other[0]: other[1]}
+    return pl.DataFrame(rows, schema=schema | {"eps": pl.Float64}, orient="row")
+
+
+def _reach(width: float, widths: Sequence[int], seeds: int) -> str:
+    if math.isinf(width):
+        return "beyond all numbers: the gradient hardly falls"
+    beyond = math.log10(width / widths[-1])
+    if beyond > 0:
+        said = f"extrapolated {beyond:.1f} decades beyond width {widths[-1]}"
+    elif width < widths[0]:
+        said = f"extrapolated below width {widths[0]}"
+    else:
+        said = "within the measured widths"
+    return said + ("; one seed: no interval" if seeds == 1 else "")

@@ -1,0 +1,278 @@
+r"""What epsilon and the scale of the loss do to the final loss, and where 1e-8 begins to matter.
+
+=======================  ===========================================================================
+:func:`variants`         names what is compared: optimizer, rule of eps, dtype of moments
+:func:`eps_map`          mean final loss of every cell of a map of eps and width, or loss scale
+:func:`flat_decades`     decades of loss scale over which the final loss stays as it is
+:func:`eps_lines`        the eps that equals a role's gradient, for a map
+:func:`bite_width`       width at which eps is as large as a role's gradient, extrapolated
+:func:`equivalence`      are two sweeps the same at their best rates, within a margin?
+=======================  ===========================================================================
+
+Reference: Everett et al., arXiv:2407.05872, section 4.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from isolab.analysis.bite import bite_width, eps_lines
+from isolab.analysis.equivalence import Equivalence, check_positive, equivalence
+from isolab.analysis.seeds import (
+    Array,
+    LossTable,
+    check_confidence,
+    loss_table,
+    require_columns,
+    student_interval,
+)
+from isolab.config import RunConfig
+
+__all__ = [
+    "Equivalence",
+    "bite_width",
+    "eps_lines",
+    "eps_map",
+    "equivalence",
+    "flat_decades",
+    "variants",
+]
+
+_SHOWN = ("eps_rule", "moment_dtype", "dtype", "atan2_a", "atan2_b")
+_FLAT = {
+    **dict.fromkeys(
+        [
+            *("decades", "decades_low", "decades_high", "from_scale", "to_scale"),
+            *("equal_decades", "equal_share"),
+        ],
+        pl.Float64,
+    ),
+    **dict.fromkeys(["scales", "seeds"], pl.Int64),
+    **dict.fromkeys(["note", "reason"], pl.String),
+}
+
+
+def variants(runs: pl.DataFrame) -> pl.DataFrame:
+    """Adds a column ``variant``, such as "adam", "adam, eps per layer" or "adam_atan2".
+
+    It names the optimizer and whatever of the rule of eps, the dtypes of moments and computation
+    and Adam-atan2's a and b is not the default. Columns of these that stored runs lack, or have
+    null, are filled with the defaults, which is what those runs did; so is ``loss_scale``.
+
+    Raises:
+        ValueError: no column ``optimizer``.
+
+    Example:
+        >>> runs = pl.DataFrame({"optimizer": ["adam", "adam"], "eps_rule": [None, "per_layer"]})
+        >>> variants(runs)["variant"].to_list()
+        ['adam', 'adam, eps per layer']
+    """
+    require_columns(runs, ["optimizer"])
+    usual = {f.name: f.default for f in fields(RunConfig) if f.name in (*_SHOWN, "loss_scale")}
+    filled = runs.with_columns(
+        pl.col(name).fill_null(pl.lit(value)).cast(_dtype(value))
+        if name in runs.columns
+        else pl.lit(value).alias(name)
+        for name, value in usual.items()
+    )
+    parts = [
+        pl.when(pl.col("eps_rule") == "per_layer").then(pl.lit(", eps per layer")),
+        pl.when(pl.col("moment_dtype") != "float32").then(
+            pl.format(", {} moments", pl.col("moment_dtype"))
+        ),
+        pl.when(pl.col("dtype") != "float32").then(pl.format(", {} compute", pl.col("dtype"))),
+        *(
+            pl.when(pl.col(name) != 1.0).then(pl.format(f", {name[-1]} = {{}}", pl.col(name)))
+            for name in ("atan2_a", "atan2_b")
+        ),
+    ]
+    said = pl.concat_str(pl.col("optimizer"), *parts, ignore_nulls=True)
+    return filled.with_columns(said.alias("variant"))
+
+
+def eps_map(
+    runs: pl.DataFrame,
+    over: str = "width",
+    loss: str = "final_validation_loss",
+    seed: str = "seed",
+) -> pl.DataFrame:
+    """Returns the mean final loss of every variant, eps and width (or loss scale).
+
+    Args:
+        runs: a row per run, with ``eps`` (null where the optimizer has none); everything else but
+            ``over`` and ``seed`` must be the same in a cell.
+        over: the other axis, "width" or "loss_scale".
+        loss, seed: names of columns; a loss of +inf or NaN is a diverged run.
+
+    Returns:
+        A row per cell, sorted: ``variant`` (:func:`variants`), ``eps``, ``over``, ``loss`` (mean
+        over seeds, +inf where any seed diverged), ``seeds`` and ``diverged`` (how many).
+
+    Raises:
+        ValueError: missing columns, no rows, or two runs of one cell and seed.
+
+    Example:
+        >>> runs = pl.DataFrame({"optimizer": "adam", "eps": 1e-8, "width": 32, "seed": [0, 1],
+        ...                      "final_validation_loss": [2.0, 3.0]})
+        >>> eps_map(runs).rows()
+        [('adam', 1e-08, 32, 2.5, 2, 0)]
+    """
+    require_columns(runs, ["optimizer", "eps", seed, loss])
+    runs = variants(runs)
+    cell = ["variant", "eps", over]
+    require_columns(runs, cell)
+    if runs.is_empty():
+        raise ValueError("no runs: the frame has no rows")
+    twice = runs.group_by(*cell, seed).len().filter(pl.col("len") > 1).sort(*cell, seed)
+    if not twice.is_empty():
+        row = twice.row(0, named=True)
+        raise ValueError(
+            f"{row.pop('len')} runs share {row}: keep one learning rate, width or loss scale"
+        )
+    value = pl.col(loss).cast(pl.Float64).fill_nan(math.inf)
+    found = runs.group_by(cell).agg(
+        value.mean().alias("loss"),
+        pl.len().cast(pl.Int64).alias("seeds"),
+        (value == math.inf).sum().cast(pl.Int64).alias("diverged"),
+    )
+    return found.sort(cell, nulls_last=True)
+
+
+def flat_decades(
+    runs: pl.DataFrame,
+    margin: float,
+    by: Sequence[str] = ("variant", "eps"),
+    loss: str = "final_validation_loss",
+    seed: str = "seed",
+    confidence: float = 0.95,
+) -> pl.DataFrame:
+    r"""Returns over how many decades of loss scale the final loss stays within a margin.
+
+    The range around scale 1, without a gap, where the mean over seeds of the difference to the same
+    seed's loss at scale 1 is at most ``margin``. Its low end counts a scale only while the Student
+    interval of that difference lies within the margin, its high end until the interval lies outside
+    it; what the grid does not decide, up to the next scale or beyond its ends, is open.
+
+    Args:
+        runs: a row per run; ``optimizer``, ``loss_scale``, ``eps``, ``loss`` (+inf or NaN where
+            diverged) and ``seed``, otherwise the same within a group.
+        margin: nats/token, above 0.
+        by: columns that tell groups apart; ``variant`` is :func:`variants`'.
+        loss, seed: names of columns.
+        confidence: of the intervals.
+
+    Returns:
+        A row per group: ``by``, decades, decades_low, decades_high, from_scale and to_scale (the
+        ends of the range), equal_decades (the same for losses that are equal to the last bit, at
+        every seed), equal_share (of the runs at other scales than 1), scales, seeds, note, and
+        reason: why a claim on the row must be inconclusive, or null.
+
+    Raises:
+        ValueError: missing columns, no runs, a margin that is not positive, no scale 1 or no other
+            one in a group, and whatever :func:`~isolab.analysis.seeds.loss_table` refuses, with the
+            group in front.
+
+    Example:
+        >>> runs = pl.DataFrame({"optimizer": "adam_atan2", "eps": None, "seed": [0, 1] * 3,
+        ...     "loss_scale": [1.0, 1.0, 1e-6, 1e-6, 1e-12, 1e-12],
+        ...     "final_validation_loss": [2.0, 2.1, 2.0, 2.1, 2.5, 2.6]})
+        >>> flat_decades(runs, 0.01).select("decades", "decades_low", "equal_share").rows()
+        [(6.0, 6.0, 0.5)]
+    """
+    check_confidence(confidence)
+    check_positive("margin", margin)
+    require_columns(runs, ["optimizer", "loss_scale", loss, seed])
+    runs = variants(runs)
+    require_columns(runs, by)
+    if runs.is_empty():
+        raise ValueError("no runs: the frame has no rows")
+    rows = []
+    for values, group in runs.sort(by, nulls_last=True).group_by(by, maintain_order=True):
+        name = dict(zip(by, values, strict=True))
+        try:
+            table = loss_table(group, "loss_scale", loss, seed)
+            rows.append(name | _flat(table, margin, confidence))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    schema: dict[str, Any] = {column: runs.schema[column] for column in by} | _FLAT
+    return pl.DataFrame([dict.fromkeys(schema) | row for row in rows], schema=schema)
+
+
+def _flat(table: LossTable, margin: float, confidence: float) -> dict[str, Any]:
+    scales, losses = table.settings, table.losses
+    (ones,) = np.nonzero(scales == 1.0)
+    if not len(ones) or len(scales) < 2:
+        raise ValueError(f"loss scales are {scales.tolist()}: needs 1 and another one")
+    one, seeds = int(ones[0]), len(table.seeds)
+    row: dict[str, Any] = {"scales": len(scales), "seeds": seeds}
+    if not np.isfinite(losses[one]).all():
+        why = "a run at loss scale 1 diverged: nothing to compare with"
+        return row | {"note": why, "reason": why}
+    away = losses - losses[one]  # inf where diverged
+    ends = np.array([_ends(d, confidence) for d in away])
+    ends[one] = 0.0
+    near = np.abs(away.mean(axis=1)) <= margin
+    surely = (np.abs(ends) <= margin).all(axis=1)
+    maybe = ~((ends[:, 0] > margin) | (ends[:, 1] < -margin))
+    equal = np.isfinite(losses) & (losses == losses[one])
+    low, high = _around(near, one)
+    notes = [
+        f"flat down to the smallest scale tried, {scales[0]:.2g}" if low == 0 else "",
+        f"flat up to the largest scale tried, {scales[-1]:.2g}"
+        if high == len(scales) - 1 > one
+        else "",
+        "one seed: no interval" if seeds == 1 else "",
+    ]
+    return row | {
+        "decades": _decades(scales, near, one),
+        "decades_low": _decades(scales, surely, one),
+        "decades_high": _most(scales, maybe, one),
+        "from_scale": float(scales[low]),
+        "to_scale": float(scales[high]),
+        "equal_decades": _decades(scales, equal.all(axis=1), one),
+        "equal_share": float(np.delete(equal, one, axis=0).mean()),
+        "note": "; ".join(note for note in notes if note),
+        "reason": "one seed: no interval" if seeds == 1 else None,
+    }
+
+
+def _ends(differences: Array, confidence: float) -> tuple[float, float]:
+    """Returns the interval of the mean difference over seeds; inf where a seed diverged."""
+    if not np.isfinite(differences).all():
+        return math.inf, math.inf
+    if len(differences) < 2:
+        return -math.inf, math.inf
+    return student_interval(differences, confidence)
+
+
+def _around(flat: np.ndarray, one: int) -> tuple[int, int]:
+    """Returns first and last index of the stretch without a gap that holds ``one``."""
+    low = high = one
+    while low > 0 and flat[low - 1]:
+        low -= 1
+    while high < len(flat) - 1 and flat[high + 1]:
+        high += 1
+    return low, high
+
+
+def _decades(scales: Array, flat: np.ndarray, one: int) -> float:
+    low, high = _around(flat, one)
+    return float(np.log10(scales[high] / scales[low]))
+
+
+def _most(scales: Array, flat: np.ndarray, one: int) -> float:
+    """Returns the decades up to the first scales that are not flat; inf beyond a tried end."""
+    low, high = _around(flat, one)
+    if (low == 0 and one > 0) or (high == len(scales) - 1 and one < len(scales) - 1):
+        return math.inf
+    return float(np.log10(scales[min(high + 1, len(scales) - 1)] / scales[max(low - 1, 0)]))
+
+
+def _dtype(value: Any) -> Any:
+    return pl.Float64 if isinstance(value, float) else pl.String

@@ -1,0 +1,63 @@
+"""Equivalence needs its interval within the margin; a mere failure to differ is not enough."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from isolab.analysis.epsilon import equivalence
+
+
+def sweep(losses, rates=(0.5,), best=0):
+    """A rate sweep whose rate number ``best`` has these losses by seed, the others worse ones."""
+    return pl.DataFrame(
+        [
+            {"learning_rate": r, "seed": s, "final_validation_loss": x + 0.5 * abs(i - best)}
+            for i, r in enumerate(rates)
+            for s, x in enumerate(losses)
+        ]
+    )
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=6, unique=True), st.floats(0.01, 0.3))
+def test_both_one_sided_tests_agree_with_scipys(differences, margin):
+    shared = np.random.default_rng(0).normal(2, 0.2, len(differences))
+    found = equivalence(sweep(shared + differences), sweep(shared), margin, confidence=0.9)
+    d = np.array(found.differences)
+    np.testing.assert_allclose(d, differences, atol=1e-9)
+    if d.std() < 1e-7:
+        return  # the same for every seed but for rounding
+    above = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(d, margin, alternative="less").pvalue
+    assert found.p_value == pytest.approx(max(above, below), abs=1e-9)
+    if abs(found.p_value - 0.05) > 1e-6:
+        assert found.equivalent == (found.p_value < 0.05)
+
+
+def test_unlike_sides_far_apart_or_too_noisy_are_not_equivalent():
+    same = sweep([2.0, 2.1, 2.2])
+    assert equivalence(same, same, 0.01).equivalent
+    assert equivalence(same, same, 0.01).p_value == 0.0
+    worse = equivalence(sweep([2.3, 2.4, 2.5]), same, 0.1)
+    assert not worse.equivalent and worse.difference == pytest.approx(0.3)
+    noisy = equivalence(sweep([2.1, 2.0, 2.3]), same, 0.1)  # no difference found, and no equality
+    assert noisy.interval[0] < 0 < noisy.interval[1] and not noisy.equivalent
+
+
+def test_each_side_stands_at_its_own_best_rate_and_edges_are_told():
+    rates = (0.25, 0.5, 1.0)
+    found = equivalence(sweep([2.0, 2.1], rates, 0), sweep([2.0, 2.1], rates, 1), 0.1)
+    assert found.rates == (0.25, 0.5)
+    assert found.equivalent and found.difference == 0
+    assert "the first side's best rate, 0.25, is the lowest of its grid" in found.reason
+    assert equivalence(sweep([2.0, 2.1], rates, 1), sweep([2.0, 2.1], rates, 1), 0.1).reason is None
+
+
+def test_a_margin_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"margin is 0; allowed: a finite number above 0"):
+        equivalence(sweep([2.0, 2.1]), sweep([2.0, 2.1]), 0)
