@@ -127,7 +127,7 @@ def test_runs_at_the_base_width_stand_for_both_rules_of_eps():
         ({"log2_loss_scales": [-10, -20]}, "log2_loss_scales is [-10, -20]; allowed: 0 and one"),
         ({"reach": 0}, "reach is 0; allowed: 1 or more"),
         ({"stands_in": 0}, "stands_in is 0; allowed: 1 or more"),
-        ({"gradient_step": 51}, "gradient_step is 51; allowed: 1 to steps (50)"),
+        ({"gradient_step": 71}, "gradient_step is 71; allowed: 1 to steps (70)"),
         ({"widths": [32, 50]}, "width is 50; allowed: multiples of head_size"),
         ({"log10_eps": [-50]}, "allowed: 0, or 2**-126 to 2**127"),
         ({"log2_loss_scales": [0, -200]}, "2**-126 to 2**127"),
