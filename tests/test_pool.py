@@ -113,6 +113,7 @@ def test_rows_are_those_of_one_process_from_workers_on_cores_of_their_own(tmp_pa
     assert again["step_seconds"].to_list() == table["step_seconds"].to_list()
 
 
+@pytest.mark.slow
 def test_settings_of_jax_hold_in_the_workers_too():
     starts = []
     before = jax.config.jax_default_prng_impl

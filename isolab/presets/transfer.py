@@ -32,6 +32,7 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "seeds": [0, 1],
         "check_widths": [16, 32, 64],
         "digits_widths": [64, 128],
+        "twins": ["adam"],
         "processes": None,
     },
     "laptop": {
@@ -46,6 +47,7 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "seeds": [0, 1, 2],
         "check_widths": [32, 64, 128, 256],
         "digits_widths": [64, 256, 512],
+        "twins": ["sgd", "adam"],
         "processes": "auto",
     },
     "full": {
@@ -60,6 +62,7 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "seeds": [0, 1, 2],
         "check_widths": [32, 64, 128, 256, 512, 1024, 2048, 4096],
         "digits_widths": [64, 256, 1024, 4096],
+        "twins": ["sgd", "adam", "adafactor"],
         "processes": "auto",
     },
 }
