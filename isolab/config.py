@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isolab.optimizers.catalog import entry
 from isolab.parameterization import ROLES, parameterization, per_layer_rates
 from isolab.transformer import TransformerConfig
+
+if TYPE_CHECKING:
+    import polars as pl
 
 RECIPE_VERSION = 2
 """Raised when the same config would train differently, or a default changes; part of every key."""
@@ -262,3 +266,23 @@ class RunConfig:
         content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_later_fields(frame: pl.DataFrame, names: Collection[str] | None = None) -> pl.DataFrame:
+    """Returns stored runs with the fields that came after them at their default: what they did.
+
+    Args:
+        frame: a row per run; a field's column may be absent or hold nulls.
+        names: fields to fill; default: all whose default is not None.
+    """
+    import polars as pl
+
+    types = {str: pl.String, bool: pl.Boolean, int: pl.Int64, float: pl.Float64}
+    defaults = {f.name: f.default for f in fields(RunConfig) if f.default is not None}
+    return frame.with_columns(
+        (pl.col(name).fill_null(value) if name in frame.columns else pl.lit(value))
+        .cast(types[type(value)])
+        .alias(name)
+        for name, value in defaults.items()
+        if names is None or name in names
+    )

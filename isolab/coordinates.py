@@ -26,7 +26,6 @@ The idea is that of the coordinate check of microsoft/mup; arXiv:2203.03466, app
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,7 +35,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from isolab.analysis.seeds import check_confidence, require_columns, student_interval
+from isolab.analysis.seeds import check_confidence, require_columns
+from isolab.analysis.width_lines import seed_interval, width_lines
 from isolab.config import RunConfig
 from isolab.corpus import load_corpus
 from isolab.probe import Layer, activations, rms
@@ -260,12 +260,9 @@ def _slope(
             None,
             f"no slope: at width {widths[width]}, seed {seeds[seed]}, it {what}",
         )
-    x = np.log2(np.array(widths, np.float64))
-    x -= x.mean()
-    each = np.log2(table) @ x / (x @ x)
-    if len(seeds) < 2:
-        return float(each[0]), -math.inf, math.inf, "one seed: no interval"
-    return float(each.mean()), *student_interval(each, confidence), ""
+    each = width_lines(table, widths).slopes
+    note = "" if len(seeds) > 1 else "one seed: no interval"
+    return float(each.mean()), *seed_interval(each, confidence), note
 
 
 def _split(model: nnx.Module) -> tuple[Any, Any, Any]:

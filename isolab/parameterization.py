@@ -172,6 +172,17 @@ class Parameterization:
         alpha = alignment_exponent(role, alignment)
         return alpha - self.scaling(role).a - self._rule_offset(role, rule)
 
+    def global_rate_exponent(self, rule: str, alignment: Alignment = "full") -> float:
+        """Returns c of the largest stable rate, ``n**-c``, that all matrices share.
+
+        Gains of normalization layers, ``vector``, are left out, as in the paper.
+
+        Raises:
+            ValueError: the rule or the alignment is unknown or out of range.
+        """
+        roles = (role for role in ROLES if role != "vector")
+        return max(self.rate_exponent(role, rule, alignment) for role in roles)
+
     def shifted(self, t: float | Mapping[str, float]) -> Parameterization:
         """Returns the equivalent parameterization with ``(a + t, b - t)`` in place of ``(a, b)``.
 

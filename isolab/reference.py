@@ -16,6 +16,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
+from isolab.config import with_later_fields
 from isolab.presets import transfer_alignment, transfer_coordinates, transfer_reference
 from isolab.provenance import provenance
 from isolab.store import Store
@@ -55,7 +56,9 @@ def load(name: str) -> pl.DataFrame:
             " installed package; clone it, or train them with"
             f" python -m isolab.reference {name}"
         )
-    return Store(place).runs() if name in SWEEPS else pl.read_parquet(place / "table.parquet")
+    if name in TABLES:
+        return pl.read_parquet(place / "table.parquet")
+    return with_later_fields(Store(place).runs())
 
 
 def beside(reference: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:

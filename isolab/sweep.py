@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from isolab.config import RunConfig
+from isolab.config import RunConfig, with_later_fields
 from isolab.corpus import load_corpus
 from isolab.folder import runs_folder
 from isolab.interrupt import Interrupt
@@ -170,19 +170,9 @@ def run(
             board = Board(planned, kept, progress)
             several = process_count(processes, len(planned.batches))
             frames += _train(planned.batches, kept, board, client, resources, memory_bytes, several)
-    table = _with_later_fields(pl.concat(frames, how="diagonal_relaxed"))
+    table = with_later_fields(pl.concat(frames, how="diagonal_relaxed"))
     order = pl.DataFrame({"key": planned.keys})
     return order.join(table, on="key", how="left", maintain_order="left").select(table.columns)
-
-
-def _with_later_fields(table: pl.DataFrame) -> pl.DataFrame:
-    """Fills fields that came after a run was stored: their default is what was done then."""
-    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not None}
-    there = set(table.columns)
-    return table.with_columns(
-        (pl.col(name).fill_null(default) if name in there else pl.lit(default)).alias(name)
-        for name, default in defaults.items()
-    )
 
 
 def _train(

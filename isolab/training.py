@@ -319,19 +319,22 @@ def run_values(config: RunConfig) -> dict[str, jax.Array]:
 
 
 def _stack_traced(configs: Sequence[RunConfig]) -> dict[str, jax.Array]:
-    columns: dict[str, list[Any]] = {
-        name: [getattr(config, name) for config in configs] for name in _VALUES
-    }
-    for name in _hyperparameters(configs[0]):
-        columns[name] = [config.hyperparameters[name] for config in configs]
-    for role in configs[0].rates:
-        columns[f"rate_{role}"] = [config.rates[role] for config in configs]
-    for role in configs[0].epsilons:
-        columns[f"eps_{role}"] = [config.epsilons[role] for config in configs]
+    def values(config: RunConfig) -> dict[str, Any]:
+        numbers, rates, epsilons = config.hyperparameters, config.rates, config.epsilons
+        return (
+            {name: getattr(config, name) for name in _VALUES}
+            | {name: numbers[name] for name in _hyperparameters(config)}
+            | {f"rate_{role}": rate for role, rate in rates.items()}
+            | {f"eps_{role}": eps for role, eps in epsilons.items()}
+        )
+
+    rows = [values(config) for config in configs]
     integers = ("seed", "steps", "warmup_steps")
     return {
-        name: jnp.asarray(values, jnp.int32 if name in integers else jnp.float32)
-        for name, values in columns.items()
+        name: jnp.asarray(
+            [row[name] for row in rows], jnp.int32 if name in integers else jnp.float32
+        )
+        for name in rows[0]
     }
 
 

@@ -279,3 +279,14 @@ MUP = parameterization("mup")
 def test_errors_name_the_value_and_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def test_one_rate_for_all_is_held_by_the_role_that_needs_the_smallest():
+    for name in PARAMETERIZATIONS:
+        p = parameterization(name)
+        for rule in RULES:
+            shared = p.global_rate_exponent(rule)
+            each = [p.rate_exponent(role, rule) for role in ("embedding", "hidden", "readout")]
+            assert shared in each and all(shared >= c for c in each)
+    assert parameterization("standard").global_rate_exponent("adam") == 1.0
+    assert parameterization("mean_field").global_rate_exponent("sgd") == -1.0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from isolab.analysis.seeds import (
     require_columns,
     student_interval,
 )
-from isolab.config import RunConfig
+from isolab.config import with_later_fields
 
 __all__ = [
     "Equivalence",
@@ -74,13 +73,7 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
         ['adam', 'adam, eps per layer']
     """
     require_columns(runs, ["optimizer"])
-    usual = {f.name: f.default for f in fields(RunConfig) if f.name in (*_SHOWN, "loss_scale")}
-    filled = runs.with_columns(
-        pl.col(name).fill_null(pl.lit(value)).cast(_dtype(value))
-        if name in runs.columns
-        else pl.lit(value).alias(name)
-        for name, value in usual.items()
-    )
+    filled = with_later_fields(runs, (*_SHOWN, "loss_scale"))
     parts = [
         pl.when(pl.col("eps_rule") == "per_layer").then(pl.lit(", eps per layer")),
         pl.when(pl.col("moment_dtype") != "float32").then(
@@ -272,7 +265,3 @@ def _most(scales: Array, flat: np.ndarray, one: int) -> float:
     if (low == 0 and one > 0) or (high == len(scales) - 1 and one < len(scales) - 1):
         return math.inf
     return float(np.log10(scales[min(high + 1, len(scales) - 1)] / scales[max(low - 1, 0)]))
-
-
-def _dtype(value: Any) -> Any:
-    return pl.Float64 if isinstance(value, float) else pl.String

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.claim import Claim
-from isolab.parameterization import PARAMETERIZATIONS, ROLES, parameterization
+from isolab.parameterization import PARAMETERIZATIONS, parameterization
 
 SOURCE = "arXiv:2407.05872"
 _NAMES = {"ntk": "NTK", "mup": "muP", "mean_field": "mean-field", "sgd": "SGD", "adam": "Adam",
@@ -129,9 +129,7 @@ def _reason(row: dict[str, Any], name: str) -> str | None:
 
 
 def _global_power(scaling: str, optimizer: str, alignment: str) -> float:
-    p = parameterization(scaling)
-    stable = [p.rate_exponent(r, optimizer, alignment) for r in ROLES if r != "vector"]
-    return 0.0 - max(stable)
+    return 0.0 - parameterization(scaling).global_rate_exponent(optimizer, alignment)
 
 
 def _said(name: str) -> str:

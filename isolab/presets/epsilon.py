@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from isolab.config import RunConfig
+from isolab.config import RunConfig, with_later_fields
 from isolab.parameterization import parameterization
+from isolab.presets.settings import require_several
 from isolab.presets.transfer import log2_centre
 from isolab.sweep import Sweep
 
@@ -129,10 +130,7 @@ def epsilon_plan(settings: SimpleNamespace) -> EpsilonPlan:
             reach or ``stands_in`` below 1, a gradient step outside the run, or what
             :class:`isolab.RunConfig` refuses.
     """
-    for name in ("widths", "gradient_widths", "seeds"):
-        values = getattr(settings, name)
-        if len(set(values)) < 2:
-            raise ValueError(f"{name} is {values}; allowed: two different ones or more")
+    require_several(settings, "widths", "gradient_widths", "seeds")
     for name in ("log2_loss_scales", "log2_loss_scales_bfloat16"):
         logs = getattr(settings, name)
         if 0 not in logs or len(set(logs)) < 2:
@@ -297,8 +295,8 @@ def at_every_eps_rule(runs: pl.DataFrame) -> pl.DataFrame:
     Args:
         runs: a row per run.
     """
-    rule = pl.col("eps_rule").fill_null("same")  # runs stored before there was a rule
-    alike = (pl.col("width") == pl.col("base_width")) & (rule == "same")
+    runs = with_later_fields(runs, ["eps_rule"])
+    alike = (pl.col("width") == pl.col("base_width")) & (pl.col("eps_rule") == "same")
     copied = runs.filter(alike & (pl.col("optimizer") == "adam"))
     return pl.concat([runs, copied.with_columns(pl.lit("per_layer").alias("eps_rule"))])
 

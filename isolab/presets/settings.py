@@ -44,6 +44,14 @@ def choose(presets: dict[str, dict[str, Any]], preset: str, **overrides: Any) ->
     return SimpleNamespace(**settings)
 
 
+def require_several(settings: SimpleNamespace, *names: str) -> None:
+    """Raises ValueError, by name and value, where a list has fewer than two different members."""
+    for name in names:
+        values = getattr(settings, name)
+        if len(set(values)) < 2:
+            raise ValueError(f"{name} is {values}; allowed: two different ones or more")
+
+
 def rates(log2_range: list[int]) -> list[float]:
     """Returns the grid 2**k for k from the first number to before the second.
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from isolab.config import RunConfig
-from isolab.presets.settings import rates
+from isolab.presets.settings import rates, require_several
 from isolab.sweep import Sweep
 
 SPEEDUP: dict[str, dict[str, Any]] = {
@@ -85,8 +85,7 @@ def speedup_plan(settings: SimpleNamespace) -> SpeedupPlan:
         ValueError: fewer than two seeds or three horizons, horizons that evaluations do not
             divide, or what :class:`isolab.RunConfig` refuses.
     """
-    if len(set(settings.seeds)) < 2:
-        raise ValueError(f"seeds is {settings.seeds}; allowed: two different ones or more")
+    require_several(settings, "seeds")
     if len(set(settings.horizons)) < 3:
         raise ValueError(f"horizons is {settings.horizons}; allowed: three or more, in steps")
     horizons = sorted(settings.horizons)

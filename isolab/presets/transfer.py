@@ -16,7 +16,8 @@ from isolab.config import RunConfig
 from isolab.coordinates import coordinate_check_runs
 from isolab.equivalence import equivalence_classes, equivalent_config
 from isolab.optimizers.catalog import entry
-from isolab.parameterization import ROLES, parameterization
+from isolab.parameterization import parameterization
+from isolab.presets.settings import require_several
 from isolab.sweep import Sweep
 
 TRANSFER: dict[str, dict[str, Any]] = {
@@ -90,23 +91,16 @@ def log2_centre(
     it stays; under "none" it falls half as fast as it would have to if alignment were full.
     """
     p, family = parameterization(scaling), entry(optimizer).rule
-    start = CENTRES[scaling, optimizer] - global_exponent(scaling, optimizer) * math.log2(
-        base_width / CENTRE_WIDTH
-    )
+    falls = p.global_rate_exponent(family)
+    start = CENTRES[scaling, optimizer] - falls * math.log2(base_width / CENTRE_WIDTH)
     octaves = math.log2(width / base_width)
     if rule == "global":
-        return start - global_exponent(scaling, optimizer) * octaves
+        return start - falls * octaves
     if rule == "full":
         return start
     roles = ("hidden", "readout")
     excess = max(p.rate_exponent(r, family) - p.rate_exponent(r, family, "none") for r in roles)
     return start - excess / 2 * octaves
-
-
-def global_exponent(scaling: str, optimizer: str) -> float:
-    """Returns c of the largest stable rate n^-c that all roles share, at full alignment."""
-    p, family = parameterization(scaling), entry(optimizer).rule
-    return max(p.rate_exponent(role, family) for role in ROLES if role != "vector")
 
 
 @dataclass(frozen=True)
@@ -137,10 +131,7 @@ def transfer_plan(settings: SimpleNamespace) -> TransferPlan:
         ValueError: fewer than two widths or seeds, no "standard" among the parameterizations, a
             reach below 1, or what :class:`isolab.RunConfig` refuses.
     """
-    for name in ("widths", "seeds", "check_widths", "digits_widths"):
-        values = getattr(settings, name)
-        if len(set(values)) < 2:
-            raise ValueError(f"{name} is {values}; allowed: two different ones or more")
+    require_several(settings, "widths", "seeds", "check_widths", "digits_widths")
     if "standard" not in settings.parameterizations:
         raise ValueError(
             f"parameterizations is {settings.parameterizations}; allowed: a list with 'standard',"

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from isolab.presets.transfer import GAMMAS, TUNED_HIDDEN, global_exponent
+from isolab.optimizers.catalog import entry
+from isolab.parameterization import parameterization
+from isolab.presets.transfer import GAMMAS, TUNED_HIDDEN
 
 KIND = ("parameterization", "optimizer", "rate_rule")
 """Columns that tell the chapter's rate sweeps apart."""
@@ -151,5 +153,5 @@ def _common_seeds(
 
 def _predicted(scaling: str, optimizer: str, rule: str) -> float | None:
     if rule == "global":
-        return 0.0 - global_exponent(scaling, optimizer)
+        return 0.0 - parameterization(scaling).global_rate_exponent(entry(optimizer).rule)
     return 0.0 if rule == "full" else None
