@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,6 +213,18 @@ class Claim:
             "verdict": self.verdict,
             "reason": self.reason,
         }
+
+
+def interval_of(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    """Returns columns ``<name>_low`` and ``<name>_high`` of an analysis's row, None if null."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return None if low is None or high is None else (low, high)
+
+
+def reason_of(row: Mapping[str, Any], name: str) -> str | None:
+    """Returns why a claim on ``name`` of an analysis's row must be inconclusive, or None."""
+    missing = row[name] is None or interval_of(row, name) is None
+    return row["reason"] or (f"no number: {row['note'] or 'not measured'}" if missing else None)
 
 
 def _number(name: str, value: Any) -> float:

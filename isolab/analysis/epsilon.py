@@ -2,6 +2,8 @@ r"""What epsilon and the scale of the loss do to the final loss, and where 1e-8 
 
 =======================  ===========================================================================
 :func:`variants`         names what is compared: optimizer, rule of eps, dtype of moments
+:func:`cases`            the same with eps
+:func:`at_best_eps`      the runs of the eps that does best
 :func:`eps_map`          mean final loss of every cell of a map of eps and width, or loss scale
 :func:`flat_decades`     decades of loss scale over which the final loss stays as it is
 :func:`eps_lines`        the eps that equals a role's gradient, for a map
@@ -35,7 +37,9 @@ from isolab.config import with_later_fields
 
 __all__ = [
     "Equivalence",
+    "at_best_eps",
     "bite_width",
+    "cases",
     "eps_lines",
     "eps_map",
     "equivalence",
@@ -87,6 +91,53 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
     ]
     said = pl.concat_str(pl.col("optimizer"), *parts, ignore_nulls=True)
     return filled.with_columns(said.alias("variant"))
+
+
+def cases(runs: pl.DataFrame) -> pl.DataFrame:
+    """Adds columns ``variant`` (:func:`variants`) and ``case``: the variant and its eps.
+
+    Example:
+        >>> runs = pl.DataFrame({"optimizer": ["adam", "adam_atan2"], "eps": [1e-8, None]})
+        >>> cases(runs)["case"].to_list()
+        ['adam, eps = 1e-8', 'adam_atan2']
+    """
+    named = variants(runs)
+    require_columns(named, ["eps"])
+    said = pl.format(", eps = {}", pl.col("eps"))
+    return named.with_columns(
+        pl.concat_str(pl.col("variant"), said, ignore_nulls=True).alias("case")
+    )
+
+
+def at_best_eps(
+    runs: pl.DataFrame,
+    by: Sequence[str] = ("width",),
+    rate: str = "learning_rate",
+    loss: str = "final_validation_loss",
+) -> pl.DataFrame:
+    """Returns the runs of the eps with the lowest mean loss, at its best rate, in each group.
+
+    Args:
+        runs: a row per run, with ``eps``; the same seeds everywhere.
+        by: columns that tell groups apart.
+        rate, loss: names of columns; a loss of +inf or NaN is a diverged run.
+
+    Raises:
+        ValueError: missing columns, or no rows.
+
+    Example:
+        >>> runs = pl.DataFrame({"width": 32, "eps": [1e-8, 1e-8, 1e-4, 1e-4],
+        ...     "learning_rate": [0.1, 0.2] * 2, "final_validation_loss": [2.0, 2.3, 2.1, 1.9]})
+        >>> at_best_eps(runs)["eps"].to_list()
+        [0.0001, 0.0001]
+    """
+    require_columns(runs, [*by, "eps", rate, loss])
+    if runs.is_empty():
+        raise ValueError("no runs: the frame has no rows")
+    value = pl.col(loss).cast(pl.Float64).fill_nan(math.inf).mean()
+    each = runs.group_by(*by, "eps", rate).agg(value.alias("_mean"))
+    best = each.sort("_mean", "eps").group_by(by, maintain_order=True).first()
+    return runs.join(best.select(*by, "eps"), on=[*by, "eps"], how="semi", maintain_order="left")
 
 
 def eps_map(

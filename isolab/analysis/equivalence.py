@@ -7,11 +7,14 @@ assessing the equivalence of average bioavailability", 1987.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from isolab.analysis.seeds import require_columns, student_interval
 from isolab.analysis.speedup import paired_difference
 
 
@@ -21,7 +24,8 @@ class Equivalence:
 
     difference: mean over seeds of a's loss less b's, nats/token, above 0 where a is worse;
     interval: of the mean; margin: stated before; p_value: the larger of the two one-sided tests';
-    differences: by seed; rates: of a and b; reason: why not to judge by it, or None.
+    differences: by seed; rates: of a and b, a pair for each group; reason: why not to judge by it,
+    or None.
     """
 
     difference: float
@@ -29,7 +33,7 @@ class Equivalence:
     margin: float
     p_value: float
     differences: tuple[float, ...]
-    rates: tuple[float, float]
+    rates: tuple[tuple[float, float], ...]
     reason: str | None
 
     @property
@@ -42,6 +46,7 @@ def equivalence(
     runs_a: pl.DataFrame,
     runs_b: pl.DataFrame,
     margin: float,
+    across: Sequence[str] = (),
     rate: str = "learning_rate",
     loss: str = "final_validation_loss",
     seed: str = "seed",
@@ -57,12 +62,15 @@ def equivalence(
         runs_a, runs_b: a row per run; the same seeds in both. Each side's rate is the one of lowest
             seed-averaged loss on its grid.
         margin: nats/token, above 0, stated before the runs.
+        across: columns that both frames have, such as ``width``: in each group of their values both
+            sides take their best rates anew, and a seed's difference is its mean over the groups.
+            The seeds remain what the interval is over, as runs of one seed share batches.
         rate, loss, seed: names of columns.
         confidence: of the interval.
 
     Raises:
-        ValueError: a margin that is not positive, and whatever
-            :func:`~isolab.analysis.speedup.paired_difference` refuses.
+        ValueError: a margin that is not positive, groups or seeds that differ between the sides,
+            and whatever :func:`~isolab.analysis.speedup.paired_difference` refuses.
 
     Example:
         >>> def runs(losses):
@@ -75,26 +83,55 @@ def equivalence(
     from scipy.special import stdtr
 
     check_positive("margin", margin)
-    found = paired_difference(runs_a, runs_b, rate, loss, seed, confidence)
-    each = np.array(found.differences)
-    spread = float(each.std(ddof=1)) / math.sqrt(len(each))
-    room = margin - abs(found.mean)
+    groups = _groups(runs_a, runs_b, across)
+    found = {
+        name: paired_difference(a, b, rate, loss, seed, confidence)
+        for name, (a, b) in groups.items()
+    }
+    if len({pair.seeds for pair in found.values()}) > 1:
+        raise ValueError(f"the groups by {list(across)} have different seeds; allowed: the same")
+    each = np.mean([pair.differences for pair in found.values()], axis=0)
+    spread = float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    room = margin - abs(float(each.mean()))
     if spread == 0:
         p_value = 0.0 if room > 0 else 1.0
     else:
-        p_value = float(stdtr(len(each) - 1, -room / spread))
-    reason = found.reason
-    if reason is not None:  # there the sides are called baseline and challenger
-        reason = reason.replace("baseline's", "first side's").replace("challenger's", "second's")
+        p_value = float(stdtr(len(each) - 1, -room / spread)) if len(each) > 1 else 1.0
+    reasons = [f"{_said(across, name)}{pair.reason}" for name, pair in found.items() if pair.reason]
+    said = "; ".join(reasons) or None
+    if said is not None:  # there the sides are called baseline and challenger
+        said = said.replace("baseline's", "first side's").replace("challenger's", "second's")
     return Equivalence(
-        found.mean,
-        found.interval,
+        float(each.mean()),
+        student_interval(each, confidence) if len(each) > 1 else (-math.inf, math.inf),
         margin,
         p_value,
-        found.differences,
-        (found.baseline_rate, found.challenger_rate),
-        reason,
+        tuple(map(float, each)),
+        tuple((pair.baseline_rate, pair.challenger_rate) for pair in found.values()),
+        said,
     )
+
+
+def _groups(
+    runs_a: pl.DataFrame, runs_b: pl.DataFrame, across: Sequence[str]
+) -> dict[tuple[Any, ...], tuple[pl.DataFrame, pl.DataFrame]]:
+    """Returns both sides' runs by the values of ``across``."""
+    if not across:
+        return {(): (runs_a, runs_b)}
+    sides = []
+    for runs in (runs_a, runs_b):
+        require_columns(runs, across)
+        sides.append(dict(runs.sort(across).group_by(across, maintain_order=True)))
+    if sides[0].keys() != sides[1].keys():
+        raise ValueError(
+            f"the sides' {list(across)} are {sorted(sides[0])} and {sorted(sides[1])}; allowed: the"
+            " same"
+        )
+    return {name: (sides[0][name], sides[1][name]) for name in sides[0]}
+
+
+def _said(across: Sequence[str], name: tuple[Any, ...]) -> str:
+    return "".join(f"{column} {value}: " for column, value in zip(across, name, strict=True))
 
 
 def check_positive(name: str, value: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from isolab.analysis.claim import Claim
+from isolab.analysis.claim import Claim, interval_of, reason_of
 from isolab.parameterization import PARAMETERIZATIONS, parameterization
 
 SOURCE = "arXiv:2407.05872"
@@ -42,12 +42,12 @@ def exponent_claim(exponents: pl.DataFrame, scaling: str, optimizer: str) -> Cla
         f"{_said(scaling)}, {_said(optimizer)}, one global rate: with what power of the width does"
         " the best rate move?",
         measured=row["exponent"],
-        interval=_interval(row, "exponent"),
+        interval=interval_of(row, "exponent"),
         threshold=full,
         direction="contains",
         rival=none,
         source=SOURCE,
-        inconclusive=_reason(row, "exponent"),
+        inconclusive=reason_of(row, "exponent"),
         prediction=f"{full:g} by full alignment, {none:g} by none",
     )
 
@@ -68,12 +68,12 @@ def shift_claim(shifts: pl.DataFrame, scaling: str, optimizer: str) -> Claim:
         f"{_said(scaling)}, {_said(optimizer)}, per-layer rates: how many factors of 2 from the"
         f" narrowest width's best rate lies that of width {row['width']}?",
         measured=row["grid_steps"],
-        interval=_interval(row, "grid_steps"),
+        interval=interval_of(row, "grid_steps"),
         threshold=1.0,
         direction="within",
         unit="grid steps",
         source=SOURCE,
-        inconclusive=_reason(row, "grid_steps"),
+        inconclusive=reason_of(row, "grid_steps"),
         prediction="none: the rate transfers, within one grid step",
     )
 
@@ -94,12 +94,12 @@ def loss_claim(differences: pl.DataFrame, scaling: str, optimizer: str) -> Claim
         f"By how much does the standard parameterization end below {_said(scaling)} at width"
         f" {row['width']}, both with per-layer rates ({_said(optimizer)})?",
         measured=row["difference"],
-        interval=_interval(row, "difference"),
+        interval=interval_of(row, "difference"),
         threshold=0.0,
         direction="above",
         unit="nats/byte",
         source=SOURCE,
-        inconclusive=_reason(row, "difference"),
+        inconclusive=reason_of(row, "difference"),
         prediction="its loss is lower",
     )
 
@@ -116,16 +116,6 @@ def _row(frame: pl.DataFrame, scaling: str, optimizer: str, rule: str) -> dict[s
             f" {frame.select('parameterization', 'optimizer', 'rate_rule').unique().rows()}"
         )
     return found.row(0, named=True)
-
-
-def _interval(row: dict[str, Any], name: str) -> tuple[float, float] | None:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return None if low is None or high is None else (low, high)
-
-
-def _reason(row: dict[str, Any], name: str) -> str | None:
-    missing = row[name] is None or _interval(row, name) is None
-    return row["reason"] or (f"no number: {row['note'] or 'not measured'}" if missing else None)
 
 
 def _global_power(scaling: str, optimizer: str, alignment: str) -> float:

@@ -52,7 +52,7 @@ def test_unlike_sides_far_apart_or_too_noisy_are_not_equivalent():
 def test_each_side_stands_at_its_own_best_rate_and_edges_are_told():
     rates = (0.25, 0.5, 1.0)
     found = equivalence(sweep([2.0, 2.1], rates, 0), sweep([2.0, 2.1], rates, 1), 0.1)
-    assert found.rates == (0.25, 0.5)
+    assert found.rates == ((0.25, 0.5),)
     assert found.equivalent and found.difference == 0
     assert "the first side's best rate, 0.25, is the lowest of its grid" in found.reason
     assert equivalence(sweep([2.0, 2.1], rates, 1), sweep([2.0, 2.1], rates, 1), 0.1).reason is None
@@ -61,3 +61,30 @@ def test_each_side_stands_at_its_own_best_rate_and_edges_are_told():
 def test_a_margin_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"margin is 0; allowed: a finite number above 0"):
         equivalence(sweep([2.0, 2.1]), sweep([2.0, 2.1]), 0)
+
+
+def test_groups_take_their_own_best_rates_and_seeds_are_averaged_over_them():
+    rates = (0.25, 0.5, 1.0)
+
+    def at(width, losses, best):
+        return sweep(losses, rates, best).with_columns(width=pl.lit(width))
+
+    ours = pl.concat([at(32, [2.0, 2.1, 2.2], 1), at(64, [1.8, 1.9, 2.0], 2)])
+    theirs = pl.concat([at(64, [1.7, 1.9, 2.0], 1), at(32, [2.0, 2.0, 2.3], 1)])
+    found = equivalence(ours, theirs, 0.2, across=["width"])
+    assert found.rates == ((0.5, 0.5), (1.0, 0.5))
+    np.testing.assert_allclose(found.differences, [0.05, 0.05, -0.05], atol=1e-12)
+    assert found.reason.startswith("width 64: the first side's best rate, 1")
+    half = equivalence(
+        ours.filter(pl.col("width") == 32), theirs.filter(pl.col("width") == 32), 0.2
+    )
+    np.testing.assert_allclose(half.differences, [0.0, 0.1, -0.1], atol=1e-12)
+
+
+def test_groups_must_be_the_same_on_both_sides():
+    runs = sweep([2.0, 2.1]).with_columns(width=pl.lit(32))
+    with pytest.raises(ValueError, match=r"the sides' \['width'\] are \[\(32,\)\] and \[\(64,\)\]"):
+        equivalence(runs, runs.with_columns(width=pl.lit(64)), 0.1, across=["width"])
+    uneven = pl.concat([runs, sweep([2.0, 2.1, 2.2]).with_columns(width=pl.lit(64))])
+    with pytest.raises(ValueError, match="different seeds"):
+        equivalence(uneven, uneven, 0.1, across=["width"])
