@@ -17,16 +17,26 @@ import polars as pl
 import typer
 
 from isolab.config import with_later_fields
-from isolab.presets import transfer_alignment, transfer_coordinates, transfer_reference
+from isolab.presets import (
+    epsilon_gradients,
+    epsilon_reference,
+    transfer_alignment,
+    transfer_coordinates,
+    transfer_reference,
+)
 from isolab.provenance import provenance
 from isolab.store import Store
 from isolab.sweep import Sweep, run
 
-SWEEPS: dict[str, Callable[[], Sweep]] = {"lr_transfer": transfer_reference}
+SWEEPS: dict[str, Callable[[], Sweep]] = {
+    "lr_transfer": transfer_reference,
+    "epsilon": lambda: epsilon_reference().sweep,
+}
 """Reference results that are runs."""
 TABLES: dict[str, Callable[[], pl.DataFrame]] = {
     "coordinates": transfer_coordinates,
     "alignment": transfer_alignment,
+    "gradients": epsilon_gradients,
 }
 """Reference results that are measurements of some few steps or runs."""
 
@@ -59,6 +69,18 @@ def load(name: str) -> pl.DataFrame:
     if name in TABLES:
         return pl.read_parquet(place / "table.parquet")
     return with_later_fields(Store(place).runs())
+
+
+def rows_of(runs: pl.DataFrame, sweep: Sweep) -> pl.DataFrame:
+    """Returns the runs of a frame that are a sweep's.
+
+    Args:
+        runs: a row per run, with ``key`` and ``corpus_fingerprint``.
+        sweep: what to look for; runs that the frame does not hold are left out.
+    """
+    fingerprints = runs["corpus_fingerprint"].unique()
+    keys = {config.key(fingerprint) for config in sweep for fingerprint in fingerprints}
+    return runs.filter(pl.col("key").is_in(list(keys)))
 
 
 def beside(reference: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:

@@ -84,7 +84,7 @@ def test_grids_of_rates_are_factors_of_two_and_higher_under_a_large_eps():
 
 
 def test_the_reference_holds_what_the_chapter_asks_for():
-    runs = presets.epsilon_reference()
+    runs = presets.epsilon_reference().sweep
     epsilons = {c.eps for c in runs if c.optimizer == "adam"}
     assert {0.0, 1e-4, 1e-20, TINY_EPS} < epsilons
     scales = {math.log2(c.loss_scale) for c in runs}
@@ -95,6 +95,21 @@ def test_the_reference_holds_what_the_chapter_asks_for():
     }  # fmt: skip
     assert {c.parameterization for c in runs} == {"mean_field", "mup"}
     assert {c.atan2_b for c in runs if c.optimizer == "adam_atan2"} == {1.0, 2.0, 4.0}
+
+
+def test_the_reference_tunes_eps_wherever_it_compares_by_it():
+    parts = presets.epsilon_reference()
+    cells = {(c.width, c.learning_rate, c.seed) for c in parts.transfer if c.eps is None}
+    for eps in {c.eps for c in parts.tuned_eps}:
+        tuned = {(c.width, c.learning_rate, c.seed) for c in parts.tuned_eps if c.eps == eps}
+        assert tuned == {cell for cell in cells if cell[0] <= 128}
+
+
+def test_damping_at_a_step_counts_every_parameter():
+    histogram, shares = presets.damping(planned("smoke").base, [16, 32], 2, [1e-8, 1.0])
+    assert histogram["width"].unique().to_list() == [16, 32]
+    assert set(shares.filter(eps=1.0)["share"]) == {1.0}
+    assert (shares.filter(eps=1e-8)["share"] < 0.5).all()
 
 
 def test_constants_are_pairs():

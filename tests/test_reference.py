@@ -12,6 +12,7 @@ import pytest
 
 from isolab import reference
 from isolab.config import RunConfig
+from isolab.sweep import Sweep
 
 FIELDS = list(RunConfig().row())
 NAMES = sorted(reference.SWEEPS)
@@ -79,3 +80,15 @@ def test_the_sweep_is_the_same_in_every_process():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert pickle.loads(done.stdout) == reference.SWEEPS[NAMES[0]]().configs
+
+
+def test_rows_of_a_sweep_are_found_by_their_keys_and_others_left_out():
+    name = NAMES[0]
+    runs = reference.load(name)
+    sweep = reference.SWEEPS[name]()
+    few = Sweep.union([sweep.configs[:5], [RunConfig(seed=12345)]])
+    found = reference.rows_of(runs, few)
+    assert sorted(found["key"]) == sorted(
+        config.key(runs["corpus_fingerprint"][0]) for config in sweep.configs[:5]
+    )
+    assert reference.rows_of(runs, Sweep.union([])).is_empty()

@@ -7,7 +7,10 @@ an accelerator.  A chapter's parameters cell overrides single values; None keeps
 from isolab.presets.epsilon import (
     EPSILON,
     EpsilonPlan,
+    EpsilonReference,
     at_every_eps_rule,
+    damping,
+    epsilon_gradients,
     epsilon_plan,
     epsilon_reference,
 )
@@ -43,6 +46,7 @@ __all__ = [
     "SPEEDUP",
     "TRANSFER",
     "EpsilonPlan",
+    "EpsilonReference",
     "SpeedupPlan",
     "TransferPlan",
     "alignments",
@@ -50,7 +54,9 @@ __all__ = [
     "at_every_rule",
     "choose",
     "coordinates",
+    "damping",
     "embedding_runs",
+    "epsilon_gradients",
     "epsilon_plan",
     "epsilon_reference",
     "gamma_runs",

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from isolab.config import RunConfig, with_later_fields
+from isolab.gradients import damped_shares, gradient_sizes, root_histogram, second_moments
 from isolab.parameterization import parameterization
 from isolab.presets.settings import require_several
 from isolab.presets.transfer import log2_centre
@@ -37,6 +38,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "log10_eps_scaled": [-8],
         "log2_loss_scales_bfloat16": [0, -20],
         "stands_in": 10_000,
+        "gradient_parameterizations": ["mup", "mean_field"],
         "gradient_widths": [16, 32, 64],
         "gradient_step": 10,
     },
@@ -53,6 +55,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "log10_eps_scaled": [-8],
         "log2_loss_scales_bfloat16": [20, 0, -20, -40],
         "stands_in": 10_000,
+        "gradient_parameterizations": ["mup", "mean_field"],
         "gradient_widths": [32, 64, 128],
         "gradient_step": 20,
     },
@@ -69,6 +72,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "log10_eps_scaled": [-4, -6, -8, -10, -12, -16, -20],
         "log2_loss_scales_bfloat16": list(range(40, -85, -10)),
         "stands_in": 10_000,
+        "gradient_parameterizations": ["standard", "ntk", "mup", "mean_field"],
         "gradient_widths": [64, 128, 256, 512, 1024, 2048, 4096],
         "gradient_step": 100,
     },
@@ -159,39 +163,72 @@ def epsilon_plan(settings: SimpleNamespace) -> EpsilonPlan:
     )
 
 
-def epsilon_reference() -> Sweep:
-    """Returns the runs of chapter 3's reference results: what two cores train in some hours.
+@dataclass(frozen=True)
+class EpsilonReference:
+    """The runs of chapter 3's reference results, by what they show: what two cores train in hours.
 
-    Widths 32 to 256, eps from 1e-2 to 1e-20 and 0, loss scales 2^40 to 2^-80, transfer under large
-    eps, also in muP and in bfloat16, and Adam-atan2's constants.
+    Attributes:
+        width_map: eps from 1e-2 to 1e-20 and 0, widths 32 to 128, and 256 down to 1e-8 and 0.
+        scale_map: eps and loss scales 2^40 to 2^-80 at width 64.
+        transfer: rates at widths 32 to 256: Adam at its default eps and a large one, Adam-atan2.
+        transfer_mup: the same in muP, to width 128.
+        tuned_eps: rates of Adam at eps 1e-4 to 1e-6, widths 32 to 128.
+        bfloat16: loss scales with bfloat16 moments, computed in float32 and in bfloat16.
+        narrow_moments, narrow_compute: transfer with bfloat16 moments, and matrix products too.
+        constants: rates of Adam-atan2 for pairs (a, b).
     """
+
+    width_map: Sweep
+    scale_map: Sweep
+    transfer: Sweep
+    transfer_mup: Sweep
+    tuned_eps: Sweep
+    bfloat16: Sweep
+    narrow_moments: Sweep
+    narrow_compute: Sweep
+    constants: Sweep
+
+    @property
+    def sweep(self) -> Sweep:
+        """All runs, each once."""
+        return Sweep.union(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def epsilon_reference() -> EpsilonReference:
+    """Returns the runs of chapter 3's reference results."""
     widths, seeds = [32, 64, 128, 256], [0, 1, 2]
     base = _base(widths[0], 2, 64, 16, 200)
     mup = dataclasses.replace(base, parameterization="mup")
+    moments = dataclasses.replace(base, moment_dtype="bfloat16")
+    compute = dataclasses.replace(moments, dtype="bfloat16")
     epsilons = [10.0**-k for k in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)]
     scaled = [1e-4, 1e-6, 1e-8, 1e-10, 1e-12, 1e-16, 1e-20, TINY_EPS, 0.0]
-    scales = [2.0**k for k in range(40, -85, -5)]
-    narrow: list[dict[str, Any]] = [
-        {"moment_dtype": "bfloat16"},
-        {"moment_dtype": "bfloat16", "dtype": "bfloat16"},
-    ]
-    return Sweep.union(
-        [
-            eps_by_width(base, widths, [*epsilons, 0.0], seeds),
-            eps_by_scale(base, widths[1], scaled, scales, seeds),
-            transfer_under_eps(base, widths, large_eps(10_000), 3, seeds),
-            transfer_under_eps(mup, widths, large_eps(2_000_000, "mup"), 3, seeds),
-            in_bfloat16(base, scales[::2], seeds, compute=("float32", "bfloat16")),
-            *(
-                transfer_under_eps(
-                    dataclasses.replace(base, **kept), widths[:3], large_eps(10_000), 2, seeds
-                )
-                for kept in narrow
-            ),
-            constants_of_atan2(base, [(1.0, 1.0), (4 / math.pi, 1.0), (2.0, 2.0), (4.0, 4.0)],
-                               3, seeds),
-        ]
-    )  # fmt: skip
+    large = large_eps(10_000)
+    return EpsilonReference(
+        width_map=eps_by_width(base, widths[:3], [*epsilons, 0.0], seeds)
+        + eps_by_width(base, widths[3:], [*epsilons[:7], 0.0], seeds),
+        scale_map=eps_by_scale(base, 64, scaled, _powers_of_two(10), seeds),
+        transfer=transfer_under_eps(base, widths, large, 3, seeds),
+        transfer_mup=transfer_under_eps(mup, widths[:3], large_eps(2_000_000, "mup"), 3, seeds),
+        tuned_eps=tuned_eps(base, widths[:3], [1e-4, 1e-5, 1e-6], 3, seeds),
+        bfloat16=in_bfloat16(base, _powers_of_two(20), seeds, compute=("float32", "bfloat16")),
+        narrow_moments=transfer_under_eps(moments, widths[:3], large, 2, seeds),
+        narrow_compute=transfer_under_eps(compute, widths[:2], large, 2, seeds),
+        constants=constants_of_atan2(
+            base, [(1.0, 1.0), (4 / math.pi, 1.0), (2.0, 2.0), (4.0, 4.0)], 3, seeds
+        ),
+    )
+
+
+def epsilon_gradients() -> pl.DataFrame:
+    """Measures the reference's gradients: every parameterization, widths 32 to 512, at step 20."""
+    base = _base(32, 2, 64, 16, 200)
+    return gradient_sizes(base, [32, 64, 128, 256, 512], steps=[20])
+
+
+def _powers_of_two(step: int) -> list[float]:
+    """Returns loss scales from 2^40 to 2^-80."""
+    return [2.0**k for k in range(40, -81, -step)]
 
 
 def large_eps(stands_in: float, scaling: str = PARAMETERIZATION, eps: float = 1e-8) -> float:
@@ -265,6 +302,21 @@ def transfer_under_eps(
     return Sweep.union(sweeps)
 
 
+def tuned_eps(
+    base: RunConfig,
+    widths: Iterable[int],
+    epsilons: Sequence[float],
+    reach: int,
+    seeds: Sequence[int],
+) -> Sweep:
+    """Returns Adam's grids of rates at every width and eps: its eps tuned as well as its rate."""
+    ats = [_at(base, width) for width in widths]
+    return Sweep.union(
+        Sweep(at, eps=epsilons, learning_rate=_grid(math.log2(at.learning_rate), reach), seed=seeds)
+        for at in ats
+    )
+
+
 def in_bfloat16(
     base: RunConfig,
     loss_scales: Sequence[float],
@@ -285,6 +337,22 @@ def constants_of_atan2(
     pairs = {"atan2_a": [a for a, _ in constants], "atan2_b": [b for _, b in constants]}
     rates = _grid(math.log2(at.learning_rate), reach)
     return Sweep(_atan2(at), pairs, learning_rate=rates, seed=seeds)
+
+
+def damping(
+    config: RunConfig, widths: Sequence[int], step: int, epsilons: Sequence[float]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    r"""Measures :math:`\sqrt{\hat v}` at one step of a run at every width.
+
+    Returns:
+        The frames of :func:`isolab.gradients.root_histogram` and
+        :func:`isolab.gradients.damped_shares`.
+
+    Raises:
+        ValueError: as :func:`isolab.gradients.second_moments`.
+    """
+    moments = second_moments(config, widths, step)
+    return root_histogram(moments), damped_shares(moments, epsilons)
 
 
 def at_every_eps_rule(runs: pl.DataFrame) -> pl.DataFrame:
