@@ -14,7 +14,10 @@ Reference: Everett et al., arXiv:2407.05872, section 4.3.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -91,10 +94,11 @@ def gradient_sizes(
         for name in parameterizations
         for width in widths
     ]
-    rows: list[tuple[Any, ...]] = []
-    for run in runs:
+
+    def measured(run: RunConfig) -> list[tuple[Any, ...]]:
         gradient, by_role = _gradient(run, corpus.vocab_size)
-        sizes = jax.jit(lambda *now, g=gradient, r=by_role: _sizes(r(g(*now))))
+        sizes = jax.jit(lambda *now: _sizes(by_role(gradient(*now))))
+        rows: list[tuple[Any, ...]] = []
         for seed in seeds:
             for moment in watch(dataclasses.replace(run, seed=seed), steps, corpus):
                 found = jax.device_get(sizes(moment.params, seed, moment.step, tokens))
@@ -102,8 +106,12 @@ def gradient_sizes(
                     (run.parameterization, run.width, seed, moment.step, role, float(found[role]))
                     for role in ROLES
                 ]
+        return rows
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is compiling, on one core each
+        found = list(pool.map(measured, runs))
     return pl.DataFrame(
-        rows,
+        list(itertools.chain.from_iterable(found)),
         schema={
             "parameterization": pl.String, "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64,
             "role": pl.String, "gradient_rms": pl.Float64,

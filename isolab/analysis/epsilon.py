@@ -85,7 +85,9 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
         ),
         pl.when(pl.col("dtype") != "float32").then(pl.format(", {} compute", pl.col("dtype"))),
         *(
-            pl.when(pl.col(name) != 1.0).then(pl.format(f", {name[-1]} = {{}}", pl.col(name)))
+            pl.when(pl.col(name) != 1.0).then(
+                pl.format(f", {name[-1]} = {{}}", pl.col(name).round_sig_figs(3))
+            )
             for name in ("atan2_a", "atan2_b")
         ),
     ]

@@ -24,6 +24,7 @@ _GAP = 0.25  # between the columns of eps 0 and of the least eps above it
 _INK = {"light": ("#FFFFFF", "#000000"), "dark": ("#000000", "#FFFFFF")}  # and what is around it
 _DASHES = {"hidden": [1, 0], "embedding": [6, 3], "readout": [2, 2], "vector": [8, 2, 2, 2]}
 _LOST = "#D9D9D9"
+_SPAN = 0.3  # nats/token that the colours span at least, so that noise does not look like a pattern
 
 
 def loss_by_eps(
@@ -70,11 +71,11 @@ def loss_by_eps(
     lost = placed.filter(~pl.col("loss").is_finite()).drop("loss", "number")
     kept = placed.filter(pl.col("loss").is_finite())
     best = bound(kept["loss"], "min", 0.0)
-    top = ceiling(kept["loss"], kept["loss"])
+    top = _top(kept["loss"])
     x = alt.X("left:Q", title="eps (log axis, a column each)")
     y = up.axis(alt.Y("bottom:Q", title=f"{words(over)} (log axis, a row each)"))
     shade = alt.Color("loss:Q", title=["final loss", "(nats/token)"]).scale(
-        scheme="viridis", reverse=True, domain=[best, max(top, best + 1e-6)], clamp=True
+        scheme="viridis", reverse=True, domain=[best, top], clamp=True
     )
     where = [*map(tip, panel), tip("eps shown", name="eps"), tip(over, "~g")]
     tips = [*where, tip("loss", ".4f"), tip("seeds")] if "seeds" in placed.columns else where
@@ -226,7 +227,7 @@ def _numbered(placed: pl.DataFrame) -> pl.DataFrame:
     """Adds each cell's number and its ink."""
     kept = placed.filter(pl.col("loss").is_finite())["loss"]
     low = bound(kept, "min", 0.0)
-    high = max(ceiling(kept, kept), low + 1e-6)
+    high = _top(kept)
     light = (pl.col("loss") - low) / (high - low) > 0.45  # of viridis, reversed
     whole = pl.when(pl.col("eps").is_null()).then(pl.lit(f", {NO_EPS}")).otherwise(pl.lit(""))
     number = pl.col("loss").map_elements(lambda loss: f"{loss:.2f}", return_dtype=pl.String)
@@ -234,6 +235,11 @@ def _numbered(placed: pl.DataFrame) -> pl.DataFrame:
         pl.when(light).then(pl.lit("light")).otherwise(pl.lit("dark")).alias("ink"),
         pl.concat_str(number, whole).alias("number"),
     )
+
+
+def _top(losses: pl.Series) -> float:
+    """Returns the loss that has the last colour."""
+    return max(ceiling(losses, losses), bound(losses, "min", 0.0) + _SPAN)
 
 
 def _curves(lines: pl.DataFrame, over: str, across: _Scale, up: _Scale) -> pl.DataFrame:
