@@ -54,6 +54,20 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class Snapshot(NamedTuple):
+    """Runs in the midst of training, as one who watches receives them."""
+
+    step: int  # steps done, from 0
+    losses: np.ndarray  # (runs, steps since the last snapshot), of each step; (runs, 0) at 0
+    validation_loss: np.ndarray  # (runs,)
+    state: TrainState  # of all runs; the next step writes over it
+
+    def run(self, place: int = 0) -> TrainState:
+        """Returns a copy of one run's state, which stays valid."""
+        state: TrainState = _one_run(self.state, place)
+        return state
+
+
 class Program(NamedTuple):
     """The functions that runs of one shape share; compiled, they take stacked runs."""
 
@@ -136,6 +150,7 @@ def train(
     corpus: Corpus | None = None,
     on_progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
 ) -> list[Result]:
     """Trains runs that share a program, side by side, to the end of their schedules.
 
@@ -145,6 +160,8 @@ def train(
         corpus: the corpus that the configs name, if already loaded.
         on_progress: called after each evaluation interval.
         should_stop: asked after each evaluation interval; True ends training early.
+        on_snapshot: called at step 0 and after each evaluation interval; its time does not count
+            as the runs'. What it raises ends training.
 
     Returns:
         One result a config, in order.  The same configs on the same machine give the same bits.
@@ -161,7 +178,16 @@ def train(
     every = static.evaluate_every
     train_losses: list[np.ndarray] = []
     validation_losses = [np.asarray(first)[:runs]]
-    step = 0
+    step, beside = 0, 0.0  # seconds that were not training
+
+    def show(losses: np.ndarray) -> None:
+        nonlocal beside
+        if on_snapshot is not None:
+            begun = time.perf_counter()
+            on_snapshot(Snapshot(step, losses, validation_losses[-1], state))
+            beside += time.perf_counter() - begun
+
+    show(np.zeros((runs, 0), np.float32))
     while step < steps:
         arguments = (state, traced, jnp.int32(step), tokens, validation)
         state, losses, held_out = when_ready(functools.partial(program.advance, *arguments))
@@ -170,6 +196,7 @@ def train(
         validation_losses.append(np.asarray(held_out)[:runs])
         if on_progress is not None:
             on_progress(Report(step, steps, train_losses[-1].mean(1), validation_losses[-1]))
+        show(train_losses[-1])
         if should_stop is not None and should_stop():
             break
         if np.isnan(train_losses[-1][:, -1]).all() and np.isnan(validation_losses[-1]).all():
@@ -177,7 +204,7 @@ def train(
             train_losses += [np.full_like(train_losses[-1], np.nan)] * rest
             validation_losses += [np.full_like(validation_losses[-1], np.nan)] * rest
             break
-    seconds = (time.perf_counter() - started) / step / len(configs)
+    seconds = (time.perf_counter() - started - beside) / step / len(configs)
     return [
         result_of(config, np.concatenate([t[i] for t in train_losses]), every,
                   np.array([v[i] for v in validation_losses]), seconds)
@@ -356,6 +383,12 @@ def _run_axes(init: Any, static: RunConfig) -> Any:
         return None if leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer) else 0
 
     return jax.tree.map(axis, state)
+
+
+@jax.jit
+def _one_run(state: Any, place: Any) -> Any:
+    """Takes a run out of a TrainState, copying also the counters, which all runs share."""
+    return jax.tree.map(lambda leaf: leaf[place] if leaf.ndim else jnp.copy(leaf), state)
 
 
 def _filled(like: nnx.State[Any, Any], values: Any) -> nnx.State[Any, Any]:

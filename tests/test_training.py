@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -200,3 +202,61 @@ def test_per_layer_rates_are_the_gammas_they_stand_for():
     by_gamma = variant(gamma_hidden=0.5, gamma_readout=0.5)
     assert ruled.rates == by_gamma.rates
     np.testing.assert_allclose(curves(trained(ruled)[0]), curves(trained(by_gamma)[0]), rtol=1e-5)
+
+
+# --- watching ---
+
+
+def test_snapshots_show_the_run_and_change_no_bit():
+    seen, states = [], []
+
+    def watch(snapshot):
+        seen.append(snapshot._replace(state=None))
+        states.append(snapshot.run())
+
+    (watched,) = train([BASE], on_snapshot=watch)
+    assert curves(watched) == curves(trained(BASE)[0])
+    assert [snapshot.step for snapshot in seen] == [0, 10, 20]
+    assert [snapshot.losses.shape for snapshot in seen] == [(1, 0), (1, 10), (1, 10)]
+    validation = [float(snapshot.validation_loss[0]) for snapshot in seen]
+    assert validation == watched.curve_validation_loss
+    means = [float(snapshot.losses.mean()) for snapshot in seen[1:]]
+    np.testing.assert_allclose(means, watched.curve_train_loss[1:], rtol=1e-6)
+    # Training writes over its state; a copy stays what it was.
+    weights = [np.asarray(state.params["embedding"]) for state in states]
+    assert weights[0].shape == (16, 16)
+    assert not (weights[0] == weights[1]).any()
+    counters = [[x for x in jax.tree.leaves(state.opt_state) if not x.ndim] for state in states]
+    assert [{int(count) for count in its} for its in counters] == [{0}, {10}, {20}]
+
+
+def test_a_snapshot_holds_each_run_of_a_batch():
+    pair = [BASE, variant(seed=1)]
+    last = {}
+
+    def watch(snapshot):
+        last.update({place: snapshot.run(place) for place in range(2)})
+
+    together = train(pair, on_snapshot=watch)
+    for place in range(2):
+        alone = []
+        train([pair[place]], on_snapshot=lambda snapshot, kept=alone: kept.append(snapshot.run()))
+        # as for losses of a run alone and in a batch, above
+        for mine, its in zip(*map(jax.tree.leaves, (last[place], alone[-1])), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
+    assert curves(together[0]) != curves(together[1])
+
+
+def test_time_beside_training_is_not_the_runs():
+    trained(BASE)
+    (slow,) = train([BASE], on_snapshot=lambda snapshot: time.sleep(0.5))
+    assert slow.step_seconds * BASE.steps < 1.0  # of 1.5 s that were slept through
+
+
+def test_what_a_watcher_raises_ends_training():
+    def watch(snapshot):
+        if snapshot.step == 10:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        train([BASE], on_snapshot=watch)
