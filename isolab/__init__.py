@@ -8,6 +8,7 @@
     Transformer                  the decoder-only model
     RunConfig, Sweep, run        what to train, and the frame of results
     load_corpus                  bytes to train on
+    Lab                          sliders over stored runs, and a button that trains
     Claim                        a question, its number with an interval, and a verdict
 
 Each is loaded, and JAX with it, when it is first asked for; so are ``isolab.optimizers`` and the
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from isolab.config import RunConfig
     from isolab.coordinates import coordinate_check
     from isolab.corpus import load_corpus
+    from isolab.lab.lab import Lab
     from isolab.optimizers import adam_atan2, iso, isoadam
     from isolab.per_layer import per_layer_optimizer
     from isolab.sweep import Sweep, run
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _LATER = {
     "Claim": "isolab.analysis.claim",
+    "Lab": "isolab.lab.lab",
     "RunConfig": "isolab.config",
     "Sweep": "isolab.sweep",
     "Transformer": "isolab.transformer",
@@ -46,13 +49,14 @@ _LATER = {
     "run": "isolab.sweep",
 }
 _MODULES = (
-    "alignment", "analysis", "charts", "config", "coordinates", "corpus", "equivalence", "linear",
-    "markov", "optimizers", "per_layer", "presets", "probe", "reference", "store", "sweep",
-    "theory", "training", "transformer",
+    "alignment", "analysis", "charts", "config", "coordinates", "corpus", "equivalence", "lab",
+    "linear", "markov", "optimizers", "per_layer", "presets", "probe", "reference", "store",
+    "sweep", "theory", "training", "transformer",
 )  # fmt: skip
 
 __all__ = [
     "Claim",
+    "Lab",
     "RunConfig",
     "Sweep",
     "Transformer",

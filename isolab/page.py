@@ -110,6 +110,9 @@ def _flatten(output: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[An
     view = output.get("data", {}).get(_VIEW)
     if view is None:
         yield from_dict(output)
+    elif "image/png" in output["data"]:  # made to stand for the widget
+        rest = {mime: data for mime, data in output["data"].items() if mime != _VIEW}
+        yield _display(rest, output.get("metadata", {}))
     elif view["model_id"] in state:
         yield from _shown(view["model_id"], state)
     else:  # a widget that was closed: whatever else the output holds, such as a picture
@@ -144,7 +147,7 @@ def _shown(model_id: str, state: Mapping[str, Any]) -> Iterator[Any]:
             yield _display({"text/html": f"<p>{html.escape(text)}</p>"})
 
 
-def _display(data: Mapping[str, Any]) -> Any:
+def _display(data: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Any:
     from nbformat.v4 import new_output
 
-    return new_output("display_data", data=dict(data))
+    return new_output("display_data", data=dict(data), metadata=dict(metadata or {}))

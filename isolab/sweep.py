@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from isolab.compilation_cache import keep_compiled_programs
 from isolab.config import RunConfig, with_later_fields
 from isolab.corpus import load_corpus
 from isolab.folder import runs_folder
@@ -150,6 +151,7 @@ def run(
             " workers are the processes"
         )
     several = process_count(processes)
+    keep_compiled_programs()  # also of what the caller compiles next
     with contextlib.ExitStack() as closing:
         client = None
         if scheduler is not None:

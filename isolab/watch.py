@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from isolab.compilation_cache import keep_compiled_programs
 from isolab.config import RunConfig
 from isolab.corpus import Corpus, load_corpus, validation_windows
 from isolab.training import program_of, run_values, single_run
@@ -134,6 +135,7 @@ def _compiled(static: RunConfig, vocab_size: int) -> tuple[Callable[..., Any], C
 
     They return no losses, and the compiler leaves their forward pass out.
     """
+    keep_compiled_programs()
     program = single_run(static, vocab_size)
     init = jax.jit(lambda *arguments: program.init(*arguments)[0])
     return init, jax.jit(lambda *arguments: program.advance(*arguments)[0], donate_argnums=0)

@@ -19,6 +19,7 @@ from isolab.charts.epsilon import loss_by_eps
 from isolab.charts.exponents import best_rate_vs_width
 from isolab.charts.gradients import damped_shares, gradient_sizes, root_histogram
 from isolab.charts.horizons import loss_vs_steps
+from isolab.charts.inside import layers_inside, spectra
 from isolab.charts.layers import coordinate_slopes, coordinates
 from isolab.charts.measurements import invariance, step_time
 from isolab.charts.parts import OPTIMIZER_COLOURS
@@ -39,6 +40,7 @@ __all__ = [
     "enable_offline_renderer",
     "gradient_sizes",
     "invariance",
+    "layers_inside",
     "loss_by_eps",
     "loss_by_width",
     "loss_curves",
@@ -49,6 +51,7 @@ __all__ = [
     "regrets",
     "root_histogram",
     "sensitivities",
+    "spectra",
     "step_time",
     "theory_rates",
     "to_png",

@@ -18,7 +18,7 @@ from isolab.charts.picture import size, smaller
 VEGALITE_MIME = "application/vnd.vegalite.v5+json"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 _NAME = "isolab"
-_SCALE = 2  # PNG pixels per chart pixel
+SCALE = 2  # PNG pixels per chart pixel
 
 # A white card with dark text: the one picture must be readable in light and dark themes, and on a
 # transparent ground no single text colour is.
@@ -92,7 +92,7 @@ def offline_bundle(
         return data, {}
     picture = _png(spec)
     data["image/png"] = base64.b64encode(picture).decode()
-    return data, {"image/png": {"width": size(picture)[0] // _SCALE}}
+    return data, {"image/png": {"width": size(picture)[0] // SCALE}}
 
 
 def to_png(chart: alt.TopLevelMixin) -> bytes:
@@ -108,7 +108,7 @@ def styled(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _png(spec: dict[str, Any]) -> bytes:
     import vl_convert
 
-    return smaller(vl_convert.vegalite_to_png(spec, vl_version="6.4", scale=_SCALE))
+    return smaller(vl_convert.vegalite_to_png(spec, vl_version="6.4", scale=SCALE))
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

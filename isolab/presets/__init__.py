@@ -16,6 +16,7 @@ from isolab.presets.epsilon import (
 )
 from isolab.presets.settings import PRESETS, choose, rates
 from isolab.presets.speedup import SPEEDUP, SpeedupPlan, speedup_plan
+from isolab.presets.start import START
 from isolab.presets.transfer import (
     TRANSFER,
     TransferPlan,
@@ -44,6 +45,7 @@ __all__ = [
     "KIND",
     "PRESETS",
     "SPEEDUP",
+    "START",
     "TRANSFER",
     "EpsilonPlan",
     "EpsilonReference",

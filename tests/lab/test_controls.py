@@ -1,0 +1,200 @@
+"""Controls make a setting, and say beside the one at fault why there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isolab.config import RunConfig
+from isolab.lab.controls import LONGEST, MESSAGE, POINTS, WIDTHS, Controls, interval
+from isolab.lab.questions import QUESTIONS
+
+ALL = QUESTIONS["epsilon"]  # it has every control
+
+
+@pytest.fixture
+def controls():
+    changes = []
+    made = Controls(ALL, ALL.start, lambda: changes.append(made.config))
+    made.changes = changes
+    return made
+
+
+def widget(controls, field):
+    return controls._controls[field]
+
+
+def message(controls, field):
+    """The refusal beside a control, as a person sees it; None where there is none."""
+    note = controls._notes[field]
+    visible = note.layout.display != "none" and MESSAGE in note._dom_classes
+    return note.value if visible else None
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_starts_with_the_setting_that_it_says(name):
+    question = QUESTIONS[name]
+    controls = Controls(question, question.start, lambda: None)
+    assert controls.config == question.start and controls.refusals == {}
+    shown = {*question.front, *question.more}
+    assert len(shown) == len(question.front) + len(question.more)
+    assert {"width", "learning_rate", "optimizer", "steps", "seed", "corpus"} <= shown
+
+
+MOVES = {
+    "width": 128,
+    "learning_rate": 2.0**-4.5,
+    "optimizer": "adamw",
+    "parameterization": "mup",
+    "rate_rule": "none",
+    "eps": 1e-12,
+    "eps_rule": "per_layer",
+    "loss_scale": 2.0**-20,
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize("field", MOVES)
+def test_a_moved_control_changes_its_field_and_nothing_else(controls, field):
+    widget(controls, field).value = MOVES[field]
+    assert controls.config == dataclasses.replace(ALL.start, **{field: MOVES[field]})
+    assert controls.changes == [controls.config]
+
+
+def test_steps_bring_warm_up_and_interval_with_them(controls):
+    widget(controls, "steps").value = 400
+    got = controls.config
+    assert (got.steps, got.warmup_steps, got.evaluate_every) == (400, 40, 20)
+
+
+@given(st.integers(1, 10**6))
+def test_an_interval_divides_the_steps_and_is_the_nearest_that_does(steps):
+    chosen = interval(steps)
+    assert steps % chosen == 0
+    wanted = min(max(steps // POINTS, 1), LONGEST)
+    tried = range(1, min(steps, 3000) + 1)
+    best = min(max(k, wanted) / min(k, wanted) for k in tried if steps % k == 0)
+    assert max(chosen, wanted) / min(chosen, wanted) <= best * (1 + 1e-12)  # of float division
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "words"),
+    [
+        ("steps", 0, "steps is 0; allowed: a whole number of 1 or more"),
+        ("steps", -5, "steps is -5"),
+        ("seed", -1, "seed is -1; allowed: 0 or more"),
+        ("seed", 2**31, "allowed: up to 2,147,483,647"),
+        ("corpus", "no/such/file", "corpus is &#x27;no/such/file&#x27;"),
+        ("corpus", "zipf_markov:size=3", "unknown option"),
+        ("corpus", "zipf_markov:length=100", "fewer than context"),
+    ],
+)
+def test_a_wrong_value_is_refused_beside_its_control_until_it_is_right(
+    controls, field, wrong, words
+):
+    right = widget(controls, field).value
+    widget(controls, field).value = wrong
+    assert controls.config is None and list(controls.refusals) == [field]
+    assert words in message(controls, field)
+    assert all(message(controls, other) is None for other in controls._notes if other != field)
+    widget(controls, "width").value = 128  # another change does not hide it
+    assert controls.config is None and words in message(controls, field)
+    widget(controls, field).value = right
+    assert controls.config == dataclasses.replace(ALL.start, width=128)
+    assert controls.refusals == {} and message(controls, field) is None
+
+
+def test_a_text_file_is_a_corpus(controls, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("all work and no play " * 200)
+    widget(controls, "corpus").value = str(path)
+    assert controls.config.corpus == str(path)
+
+
+def test_an_empty_file_is_no_corpus(controls, tmp_path):
+    path = tmp_path / "empty.txt"
+    path.touch()
+    widget(controls, "corpus").value = str(path)
+    assert controls.config is None and "empty" in message(controls, "corpus")
+
+
+def test_a_control_that_does_not_apply_is_disabled_with_a_reason(controls):
+    widget(controls, "eps").value = 1e-4
+    widget(controls, "eps_rule").value = "per_layer"
+    widget(controls, "optimizer").value = "adam_atan2"
+    assert controls.config == dataclasses.replace(ALL.start, optimizer="adam_atan2")
+    for field in ("eps", "eps_rule"):
+        assert widget(controls, field).disabled
+        assert "Adam-atan2 has no eps" in controls._notes[field].value
+        assert message(controls, field) is None  # a reason is no refusal
+    widget(controls, "optimizer").value = "adam"
+    assert not widget(controls, "eps").disabled
+    assert (controls.config.eps, controls.config.eps_rule) == (1e-4, "per_layer")
+
+
+def test_a_refusal_that_no_control_caused_stands_apart():
+    start = dataclasses.replace(ALL.start, moment_dtype="bfloat16")
+    controls = Controls(ALL, start, lambda: None)
+    widget(controls, "optimizer").value = "sgd"
+    assert controls.config is None and "moment_dtype is" in message(controls, "")
+
+
+def test_hyperparameters_of_another_optimizer_are_dropped():
+    start = dataclasses.replace(ALL.start, b2=0.9)
+    controls = Controls(ALL, start, lambda: None)
+    assert controls.config.b2 == 0.9
+    widget(controls, "optimizer").value = "sgd"
+    assert controls.config.b2 is None
+
+
+def test_a_rate_that_the_browser_rounded_is_the_rate_on_the_grid(controls):
+    widget(controls, "learning_rate").value = 0.011048543456
+    assert controls.config.learning_rate == 2.0**-6.5
+    assert "2^-6.5 = 0.011" in controls._notes["learning_rate"].value
+
+
+def test_set_moves_all_at_once_and_tells_once(controls):
+    controls.set(width=96, steps=100, depth=3, eps=0.0)
+    got = controls.config
+    assert (got.width, got.steps, got.depth, got.eps) == (96, 100, 3, 0.0)
+    assert controls.changes == [got]
+    assert widget(controls, "width").value == 96
+
+
+def test_set_takes_a_width_between_the_steps_of_the_slider(controls):
+    assert 144 not in WIDTHS
+    controls.set(width=144)
+    assert controls.config.width == 144 and widget(controls, "width").label == "144"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"width": 50}, "width is 50"),
+        ({"wdith": 64}, "unknown field 'wdith'"),
+        ({"optimizer": "adma"}, "unknown optimizer 'adma'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"learning_rate": 1e9}, "as the slider"),
+        ({"warmup_steps": 3}, "follows from steps"),
+        ({"depth": 0}, "depth is 0"),
+        ({"corpus": "no/such/file"}, "corpus is 'no/such/file'"),
+        ({"seed": "one"}, "seed is 'one'"),
+    ],
+)
+def test_an_impossible_set_changes_nothing(controls, wrong, words):
+    before = controls.config
+    with pytest.raises(ValueError, match=words):
+        controls.set(loss_scale=2.0**-10, **wrong)
+    assert controls.config == before and controls.refusals == {}
+    assert widget(controls, "loss_scale").value == 1.0
+    assert controls.changes == []
+
+
+def test_a_start_between_steps_is_kept_as_it_is():
+    start = RunConfig(width=144, learning_rate=0.003, eps=3e-7, steps=200, evaluate_every=10,
+                      warmup_steps=20)  # fmt: skip
+    assert Controls(ALL, start, lambda: None).config == start

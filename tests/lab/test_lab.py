@@ -1,0 +1,265 @@
+"""The lab as a person uses it, without a browser: real widgets, real runs, real notebooks."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import threading
+import time
+from pathlib import Path
+
+import altair as alt
+import nbformat
+import polars as pl
+import pytest
+from nbclient import NotebookClient
+
+import isolab
+from isolab.config import RunConfig
+from isolab.lab.display import VIEW
+from isolab.lab.lab import REDRAW_SECONDS
+from isolab.lab.questions import QUESTIONS
+from isolab.page import write_page
+from isolab.store import Store
+
+TINY = RunConfig(
+    width=16, depth=1, context=16, mlp_ratio=1, batch_size=4, validation_windows=4, steps=20,
+    warmup_steps=2, evaluate_every=1, base_width=16, learning_rate=2.0**-6, rate_rule="full",
+)  # fmt: skip
+PATIENCE = 120  # seconds; a run takes three on an idle core
+
+
+@pytest.fixture
+def lab(tmp_path):
+    made = isolab.Lab("start", TINY, runs=pl.DataFrame(), store=tmp_path / "store")
+    yield made
+    made.stop()
+    made.join(PATIENCE)
+
+
+def control(lab, field):
+    return lab._controls._controls[field]
+
+
+def alert(lab):
+    return "" if lab._alert.layout.display == "none" else lab._alert.value
+
+
+def described(chart):
+    return chart.spec["description"]
+
+
+def trained(lab):
+    lab.train()
+    lab.join(PATIENCE)
+    return lab.kept[-1]
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_chapter_opens_on_stored_runs_of_just_its_setting(name):
+    lab = isolab.Lab(name, store=None)
+    assert lab.config == QUESTIONS[name].start
+    assert alert(lab) == ""
+    if name != "epsilon":  # its reference runs are another sweep's
+        assert "just what was asked" in lab.status
+        assert "stored" in json.dumps(lab._curve.spec)
+        assert "Bold line" in described(lab._summary)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_charts_are_what_vega_lite_allows_whatever_is_shown(name):
+    lab = isolab.Lab(name, TINY, store=None)
+    lab.set(optimizer="sgd", learning_rate=2.0**10, steps=4)
+    trained(lab)  # it diverges
+    lab.set(optimizer="adam", learning_rate=2.0**-9.5)
+    trained(lab)
+    lab.set(optimizer="adam_atan2")
+    for start in (TINY, QUESTIONS[name].start):
+        lab.set(width=start.width, parameterization=start.parameterization)
+        for chart in (lab._curve, lab._summary):
+            alt.LayerChart.from_dict(dict(chart.spec))  # raises SchemaValidationError
+            assert "NaN" not in json.dumps(chart.spec) and "Infinity" not in json.dumps(chart.spec)
+
+
+def test_an_unknown_question_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"unknown question 'spedup'; known: \['epsilon', 'sp"):
+        isolab.Lab("spedup")
+
+
+def test_a_moved_slider_redraws_from_the_nearest_stored_runs():
+    lab = isolab.Lab("transfer", store=None)
+    before = lab._curve.widget.outputs, lab._summary.widget.outputs
+    control(lab, "width").value = 208
+    assert "width 256 instead of 208 (1.2x), rate 2^-6 as asked" in lab.status
+    assert lab.status in lab._status.value and 'role="status"' in lab._status.value
+    assert lab._curve.widget.outputs != before[0]
+    assert lab._summary.widget.outputs != before[1]
+    assert "Bold line width 256" in described(lab._summary)
+    control(lab, "learning_rate").value = 2.0**-4.5
+    assert "Marked: learning rate 2^-4.5" in described(lab._summary)
+
+
+def test_a_refused_setting_leaves_the_charts_and_cannot_be_trained(lab):
+    shown = lab._curve.spec
+    control(lab, "steps").value = 0
+    assert lab.config is None and list(lab.refusals) == ["steps"]
+    assert lab._train_button.disabled and lab._curve.spec is shown
+    assert lab._more.selected_index == 0  # opened, as the reason stands there
+    with pytest.raises(ValueError, match="steps is 0"):
+        lab.train()
+    control(lab, "steps").value = 20
+    assert lab.config == TINY and not lab._train_button.disabled
+
+
+def test_a_trained_run_is_kept_drawn_stored_and_found_again(lab, tmp_path):
+    assert "Nothing is stored for Adam" in lab.status
+    run = trained(lab)
+    assert (run.number, run.label, run.shown) == (1, "Adam, width 16, 2^-6", True)
+    assert run.news.state == "finished" and lab.kept == [run] and not lab.running
+    final = run.news.curve_validation_loss[-1]
+    assert "Run 1: finished" in described(lab._curve)
+    assert f"Run 1: 2^-6, loss {final:.3f} at step 20" in described(lab._summary)
+    assert "just what was asked" in lab.status and f"Run 1: loss {final:.3f}" in lab.status
+    assert not lab._train_button.disabled and lab._stop_button.disabled
+
+    rows = Store(tmp_path / "store").runs()
+    assert rows["final_validation_loss"].to_list() == [final]
+    alone = isolab.run(TINY, store=None, progress=False)
+    assert alone["final_validation_loss"].item() == final  # to the bit, as the same program
+    again = isolab.Lab("start", TINY, store=tmp_path / "store")
+    assert f"1 seed, final loss {final:.3f}" in again.status
+
+
+def test_kept_runs_are_hidden_and_removed_by_hand(lab):
+    trained(lab)
+    lab.set(learning_rate=2.0**-5)
+    trained(lab)
+    first, second = (lab._kept._rows[n] for n in (1, 2))
+    _, box, _, remove = first.children
+    assert box.description == "1: Adam, width 16, 2^-6" and remove.description == "Remove"
+    box.value = False
+    assert "Run 1" not in described(lab._curve) and "Run 2" in described(lab._curve)
+    box.value = True
+    assert "Run 1" in described(lab._curve)
+    remove.click()
+    assert [run.number for run in lab.kept] == [2]
+    assert first not in lab._kept.widget.children and second in lab._kept.widget.children
+    assert "Run 1" not in described(lab._curve) and "Run 1" not in described(lab._summary)
+
+
+def test_a_run_is_stopped_by_its_button_and_not_stored(lab, tmp_path):
+    lab.set(steps=20_000)  # minutes
+    started = threading.Event()
+    lab._curve.widget.observe(lambda _: started.set(), names="outputs")
+    lab._train_button.click()
+    assert alert(lab) == "" and lab._train_button.disabled and not lab._stop_button.disabled
+    with pytest.raises(RuntimeError, match="a run is training"):
+        lab.train()
+    assert started.wait(PATIENCE)
+    control(lab, "width").value = 32  # sliders answer meanwhile
+    assert "width 16, 2^-6" not in described(lab._curve) and "width 32" in described(lab._curve)
+    lab._stop_button.click()
+    lab.join(PATIENCE)
+    (run,) = lab.kept
+    assert run.news.state == "stopped" and run.news.step < 20_000
+    assert not lab.running and not lab._train_button.disabled
+    assert Store(tmp_path / "store").runs().is_empty()
+    assert "Run 1: stopped at step" in lab.status
+
+
+def test_a_quick_run_is_not_drawn_more_often_than_a_browser_can(lab):
+    trained(lab)  # what follows compiles nothing
+    drawn = []
+    lab._curve.widget.observe(lambda _: drawn.append(time.monotonic()), names="outputs")
+    run = trained(lab)
+    points = len(run.news.curve_step)
+    always = 3  # the start, the first point and the end
+    assert 2 <= len(drawn) <= (drawn[-1] - drawn[0]) / REDRAW_SECONDS + always < points
+    assert f"at step {TINY.steps}" in described(lab._curve)  # the last news, whenever it came
+
+
+def test_a_diverged_run_is_drawn_as_diverged(lab):
+    lab.set(optimizer="sgd", learning_rate=2.0**10)
+    run = trained(lab)
+    assert run.news.state == "diverged" and run.view.diverged
+    assert "Run 1: diverged, diverged." in described(lab._curve)
+    assert "1 diverged" in json.dumps(lab._curve.spec)
+    assert "Run 1: 2^10, diverged." in described(lab._summary)
+    assert "diverged" in lab._kept._rows[1].children[2].value
+    assert "1 seed, all diverged" in lab.status
+
+
+def test_a_run_that_fails_says_why_and_another_can_be_trained(lab, tmp_path):
+    corpus = tmp_path / "words.txt"
+    corpus.write_text("all work and no play " * 200)
+    lab.set(corpus=str(corpus))
+    corpus.unlink()
+    lab.train()
+    lab.join(PATIENCE)
+    assert lab.kept == [] and "FileNotFoundError" in alert(lab) and 'role="alert"' in alert(lab)
+    assert "Run 1 failed" in lab.status
+    lab.set(corpus="stdlib")
+    assert alert(lab) == ""
+    assert trained(lab).number == 2
+
+
+def test_an_exception_of_an_observer_is_shown_and_leaves_the_lab_usable(lab):
+    stored, lab._stored = lab._stored, None
+    control(lab, "width").value = 32
+    assert "AttributeError" in alert(lab) and "Traceback" in alert(lab)
+    lab._stored = stored
+    control(lab, "width").value = 48
+    assert alert(lab) == "" and "width 48" in described(lab._curve)
+
+
+def test_a_store_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    lab = isolab.Lab("start", store=tmp_path / "file" / "store")
+    assert "NotADirectoryError" in alert(lab)
+    control(lab, "width").value = 128
+    assert lab.config.width == 128 and alert(lab) == ""
+
+
+def test_the_panel_draws_only_while_it_is_open(lab):
+    trained(lab)
+    panel = lab._inspector
+    assert panel._layers.spec is None
+    panel.widget.selected_index = 0
+    assert panel._layers.spec is not None and panel._spectra.spec is not None
+    assert "What it writes before training" in panel._text.value
+    assert "What it writes after training" in panel._text.value
+    assert alert(lab) == ""
+
+
+def test_one_output_with_a_view_and_a_picture_and_nothing_starts():
+    before = set(threading.enumerate())
+    lab = isolab.Lab("transfer", store=None)
+    data, metadata = lab._repr_mimebundle_()
+    assert set(data) == {VIEW, "image/png", "text/plain"}
+    assert set(threading.enumerate()) <= before
+    picture = base64.b64decode(data["image/png"])
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+    assert 700 < metadata["image/png"]["width"] < 1000
+    assert "just what was asked" in data["text/plain"]
+
+
+def test_a_run_notebook_and_its_page_keep_the_picture(tmp_path: Path):
+    cell = nbformat.v4.new_code_cell("import isolab\nlab = isolab.Lab('start', store=None)\nlab")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    assert set(output["data"]) == {VIEW, "image/png", "text/plain"}
+    write_page(notebook, tmp_path / "page.html", tmp_path)
+    body = (tmp_path / "page.html").read_text().partition("<main>")[2]
+    picture = output["data"]["image/png"].replace("\n", "")
+    assert body.replace("\n", "").count(picture) == 1
+    assert f'width="{output["metadata"]["image/png"]["width"]}"' in body
+    assert body.count("<img") == 1 and "learning rate:" not in body  # the widgets are not listed
+
+
+def test_settings_without_a_control_can_be_set(lab):
+    lab.set(depth=2, optimizer="adamw", weight_decay=0.2)
+    assert lab.config == dataclasses.replace(TINY, depth=2, optimizer="adamw", weight_decay=0.2)
+    with pytest.raises(ValueError, match="unknown field 'dpeth'"):
+        lab.set(dpeth=2)
