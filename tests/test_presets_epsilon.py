@@ -97,12 +97,15 @@ def test_the_reference_holds_what_the_chapter_asks_for():
     assert {c.atan2_b for c in runs if c.optimizer == "adam_atan2"} == {1.0, 2.0, 4.0}
 
 
-def test_the_reference_tunes_eps_wherever_it_compares_by_it():
+def test_the_reference_tunes_eps_and_adam_atan2_alike():
     parts = presets.epsilon_reference()
-    cells = {(c.width, c.learning_rate, c.seed) for c in parts.transfer if c.eps is None}
-    for eps in {c.eps for c in parts.tuned_eps}:
-        tuned = {(c.width, c.learning_rate, c.seed) for c in parts.tuned_eps if c.eps == eps}
-        assert tuned == {cell for cell in cells if cell[0] <= 128}
+    cells = {}
+    for c in parts.tuned_eps:
+        cells.setdefault((c.optimizer, c.eps), set()).add((c.width, c.learning_rate, c.seed))
+    assert {eps for name, eps in cells if name == "adam"} == {None, 1e-6, 1e-5, 1e-4}
+    assert len({frozenset(of) for of in cells.values()}) == 1
+    shared = {c for c in parts.transfer if c.width <= 128 and c.eps is None}
+    assert shared < set(parts.tuned_eps)
 
 
 def test_damping_at_a_step_counts_every_parameter():

@@ -1,9 +1,11 @@
 """Names for screen readers, and the keyboard, where ipywidgets leaves them out.
 
 A slider's handle has no name there, and tells its place among the options in place of its value;
-an accordion's header hears only the mouse.  No widget can set these attributes, so a few lines of
-JavaScript in an output beside the controls do.  They ask for nothing from the network; where a
-front end does not run them, the lab is as it would be without.
+an accordion's header hears only the mouse; and JupyterLab takes keys pressed in a control for its
+own commands: an arrow key in a list of choices went to the next cell, and two D deleted this one.
+No widget can set these attributes, so a few lines of JavaScript in an output beside the controls
+do.  They ask for nothing from the network; where a front end does not run them, the lab is as it
+would be without.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ SCRIPT = """
     }
   };
   root.addEventListener('keydown', event => {
+    const runs = event.key === 'Enter' && event.shiftKey;  // the cell: left to JupyterLab
+    if (runs || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.stopPropagation();
     if (event.key !== 'Enter' && event.key !== ' ') return;
     if (!event.target.matches('.jupyter-widget-Collapse-header')) return;
     event.preventDefault();
-    event.stopPropagation();
     event.target.click();
   });
   new MutationObserver(name).observe(root, {

@@ -20,6 +20,7 @@ import polars as pl
 
 from isolab import reference
 from isolab.config import RunConfig, with_later_fields
+from isolab.lab.access import accessible
 from isolab.lab.controls import Controls
 from isolab.lab.display import LiveChart, bundle
 from isolab.lab.inspector import Inspector
@@ -239,7 +240,7 @@ class Lab:
         self._inspector.widget.observe(lambda _: self._opened(), names="selected_index")
         parts = [
             heading, self._controls.front, self._controls.general, self._more, bar, self._alert,
-            charts, self._status, self._kept.widget, self._inspector.widget,
+            charts, self._status, self._kept.widget, self._inspector.widget, accessible(),
         ]  # fmt: skip
         outer = widgets.VBox(parts, layout=wide)
         outer.add_class("isolab-lab")

@@ -172,7 +172,8 @@ class EpsilonReference:
         scale_map: eps and loss scales 2^40 to 2^-80 at width 64.
         transfer: rates at widths 32 to 256: Adam at its default eps and a large one, Adam-atan2.
         transfer_mup: the same in muP, to width 128.
-        tuned_eps: rates of Adam at eps 1e-4 to 1e-6, widths 32 to 128.
+        tuned_eps: rates of Adam at its default eps and 1e-6 to 1e-4, and of Adam-atan2, widths 32
+            to 128, five seeds.
         bfloat16: loss scales with bfloat16 moments, computed in float32 and in bfloat16.
         narrow_moments, narrow_compute: transfer with bfloat16 moments, and matrix products too.
         constants: rates of Adam-atan2 for pairs (a, b).
@@ -210,7 +211,7 @@ def epsilon_reference() -> EpsilonReference:
         scale_map=eps_by_scale(base, 64, scaled, _powers_of_two(10), seeds),
         transfer=transfer_under_eps(base, widths, large, 3, seeds),
         transfer_mup=transfer_under_eps(mup, widths[:3], large_eps(2_000_000, "mup"), 3, seeds),
-        tuned_eps=tuned_eps(base, widths[:3], [1e-4, 1e-5, 1e-6], 3, seeds),
+        tuned_eps=tuned_eps(base, widths[:3], [None, 1e-6, 1e-5, 1e-4], 3, [*seeds, 3, 4]),
         bfloat16=in_bfloat16(base, _powers_of_two(20), seeds, compute=("float32", "bfloat16")),
         narrow_moments=transfer_under_eps(moments, widths[:3], large, 2, seeds),
         narrow_compute=transfer_under_eps(compute, widths[:2], large, 2, seeds),
@@ -305,16 +306,19 @@ def transfer_under_eps(
 def tuned_eps(
     base: RunConfig,
     widths: Iterable[int],
-    epsilons: Sequence[float],
+    epsilons: Sequence[float | None],
     reach: int,
     seeds: Sequence[int],
 ) -> Sweep:
-    """Returns Adam's grids of rates at every width and eps: its eps tuned as well as its rate."""
-    ats = [_at(base, width) for width in widths]
-    return Sweep.union(
-        Sweep(at, eps=epsilons, learning_rate=_grid(math.log2(at.learning_rate), reach), seed=seeds)
-        for at in ats
-    )
+    """Returns grids of rates at every width: Adam at every eps (None: its default), Adam-atan2."""
+    sweeps = []
+    for at in [_at(base, width) for width in widths]:
+        axes: dict[str, Any] = {
+            "learning_rate": _grid(math.log2(at.learning_rate), reach),
+            "seed": seeds,
+        }
+        sweeps += [Sweep(at, eps=epsilons, **axes), Sweep(_atan2(at), **axes)]
+    return Sweep.union(sweeps)
 
 
 def in_bfloat16(
