@@ -78,12 +78,18 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
     """
     require_columns(runs, ["optimizer"])
     filled = with_later_fields(runs, (*_SHOWN, "loss_scale"))
+    moments, compute = (pl.col(name) != "float32" for name in ("moment_dtype", "dtype"))
     parts = [
         pl.when(pl.col("eps_rule") == "per_layer").then(pl.lit(", eps per layer")),
-        pl.when(pl.col("moment_dtype") != "float32").then(
-            pl.format(", {} moments", pl.col("moment_dtype"))
+        pl.when(moments & compute & (pl.col("moment_dtype") == pl.col("dtype")))
+        .then(pl.format(", all in {}", pl.col("dtype")))
+        .otherwise(
+            pl.concat_str(
+                pl.when(moments).then(pl.format(", {} moments", pl.col("moment_dtype"))),
+                pl.when(compute).then(pl.format(", {} compute", pl.col("dtype"))),
+                ignore_nulls=True,
+            )
         ),
-        pl.when(pl.col("dtype") != "float32").then(pl.format(", {} compute", pl.col("dtype"))),
         *(
             pl.when(pl.col(name) != 1.0).then(
                 pl.format(f", {name[-1]} = {{}}", pl.col(name).round_sig_figs(3))

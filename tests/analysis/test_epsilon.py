@@ -43,7 +43,7 @@ def test_variants_name_what_is_not_the_default():
         "adam",
         "adam, eps per layer",
         "adam, bfloat16 moments",
-        "adam_atan2, bfloat16 moments, bfloat16 compute, a = 2.0, b = 0.5",
+        "adam_atan2, all in bfloat16, a = 2.0, b = 0.5",
     ]
     assert found["loss_scale"].to_list() == [1.0] * 4  # runs stored before there was one
     assert found.select(names[1:]).null_count().row(0) == (0,) * 5
