@@ -20,6 +20,7 @@ from isolab.config import with_later_fields
 from isolab.presets import (
     epsilon_gradients,
     epsilon_reference,
+    speedup_reference,
     transfer_alignment,
     transfer_coordinates,
     transfer_reference,
@@ -29,6 +30,7 @@ from isolab.store import Store
 from isolab.sweep import Sweep, run
 
 SWEEPS: dict[str, Callable[[], Sweep]] = {
+    "speedup": speedup_reference,
     "lr_transfer": transfer_reference,
     "epsilon": lambda: epsilon_reference().sweep,
 }

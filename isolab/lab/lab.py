@@ -33,8 +33,6 @@ from isolab.lab.words import run_label
 from isolab.store import Store
 from isolab.sweep import default_store
 
-REFERENCES = ("lr_transfer", "epsilon")
-"""Reference results that are runs, drawn by every lab."""
 REDRAW_SECONDS = 0.22
 """Least time between two drawings of a run that is training."""
 
@@ -368,10 +366,10 @@ class Lab:
 def _stored_runs(store: Store | None) -> pl.DataFrame:
     """Returns the reference runs that there are, and the store's."""
     frames = []
-    for name in REFERENCES:
+    for name in reference.SWEEPS:
         try:
             frames.append(reference.load(name))
-        except (FileNotFoundError, ValueError):  # an installed package; a name of another version
+        except FileNotFoundError:  # an installed package
             continue
     if store is not None:
         own = store.runs()

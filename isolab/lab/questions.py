@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from isolab.config import RunConfig
+from isolab.presets import SPEEDUP, choose, speedup_plan
 
 Line = Literal["optimizer", "width", "variant"]
 
@@ -61,7 +63,9 @@ QUESTIONS: dict[str, Question] = {
         "Give each optimizer its best rate before you compare them.",
         ("optimizer", "learning_rate"),
         ("width", "steps", "parameterization", "rate_rule", "seed", "corpus"),
-        _start("standard", -5),
+        dataclasses.replace(
+            speedup_plan(choose(SPEEDUP, "laptop")).base, learning_rate=2.0**-5, evaluate_every=20
+        ),
         line="optimizer",
     ),
     "transfer": Question(

@@ -15,7 +15,7 @@ from isolab.presets.epsilon import (
     epsilon_reference,
 )
 from isolab.presets.settings import PRESETS, choose, rates
-from isolab.presets.speedup import SPEEDUP, SpeedupPlan, speedup_plan
+from isolab.presets.speedup import SPEEDUP, SpeedupPlan, speedup_plan, speedup_reference
 from isolab.presets.start import START
 from isolab.presets.transfer import (
     TRANSFER,
@@ -67,6 +67,7 @@ __all__ = [
     "predicted_exponents",
     "rates",
     "speedup_plan",
+    "speedup_reference",
     "transfer_alignment",
     "transfer_coordinates",
     "transfer_plan",

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from isolab.config import RunConfig
-from isolab.presets.settings import rates, require_several
+from isolab.presets.settings import choose, rates, require_several
 from isolab.sweep import Sweep
 
 SPEEDUP: dict[str, dict[str, Any]] = {
@@ -117,3 +117,9 @@ def speedup_plan(settings: SimpleNamespace) -> SpeedupPlan:
         short,
         (settings.width, settings.batch_size, 17),
     )
+
+
+def speedup_reference() -> Sweep:
+    """Returns the runs of chapter 1's reference results: those of its preset "laptop"."""
+    plan = speedup_plan(choose(SPEEDUP, "laptop"))
+    return plan.adam + plan.isoadam
