@@ -12,7 +12,7 @@ PRESET ?= laptop
 LAB_FLAGS ?=
 LOCK_FLAGS ?=
 EXTRAS ?=
-STAGES := lint typecheck notebooks pytest
+STAGES := lint typecheck notebooks pytest browser
 
 UV ?= $(shell uv --version >/dev/null 2>&1 && command -v uv)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -54,7 +54,7 @@ workbook: .venv/.installed ## run every chapter at PRESET=laptop (or smoke, full
 lab: .venv/.installed ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_FLAGS)
 
-test: .venv/.installed ## lint, typecheck, notebooks and pytest; seconds per stage at the end
+test: .venv/.installed ## lint, typecheck, notebooks, pytest, browser; seconds per stage at the end
 	@report=; failed=; \
 	for stage in $(STAGES); do \
 		printf '\n== %s\n' "$$stage"; \
@@ -75,8 +75,12 @@ typecheck: .venv/.installed ## mypy --strict over isolab/
 notebooks: .venv/.installed ## every chapter at the smoke preset, by papermill
 	@$(BIN)/isolab workbook --preset smoke --out build/smoke
 
-pytest: .venv/.installed ## the tests, but for the slow ones
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+pytest: .venv/.installed ## the tests, but for the slow ones and those in a browser
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 --ignore=tests/browser
+
+# One process: these share a JupyterLab and a browser, and time what they see.
+browser: .venv/.installed ## the lab in JupyterLab and Chromium; skipped where there is no browser
+	@$(BIN)/python -m pytest tests/browser --durations=5
 
 test-slow: .venv/.installed ## the slow tests
 	@$(BIN)/python -m pytest -m slow --durations=0

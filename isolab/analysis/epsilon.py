@@ -44,6 +44,7 @@ __all__ = [
     "eps_map",
     "equivalence",
     "flat_decades",
+    "said",
     "variants",
 ]
 
@@ -111,10 +112,22 @@ def cases(runs: pl.DataFrame) -> pl.DataFrame:
     """
     named = variants(runs)
     require_columns(named, ["eps"])
-    said = pl.format(", eps = {}", pl.col("eps"))
+    values = named["eps"].unique().drop_nulls()
+    words = [f", eps = {said(eps)}" for eps in values]
+    eps = pl.col("eps").replace_strict(values, words, default=None, return_dtype=pl.String)
     return named.with_columns(
-        pl.concat_str(pl.col("variant"), said, ignore_nulls=True).alias("case")
+        pl.concat_str(pl.col("variant"), eps, ignore_nulls=True).alias("case")
     )
+
+
+def said(eps: float) -> str:
+    """Returns an eps as people write it.
+
+    Example:
+        >>> said(1e-8), said(1e-5), said(0.01), said(0.0)
+        ('1e-8', '1e-5', '0.01', '0')
+    """
+    return f"{eps:.3g}".replace("e-0", "e-")
 
 
 def at_best_eps(

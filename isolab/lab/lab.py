@@ -311,11 +311,12 @@ class Lab:
     def _end(self, news: News) -> None:
         """Keeps a run that has ended, and makes room for the next one."""
         self._live = None
-        self._progress_text.value = _quiet(f"run {self._number}: {news.message}")
         if news.state == "failed":
             self._ended = f"Run {self._number} failed."
+            self._progress_text.value = ""  # the alert says why
             self._warn(f"Run {self._number} failed: {news.message}")
         else:
+            self._progress_text.value = _quiet(f"run {self._number}: {news.message}")
             label = run_label(news.config, self._start)
             self._kept.add(Kept(self._number, label, news))
             self._ended = f"Run {self._number}: {outcome(news)}."

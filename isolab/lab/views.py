@@ -47,6 +47,7 @@ _SOLID = [1, 0]
 _DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the lines beside it
 _CEILING = 1.8  # a rate chart ends at so many times its lowest loss, losses above it at its edge
 _ROOM = 0.18  # of the x axis, for labels at the ends of curves
+_LEFT = 0.015  # of the x axis, so that a dot at step 0 is whole
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
     last = max([steps, *(s for _, at, _ in series for s in at)])
     starts = [next((v for v in losses if math.isfinite(v)), 1.0) for _, _, losses in series]
     finite = [v for _, _, losses in series for v in losses if math.isfinite(v)]
-    low, high = loss_span(finite, max(starts) * 1.15 if starts else None)
-    x = axis_x("step", [0, last * (1 + _ROOM)], [0, last], step_ticks(last), ",d")
+    room = [0.8 * max(starts)] if any(run.live for run in runs) else []  # below a first point
+    low, high = loss_span(finite + room, max(starts) * 1.15 if starts else None)
+    x = axis_x("step", [-_LEFT * last, last * (1 + _ROOM)], [0, last], step_ticks(last), ",d")
     y = loss_axis("loss (nats/token)", low, high)
     layers: list[Spec] = []
     ends: list[tuple[str, float, float, str]] = []

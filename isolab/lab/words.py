@@ -136,13 +136,18 @@ def apart(field: str, asked: Any, stored: Any) -> str:
     Example:
         >>> apart("width", 96, 64), apart("eps", 0.0, 1e-20)
         ('width 64 instead of 96 (1.5x)', 'eps 1e-20 instead of 0')
+        >>> apart("steps", 100_000, 200)
+        'steps 200 instead of 100000 (500x)'
     """
     name = FIELDS.get(field, field.replace("_", " "))
     text = f"{name} {choice(field, stored)} instead of {choice(field, asked)}"
     if not asked or not stored:
         return text
     factor = max(asked / stored, stored / asked)
-    return f"{text} ({factor:.2g}x)" if factor < 1000 else f"{text} ({decimal(factor)}x)"
+    said = (
+        f"{factor:.2g}" if factor < 100 else f"{factor:.0f}" if factor < 1000 else decimal(factor)
+    )
+    return f"{text} ({said}x)"
 
 
 def plural(count: int, noun: str) -> str:

@@ -210,7 +210,9 @@ def epsilon_reference() -> EpsilonReference:
         + eps_by_width(base, widths[3:], [*epsilons[:7], 0.0], seeds),
         scale_map=eps_by_scale(base, 64, scaled, _powers_of_two(10), seeds),
         transfer=transfer_under_eps(base, widths, large, 3, seeds),
-        transfer_mup=transfer_under_eps(mup, widths[:3], large_eps(2_000_000, "mup"), 3, seeds),
+        transfer_mup=transfer_under_eps(
+            mup, widths[:3], large_eps(2_000_000, "mup"), 3, seeds, above=2
+        ),
         tuned_eps=tuned_eps(base, widths[:3], [None, 1e-6, 1e-5, 1e-4], 3, [*seeds, 3, 4]),
         bfloat16=in_bfloat16(base, _powers_of_two(20), seeds, compute=("float32", "bfloat16")),
         narrow_moments=transfer_under_eps(moments, widths[:3], large, 2, seeds),
@@ -287,9 +289,17 @@ def eps_by_scale(
 
 
 def transfer_under_eps(
-    base: RunConfig, widths: Iterable[int], large: float, reach: int, seeds: Sequence[int]
+    base: RunConfig,
+    widths: Iterable[int],
+    large: float,
+    reach: int,
+    seeds: Sequence[int],
+    above: int = 0,
 ) -> Sweep:
-    """Returns factor-2 grids of rates at every width: Adam at two eps, and Adam-atan2."""
+    """Returns factor-2 grids of rates at every width: Adam at two eps, and Adam-atan2.
+
+    Under the large eps the grid has ``above`` more rates at its upper end.
+    """
     sweeps = []
     for width in widths:
         at = _at(base, width)
@@ -299,7 +309,7 @@ def transfer_under_eps(
         usual = {"learning_rate": _grid(centre, reach), "seed": seeds}
         sweeps.append(Sweep(at, **usual))
         sweeps.append(Sweep(_atan2(at), **usual))
-        sweeps.append(Sweep(at, eps=[large], learning_rate=_grid(higher, reach), seed=seeds))
+        sweeps.append(Sweep(at, eps=[large], learning_rate=_grid(higher, reach, above), seed=seeds))
     return Sweep.union(sweeps)
 
 
@@ -397,6 +407,6 @@ def _atan2(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, optimizer="adam_atan2")
 
 
-def _grid(centre: float, reach: int) -> list[float]:
+def _grid(centre: float, reach: int, above: int = 0) -> list[float]:
     middle = round(centre)
-    return [2.0**k for k in range(middle - reach, middle + reach + 1)]
+    return [2.0**k for k in range(middle - reach, middle + reach + above + 1)]
