@@ -73,7 +73,7 @@ typecheck: .venv/.installed ## mypy --strict over isolab/
 	@$(BIN)/mypy
 
 notebooks: .venv/.installed ## every chapter at the smoke preset, by papermill
-	@$(BIN)/isolab workbook --preset smoke --out build/smoke
+	@$(BIN)/isolab workbook --preset smoke --out build/smoke --at-once 2
 
 pytest: .venv/.installed ## the tests, but for the slow ones and those in a browser
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 --ignore=tests/browser

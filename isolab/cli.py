@@ -100,6 +100,10 @@ def workbook(
     timeout: Annotated[
         int | None, typer.Option(min=1, help="Seconds that one cell may take.")
     ] = None,
+    at_once: Annotated[
+        int,
+        typer.Option(min=1, help="Notebooks run at the same time; chapter 1 times steps: 1 then."),
+    ] = 1,
 ) -> None:
     """Run notebooks by papermill and export each as an HTML page.
 
@@ -111,7 +115,7 @@ def workbook(
     try:
         parameters = {"preset": preset, **dict(map(_name_and_value, parameter or ()))}
         paths = notebooks or book.chapters(Path("notebooks"))
-        outcomes = book.run(paths, out, parameters, timeout, say=typer.echo)
+        outcomes = book.run(paths, out, parameters, timeout, typer.echo, at_once)
     except ValueError as error:
         typer.echo(f"isolab workbook: {error}", err=True)
         raise typer.Exit(2) from None

@@ -7,9 +7,13 @@ Python that runs this module.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,8 +112,9 @@ def run(
     parameters: Mapping[str, Any],
     timeout: int | None = None,
     say: Callable[[str], None] = print,
+    at_once: int = 1,
 ) -> list[Chapter]:
-    """Runs notebooks one after another and exports each as a page; a failure stops only its own.
+    """Runs notebooks and exports each as a page; a failure stops only its own.
 
     Args:
         notebooks: paths, run in this order.
@@ -117,21 +122,37 @@ def run(
         parameters: what goes into every notebook's ``parameters`` cell; ``preset`` is required.
         timeout: seconds that one cell may take; None takes the preset's from ``TIMEOUTS``.
         say: told what starts and what came of it, a line at a time.
+        at_once: how many run at the same time, each in a process of its own; more than one disturbs
+            what a notebook times.
 
     Raises:
-        ValueError: as in ``check``; nothing has run then.
+        ValueError: as in ``check``, or ``at_once`` below 1; nothing has run then.
     """
+    if at_once < 1:
+        raise ValueError(f"at_once is {at_once}; allowed: 1 or more")
     check(notebooks, out, parameters)
     out.mkdir(parents=True, exist_ok=True)
     seconds = TIMEOUTS[parameters["preset"]] if timeout is None else timeout
+    settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    jobs = [(notebook, out / notebook.name, parameters, seconds) for notebook in notebooks]
     outcomes = []
-    for notebook in notebooks:
-        settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
-        say(f"{notebook}: running with {settings}")
-        chapter = _run_one(notebook, out / notebook.name, parameters, seconds)
-        for line in summary(chapter):
-            say(f"  {line}")
-        outcomes.append(chapter)
+    with contextlib.ExitStack() as closing:
+        ran: Iterable[Chapter] = itertools.starmap(_run_one, jobs)
+        if at_once > 1:  # processes, as papermill changes the folder of its whole process
+            spawned = multiprocessing.get_context("spawn")
+            pool = closing.enter_context(ProcessPoolExecutor(at_once, spawned))
+            ran = pool.map(_run_one, *zip(*jobs, strict=True))
+            say(f"{len(jobs)} notebooks, {at_once} at once: running with {settings}")
+        results = iter(ran)
+        for notebook in notebooks:
+            if at_once == 1:
+                say(f"{notebook}: running with {settings}")
+            chapter = next(results)
+            if at_once > 1:
+                say(f"{notebook}:")
+            for line in summary(chapter):
+                say(f"  {line}")
+            outcomes.append(chapter)
     return outcomes
 
 

@@ -115,13 +115,14 @@ w.VBox([w.IntSlider(128, max=512, description="width"), w.Label("a label"), show
     assert "Stop" not in outputs
 
 
-def test_failed_notebook_is_named_and_the_others_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_failed_notebook_is_named_and_the_others_run(tmp_path: Path, at_once: int) -> None:
     bad = write(tmp_path / "01_bad.ipynb", "print('before')", "\nratio = 1 / 0", "print('after')")
     good = write(tmp_path / "02_good.ipynb", CLAIM)
     out = tmp_path / "out"
     out.mkdir()
     (out / "01_bad.html").write_text("of an earlier run")
-    result = run(bad, good, "--preset", "smoke", "--out", out)
+    result = run(bad, good, "--preset", "smoke", "--out", out, "--at-once", at_once)
     assert result.exit_code == 1
     assert "at cell [4] `ratio = 1 / 0`: ZeroDivisionError: division by zero" in result.output
     assert f"as far as it got: {out / '01_bad.ipynb'}" in result.output
