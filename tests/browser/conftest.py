@@ -1,0 +1,346 @@
+"""A real JupyterLab and a real Chromium, offline, for the tests in this folder.
+
+One server and one browser serve a whole file.  Everything lives in temporary folders, waits end,
+and what was started is killed at the end, or after LIMIT seconds if something hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nbformat
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "build" / "browser"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+LIMIT = 400  # seconds for a file of tests
+WAIT = 30_000  # ms that the browser is waited for, where nothing else is said
+START = 90  # seconds that JupyterLab may take to start, or a notebook to open
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no network, whatever is asked
+]
+
+TABLE = pytest.StashKey[list[tuple[str, str, float]]]()
+
+
+def chromium() -> str | None:
+    """Returns the browser of this machine: $ISOLAB_BROWSER, or one by its usual names."""
+    asked = os.environ.get("ISOLAB_BROWSER")
+    return shutil.which(asked) if asked else next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TABLE] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints how long it took until a chart was drawn, and keeps it; nothing fails for it."""
+    if not config.stash[TABLE]:
+        return
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for what, how, ms in config.stash[TABLE]:
+        groups.setdefault(what, []).append((how, ms))
+    lines = ["| what | times | median ms | longest ms |", "|---|---|---|---|"]
+    for what, rows in groups.items():
+        times = sorted(ms for _, ms in rows)
+        median = times[len(times) // 2]
+        lines.append(f"| {what} | {len(times)} | {median:.0f} | {times[-1]:.0f} |")
+    load = (
+        "From the key to the charts' last change; "
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}."
+    )
+    terminalreporter.section("latency in the browser")
+    terminalreporter.line("\n".join([*lines, load]))
+    OUT.mkdir(parents=True, exist_ok=True)
+    each = [f"| {what} | {how} | {ms:.0f} |" for what, how, ms in config.stash[TABLE]]
+    every = ["| what | how | ms |", "|---|---|---|", *each]
+    (OUT / "latency.md").write_text("\n".join([*lines, "", load, "", *every, ""]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keeps what the last page showed when a test failed."""
+    report = yield
+    browser = getattr(item, "funcargs", {}).get("browser")
+    if report.when == "call" and report.failed and browser and browser.context.pages:
+        OUT.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"\W+", "_", item.name)
+        with contextlib.suppress(Exception):  # the browser may be what failed
+            browser.context.pages[-1].screenshot(path=OUT / f"failed_{name}.png", timeout=5000)
+    return report
+
+
+@pytest.fixture(scope="module")
+def latency(request: pytest.FixtureRequest) -> Any:
+    """Records a time: latency(what, how, ms)."""
+
+    def record(what: str, how: str, ms: float) -> None:
+        request.config.stash[TABLE].append((what, how, ms))
+
+    return record
+
+
+@dataclass
+class Server:
+    """A running JupyterLab."""
+
+    folder: Path
+    home: Path
+    address: str
+    token: str
+
+    def write(self, name: str, *cells: str) -> None:
+        """Writes a notebook of code cells."""
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(book, self.folder / name)
+
+    def theme(self, name: str) -> None:
+        """Sets the theme of pages that are opened from now on, "Light" or "Dark"."""
+        self.settings("themes", {"theme": f"JupyterLab {name}"})
+
+    def settings(self, plugin: str, values: dict[str, Any]) -> None:
+        """Writes settings of JupyterLab's apputils."""
+        folder = self.home / "settings/@jupyterlab/apputils-extension"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(values))
+
+    def url(self, name: str) -> str:
+        """Returns the address at which a notebook is opened."""
+        return f"{self.address}/lab/tree/{name}?reset&token={self.token}"
+
+
+@pytest.fixture(scope="module")
+def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """This environment's own JupyterLab, with settings, kernels' folders and runs of its own."""
+    folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("home")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = Server(folder, home, f"http://127.0.0.1:{port}", secrets.token_hex(16))
+    made.settings("notification", {"fetchNews": "false", "checkForUpdates": False})
+    own = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+        "ISOLAB_RUNS": "runs",
+        "ISOLAB_PROGRAMS": "programs",
+    }
+    paths = {name: str(home / folder) for name, folder in own.items()}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--IdentityProvider.token={made.token}", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.extension_manager=readonly"]
+    with open(home / "lab.log", "w") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **paths, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    hung = _after(LIMIT, lambda: _kill([psutil.Process(process.pid)]))
+    try:
+        until = time.monotonic() + START
+        while not _answers(f"{made.address}/api/status?token={made.token}"):
+            if process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"JupyterLab did not start:\n{(home / 'lab.log').read_text()}")
+            time.sleep(0.1)
+        yield made
+    finally:
+        hung.cancel()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ours = psutil.Process(process.pid)
+            kernels = ours.children(recursive=True)
+            process.terminate()  # it ends its kernels itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            _kill([ours, *kernels])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+
+
+@dataclass
+class Browser:
+    """A browser context that notes every address it was asked for."""
+
+    context: Any
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def open(self) -> Any:
+        """Returns a new page."""
+        page = self.context.new_page()
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("websocket", lambda socket: self.requests.append(socket.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        return page
+
+    @property
+    def foreign(self) -> list[str]:
+        """Addresses on another machine."""
+        parts = {url: urlsplit(url) for url in self.requests}
+        local = ("data", "blob", "about")
+        return [u for u, p in parts.items() if p.scheme not in local and p.hostname != "127.0.0.1"]
+
+
+@pytest.fixture(scope="module")
+def executable() -> str:
+    """The browser; the tests are skipped where there is none."""
+    pytest.importorskip("playwright", reason="playwright is not installed: isolab's extra 'test'")
+    path = chromium()
+    if path is None:
+        asked = os.environ.get("ISOLAB_BROWSER")
+        none = f"$ISOLAB_BROWSER is {asked!r}, which is no program" if asked else None
+        pytest.skip(
+            f"no browser to test in: {none or f'none of {list(NAMES)} is on the PATH'}; "
+            "install Debian's chromium, or set $ISOLAB_BROWSER"
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(executable: str) -> Iterator[Browser]:
+    """A running Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    def started() -> list[psutil.Process]:
+        return [c for c in psutil.Process().children(recursive=True) if c.pid not in before]
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=executable, args=FLAGS, timeout=START * 1000
+        )
+        ours = started()
+        # evaluate() has no time limit of its own: it fails once the browser is gone
+        hung = _after(LIMIT, lambda: _kill(ours))
+        try:
+            context = running.new_context(viewport={"width": 1280, "height": 1100})
+            context.set_default_timeout(WAIT)
+            yield Browser(context)
+        finally:
+            hung.cancel()
+            with contextlib.suppress(Exception):  # gone already, if it had hung
+                running.close()
+    _kill(ours)
+
+
+@dataclass
+class Book:
+    """A notebook that is open in a page."""
+
+    page: Any
+
+    def run_all(self) -> None:
+        """Runs all cells by the menu."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def idle(self) -> None:
+        """Waits until the kernel has nothing to do."""
+        # Not the toolbar's indicator: it says idle before there is a kernel to run anything.
+        idle = self.page.locator("#jp-main-statusbar").get_by_text(re.compile(r"\| Idle"))
+        idle.wait_for(timeout=START * 1000)
+
+    def cell(self, number: int) -> Any:
+        """Returns a code cell, from 0."""
+        return self.page.locator(".jp-CodeCell").nth(number)
+
+    def run(self, number: int) -> None:
+        """Runs one cell from its prompt, and waits until it has run."""
+        cell = self.cell(number)
+        prompt = cell.locator(".jp-InputArea-prompt")
+        cell.scroll_into_view_if_needed()
+        before = prompt.inner_text()
+        # a click elsewhere leaves the keyboard with the control that has it
+        self.page.evaluate("document.activeElement.blur()")
+        prompt.click()
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_function(
+            """([cell, before]) => {
+                const now = cell.querySelector('.jp-InputArea-prompt').innerText;
+                return /\\d/.test(now) && now !== before;
+            }""",
+            arg=[cell.element_handle(), before],
+        )
+
+    def shoot(self, name: str, **options: Any) -> None:
+        """Keeps a screenshot as build/browser/NAME.png."""
+        OUT.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=OUT / f"{name}.png", **options)
+
+
+@pytest.fixture(scope="module")
+def open_book(server: Server, browser: Browser) -> Iterator[Any]:
+    """Opens a notebook of the server's folder and waits until its kernel is there."""
+    pages = []
+
+    def open_named(name: str, theme: str = "Light") -> Book:
+        server.theme(theme)
+        page = browser.open()
+        pages.append(page)
+        page.goto(server.url(name), timeout=START * 1000)
+        page.locator(".jp-Notebook").wait_for(timeout=START * 1000)
+        book = Book(page)
+        book.idle()
+        page.keyboard.press("Control+b")  # the file browser makes room
+        return book
+
+    yield open_named
+    for page in pages:
+        page.close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _after(seconds: float, act: Any) -> threading.Timer:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    """Kills processes and what they started; psutil knows a process from a later one's number."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            process.kill()

@@ -1,0 +1,401 @@
+"""The lab as a person meets it: in JupyterLab and Chromium, by keyboard, without a network."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+START_HERE = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
+QUIET = 350  # ms without a change of the charts, after which they count as drawn
+SLOW = 120_000  # ms that a run may take which compiles first, on a loaded machine
+
+IMPORTS = "import isolab\nfrom isolab import RunConfig"
+REFERENCE = "lab = isolab.Lab()\nlab"
+# Small enough to train in seconds; its curve has 60 points, and every multiple of 100 steps from
+# 2,000 on has the same program.
+SMALL = """small = RunConfig(
+    width=16, base_width=16, depth=1, head_size=8, context=16, mlp_ratio=2, batch_size=4,
+    steps=6000, warmup_steps=600, evaluate_every=100, learning_rate=2**-6, corpus="words.txt",
+)"""
+TINY = f"{SMALL}\ntiny = isolab.Lab(config=small)\ntiny"
+FREE = 'print("the kernel is free; training:", tiny.running)'
+EPSILON = 'isolab.Lab("epsilon")'
+WILD = f"""import dataclasses
+{SMALL}
+wild = isolab.Lab(config=dataclasses.replace(small, steps=2000, learning_rate=2.0**9))
+wild.train()
+wild.join(120)
+wild"""
+
+WATCH = """root => {
+    const seen = {begun: null, change: null, log: []};
+    root.seen = seen;
+    const begin = () => { seen.begun = performance.now(); seen.change = null; seen.log = []; };
+    document.addEventListener('keydown', begin, true);
+    document.addEventListener('pointerdown', begin, true);
+    const curve = root.querySelector('.isolab-lab-curve');
+    const note = () => {
+        seen.change = performance.now();
+        const drawn = curve.querySelector('[aria-roledescription=visualization]');
+        if (!drawn || !drawn.querySelector('svg')) return;
+        const points = drawn.querySelectorAll('.mark-symbol path').length;
+        seen.log.push([seen.change - seen.begun, drawn.getAttribute('aria-label'), points]);
+    };
+    for (const chart of root.querySelectorAll('.isolab-lab-curve, .isolab-lab-summary'))
+        new MutationObserver(note).observe(chart, {childList: true, subtree: true});
+}"""
+SETTLED = "([root, quiet]) => root.seen.change && performance.now() - root.seen.change > quiet"
+# Everything of a picture but the numbers that differ each time it is drawn.
+PICTURE = "chart => chart.querySelector('svg.marks').outerHTML.replace(/clip\\d+/g, '')"
+
+
+class Shown:
+    """A lab in a page."""
+
+    def __init__(self, book: Any, cell: int) -> None:
+        self.book, self.page = book, book.page
+        self.root = book.cell(cell).locator(".isolab-lab")
+        self.root.locator(".isolab-lab-summary svg.marks").wait_for(timeout=SLOW)
+        self.root.locator(".isolab-lab-curve svg.marks").wait_for()
+        self.handle = self.root.element_handle()
+        self.root.evaluate(WATCH)
+
+    def chart(self, name: str) -> Any:
+        return self.root.locator(f".isolab-lab-{name}")
+
+    def pictures(self) -> dict[str, str]:
+        return {name: self.chart(name).evaluate(PICTURE) for name in ("curve", "summary")}
+
+    def described(self, name: str) -> str:
+        """Returns what a screen reader says of a chart."""
+        drawn = self.chart(name).locator("[role=graphics-document]")
+        return drawn.get_attribute("aria-label")
+
+    def control(self, field: str) -> Any:
+        return self.root.locator(f".isolab-lab-control-{field}")
+
+    def button(self, name: str) -> Any:
+        return self.root.get_by_role("button", name=name, exact=True)
+
+    def message(self, field: str) -> Any:
+        return self.control(field).locator(".isolab-lab-message")
+
+    @property
+    def status(self) -> Any:
+        return self.root.get_by_role("status")
+
+    @property
+    def kept(self) -> Any:
+        return self.root.locator(".isolab-lab-kept")
+
+    @property
+    def alert(self) -> Any:
+        return self.root.locator(".isolab-lab-alert")
+
+    def settle(self) -> None:
+        """Waits until the charts have changed since the last key, and then stay as they are."""
+        self.page.wait_for_function(SETTLED, arg=[self.handle, QUIET], timeout=20_000)
+
+    def press(self, key: str) -> float:
+        """Presses a key, and returns after how many ms the charts had their last change."""
+        self.page.keyboard.press(key)
+        self.settle()
+        return self.root.evaluate("root => root.seen.change - root.seen.begun")
+
+    def log(self) -> list[tuple[float, str, int]]:
+        """Returns what the curve has shown since the last key: ms, description, points."""
+        return [tuple(each) for each in self.root.evaluate("root => root.seen.log")]
+
+    def wait(self, text: str) -> None:
+        """Waits for a text in the list of runs, and for the charts after it."""
+        self.kept.get_by_text(text).first.wait_for(timeout=SLOW)
+        expect(self.button("Stop")).to_be_disabled()
+        self.settle()
+
+    def fill(self, field: str, text: str) -> None:
+        box = self.control(field).locator("input")
+        box.fill(text)
+        box.press("Tab")
+
+    def open(self, name: str) -> None:
+        """Opens a part of the lab by keyboard."""
+        header = self.root.get_by_role("button", name=name)
+        header.focus()
+        self.page.keyboard.press("Enter")
+        expect(header).to_have_attribute("aria-expanded", "true")
+
+
+@pytest.fixture(scope="module")
+def book(server: Any, open_book: Any) -> Any:
+    server.write("lab.ipynb", IMPORTS, REFERENCE, TINY, FREE)
+    (server.folder / "words.txt").write_text(Path(__file__).read_text() * 3)
+    book = open_book("lab.ipynb")
+    book.run_all()
+    book.cell(3).get_by_text("the kernel is free").wait_for(timeout=SLOW)
+    return book
+
+
+@pytest.fixture
+def lab(book: Any) -> Shown:
+    """A new lab that draws the reference runs."""
+    book.run(1)
+    return Shown(book, 1)
+
+
+@pytest.fixture
+def tiny(book: Any) -> Any:
+    """A new lab whose runs are small."""
+    book.run(2)
+    shown = Shown(book, 2)
+    shown.root.scroll_into_view_if_needed()
+    yield shown
+    if shown.button("Stop").is_enabled():
+        shown.button("Stop").click()
+        shown.wait("stopped")
+
+
+def expect(locator: Any) -> Any:
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def test_names_for_screen_readers(lab: Shown) -> None:
+    for name, value in (("width", "64"), ("learning rate", "0.0313")):
+        slider = lab.root.get_by_role("slider", name=name, exact=True)
+        expect(slider).to_have_count(1)
+        expect(slider).to_have_attribute("aria-valuetext", value)
+    for name in ("optimizer", "parameterization"):
+        expect(lab.root.get_by_role("combobox", name=name, exact=True)).to_have_count(1)
+    expect(lab.button("Train")).to_be_enabled()
+    expect(lab.button("Stop")).to_be_disabled()
+    expect(lab.status).to_contain_text("Stored")
+    more = lab.root.get_by_role("button", name="More settings")
+    expect(more).to_have_attribute("aria-expanded", "false")
+    lab.open("More settings")
+    for name, role in (("steps", "spinbutton"), ("seed", "spinbutton"), ("corpus", "textbox")):
+        expect(lab.root.get_by_role(role, name=name, exact=True)).to_have_count(1)
+    said = lab.described("curve"), lab.described("summary")
+    assert said[0].startswith("Loss while training. Asked for: Adam, width 64, 2^-5.")
+    assert said[1].startswith("Final loss against learning rate. Marked: learning rate 2^-5.")
+
+
+def test_tab_reaches_every_control_in_order(lab: Shown) -> None:
+    lab.root.get_by_role("slider", name="width", exact=True).focus()
+    name = """() => {
+        const now = document.activeElement;
+        const label = now.labels && now.labels[0] ? now.labels[0].textContent : now.textContent;
+        return (now.getAttribute('aria-label') || label).trim();
+    }"""
+    reached = []
+    while len(reached) < 20 and "Watch it work" not in reached:
+        reached.append(lab.page.evaluate(name))
+        lab.page.keyboard.press("Tab")
+    wanted = [
+        "width", "learning rate", "optimizer", "parameterization", "More settings", "Train",
+        "Watch it work",
+    ]  # fmt: skip
+    assert [each for each in reached if each in wanted] == wanted
+
+
+def test_keys_in_a_control_are_not_jupyterlabs(lab: Shown) -> None:
+    cells = lab.page.locator(".jp-CodeCell").count()
+    for control in (lab.button("Train"), lab.control("optimizer").locator("select")):
+        control.focus()
+        for key in "dd":  # in JupyterLab: delete the cell
+            lab.page.keyboard.press(key)
+        expect(control).to_be_focused()
+    assert lab.page.locator(".jp-CodeCell").count() == cells
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "keys", "said"),
+    [
+        ("width", ".noUi-handle", ["ArrowRight"] * 3, "width 112"),
+        ("learning_rate", ".noUi-handle", ["ArrowLeft"] * 4, "2^-7"),
+        ("optimizer", "select", ["ArrowDown"] * 3, "IsoAdam"),
+        ("parameterization", "select", ["ArrowDown"] * 2, "muP"),
+    ],
+)
+def test_a_control_redraws_both_charts(
+    lab: Shown, latency: Any, field: str, kind: str, keys: list[str], said: str
+) -> None:
+    first = last = lab.pictures()
+    lab.control(field).locator(kind).focus()
+    for key in keys:
+        latency(f"move {field}", key, lab.press(key))
+        now = lab.pictures()
+        assert now["curve"] != last["curve"]  # it names the setting
+        last = now
+    assert last["summary"] != first["summary"]
+    assert said in lab.described("curve")
+    expect(lab.status).to_contain_text("tored")
+    lab.book.shoot(f"light_{field}")
+
+
+def test_train_draws_keeps_and_forgets_a_run(tiny: Shown, latency: Any) -> None:
+    expect(tiny.kept).to_contain_text("None yet")
+    before = tiny.pictures()
+    tiny.open("Watch it work")
+    tiny.button("Train").focus()
+    tiny.page.keyboard.press("Enter")
+    expect(tiny.button("Train")).to_be_disabled()
+    tiny.book.page.wait_for_function(
+        "root => root.seen.log.some(([ms, text]) => /Run 1: training, loss/.test(text))",
+        arg=tiny.handle, timeout=SLOW,
+    )  # fmt: skip
+    tiny.book.shoot("light_training")
+    tiny.wait("1: Adam, width 16")
+    expect(tiny.button("Train")).to_be_enabled()
+    expect(tiny.status).to_contain_text("Run 1: loss")
+    labels = [text for _, text, _ in tiny.log()]
+    steps = [int(at) for text in labels for at in re.findall(r"Run 1:.* at step (\d+)", text)]
+    assert steps == sorted(steps) and len(set(steps)) >= 3, "no growing curve"
+    assert (min(steps), max(steps)) == (0, 6000)
+    points = [n for _, text, n in tiny.log() if "Run 1: training" in text]
+    assert max(points) > min(points)
+    inside = tiny.root.locator(".isolab-lab-inside")
+    expect(inside.locator("svg.marks")).to_have_count(2)
+    expect(inside).to_contain_text("before")
+    inside.scroll_into_view_if_needed()
+    tiny.book.shoot("light_inside")
+
+    tiny.open("More settings")
+    tiny.fill("seed", "7")
+    tiny.button("Train").focus()
+    tiny.page.keyboard.press("Space")
+    tiny.wait("seed 7")
+    tiny.book.shoot("light_two_runs")
+    points_of_2 = [ms for ms, text, _ in tiny.log() if "Run 2: training, loss" in text]
+    latency("first point of a warm run", "Space on Train", points_of_2[0])
+
+    box = tiny.root.get_by_role("checkbox", name=re.compile("^1: Adam, width 16"))
+    expect(box).to_be_checked()
+    both = tiny.pictures()
+    box.focus()
+    tiny.press("Space")
+    assert tiny.pictures()["curve"] != both["curve"], "a hidden run is still drawn"
+    tiny.press("Space")
+    assert tiny.pictures() == both
+    for left in (1, 0):
+        tiny.button("Remove").first.focus()
+        tiny.press("Enter")
+        expect(tiny.button("Remove")).to_have_count(left)
+    assert "Run 1" not in tiny.chart("curve").inner_html()
+    expect(tiny.kept).to_contain_text("None yet")
+    assert tiny.pictures()["curve"] != before["curve"], "the runs were not stored"
+
+
+def test_the_kernel_is_free_while_it_trains_and_stop_stops(tiny: Shown) -> None:
+    tiny.open("More settings")
+    tiny.fill("steps", "1000000")
+    tiny.button("Train").click()
+    expect(tiny.button("Stop")).to_be_enabled()
+    tiny.book.run(3)
+    output = tiny.book.cell(3).locator(".jp-OutputArea-output")
+    expect(output).to_have_text("the kernel is free; training: True")
+    tiny.root.get_by_text(re.compile(r"step \d+00 of 1000000")).wait_for(timeout=SLOW)
+    tiny.button("Stop").focus()
+    tiny.page.keyboard.press("Enter")
+    tiny.wait("stopped at step")
+    expect(tiny.button("Train")).to_be_enabled()
+    expect(tiny.root.get_by_text("not stored").first).to_be_visible()
+    tiny.book.shoot("light_stopped")
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right", "words"),
+    [
+        ("steps", "-5", "2000", "steps is -5"),
+        ("seed", "-1", "3", "seed is -1"),
+        ("corpus", "nowhere.txt", "words.txt", "nowhere.txt"),
+    ],
+)
+def test_a_refusal_stands_beside_its_control(
+    tiny: Shown, field: str, wrong: str, right: str, words: str
+) -> None:
+    tiny.open("More settings")
+    before = tiny.pictures()
+    tiny.fill(field, wrong)
+    expect(tiny.message(field)).to_contain_text(words)
+    expect(tiny.message(field).get_by_role("alert")).to_be_visible()
+    expect(tiny.button("Train")).to_be_disabled()
+    expect(tiny.root.locator(".isolab-lab-message")).to_have_count(1)
+    assert tiny.pictures() == before
+    tiny.book.shoot(f"light_refused_{field}")
+    tiny.fill(field, right)
+    expect(tiny.root.locator(".isolab-lab-message")).to_have_count(0)
+    expect(tiny.button("Train")).to_be_enabled()
+
+
+def test_a_failure_of_training_shows_and_the_lab_goes_on(tiny: Shown) -> None:
+    tiny.open("More settings")
+    tiny.fill("steps", "2000")
+    tiny.fill("corpus", "hub:nobody/nothing")  # looked for only in training
+    tiny.button("Train").click()
+    alert = tiny.alert.get_by_role("alert")
+    alert.wait_for(timeout=SLOW)
+    expect(alert).to_contain_text("Run 1 failed")
+    expect(tiny.button("Train")).to_be_enabled()
+    tiny.book.shoot("light_failed")
+    tiny.fill("corpus", "words.txt")
+    expect(alert).to_have_count(0)
+    tiny.button("Train").click()
+    tiny.wait("2: Adam")
+    expect(tiny.status).to_contain_text("Run 2: loss")
+
+
+def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
+    server: Any, open_book: Any, latency: Any
+) -> None:
+    server.write("dark.ipynb", IMPORTS, EPSILON, WILD)
+    book = open_book("dark.ipynb", theme="Dark")
+    assert book.page.locator("body").get_attribute("data-jp-theme-name") == "JupyterLab Dark"
+    book.run_all()
+    wild = Shown(book, 2)
+    lab = Shown(book, 1)
+    book.idle()
+    for field in ("eps", "loss_scale"):
+        lab.control(field).locator(".noUi-handle").focus()
+        for key in ("ArrowLeft", "ArrowLeft"):
+            before = lab.pictures()
+            latency(f"move {field}", key, lab.press(key))
+            assert lab.pictures()["curve"] != before["curve"]
+    book.shoot("dark_epsilon")
+    assert "Run 1: diverged, diverged." in wild.described("curve")
+    expect(wild.chart("curve").get_by_text("1 diverged")).to_be_visible()
+    expect(wild.kept).to_contain_text("diverged")
+    wild.kept.scroll_into_view_if_needed()
+    book.shoot("dark_diverged")
+
+
+@pytest.mark.skipif(not START_HERE.exists(), reason="there is no notebooks/00_start_here.ipynb")
+def test_start_here_runs_and_answers(server: Any, open_book: Any, latency: Any) -> None:
+    notebook = nbformat.read(START_HERE, as_version=4)
+    code = [k for k, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    shown = next(k for k in code if "Lab(" in notebook.cells[k].source)
+    del notebook.cells[shown + 1 :]  # `make notebooks` runs them
+    nbformat.write(notebook, server.folder / START_HERE.name)
+    book = open_book(START_HERE.name)
+    begun = time.monotonic()
+    book.run_all()
+    lab = Shown(book, code.index(shown))
+    latency("00_start_here: run all until the lab", "menu", 1000 * (time.monotonic() - begun))
+    book.idle()
+    assert book.page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    before = lab.pictures()
+    lab.root.locator(".noUi-handle").first.focus()
+    latency("move 00_start_here's first slider", "ArrowRight", lab.press("ArrowRight"))
+    assert lab.pictures() != before
+    book.shoot("start_here")
+
+
+def test_nothing_was_asked_of_another_machine(lab: Shown, browser: Any) -> None:
+    assert len(browser.requests) > 50
+    assert browser.foreign == []
+    assert browser.errors == []
