@@ -32,6 +32,9 @@ SCRIPT = """
       set(handle, 'aria-valuetext', value.textContent);
       set(value, 'aria-label', label.textContent + ', as text');
     }
+    for (const button of root.querySelectorAll('.isolab-lab-kept button[title]')) {
+      set(button, 'aria-label', button.title);  // which run, where all say Remove
+    }
     for (const header of root.querySelectorAll('.jupyter-widget-Collapse-header')) {
       const open = header.parentElement.classList.contains('jupyter-widget-Collapse-open');
       set(header, 'role', 'button');

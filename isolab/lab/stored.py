@@ -364,7 +364,8 @@ def _places(settings: Iterable[Setting]) -> np.ndarray:
         if value is None:
             return math.nan
         least = _NO_EPS if name == "eps" else 1.0 if name == "warmup_steps" else 0.0
-        return math.log2(max(value, least))
+        zero = name == "eps" and value == 0  # beside the tiniest, and not the same
+        return math.log2(max(value, least)) - zero
 
     rows = [[place(name, setting[name]) for name in NEAR] for setting in settings]
     return np.array(rows, float).reshape(-1, len(NEAR))

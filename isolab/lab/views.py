@@ -114,7 +114,10 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
         dash = {"strokeDash": [6, 4], "strokeWidth": 2}
         layers.append(layer_of(points, line_mark(GREY, **dash, point={"color": GREY, "size": 22}),
                              x, y, tooltip=tips))  # fmt: skip
-        if points:
+        if not cell.finite:
+            at = points[-1]["step"] if points else 0
+            layers += crosses([{"step": at, "n": "stored"}], x, GREY, "n")
+        elif points:
             ends.append(("stored", points[-1]["step"], points[-1]["loss"], GREY))
     for run in runs:
         points = curve_points(run.steps, run.validation)

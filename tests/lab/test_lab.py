@@ -179,6 +179,15 @@ def test_a_quick_run_is_not_drawn_more_often_than_a_browser_can(lab):
     assert f"at step {TINY.steps}" in described(lab._curve)  # the last news, whenever it came
 
 
+def test_stored_runs_that_diverged_are_drawn_as_diverged_and_eps_0_is_not_a_tiny_one():
+    lab = isolab.Lab("epsilon", store=None)
+    lab.set(eps=0.0, loss_scale=2.0**-60)
+    assert "Stored (dashed): just what was asked" in lab.status
+    assert "all diverged" in lab.status
+    marks = json.dumps(lab._curve.spec)
+    assert '"n": "stored"' in marks
+
+
 def test_a_diverged_run_is_drawn_as_diverged(lab):
     lab.set(optimizer="sgd", learning_rate=2.0**10)
     run = trained(lab)
