@@ -209,7 +209,7 @@ def summary_view(config: RunConfig, look: Look, runs: Sequence[RunView], x: str,
                     *tooltips(loss=".4f", low=".4f", high=".4f", seeds=None)]  # fmt: skip
             layers.append(layer_of(means, dots, axis, y, color=hue, tooltip=tips))
         layers += _edges(each, x, high, axis, colours[each.name], 1.0 if bold else 0.35)
-    layers += _now_marked(now, _said(config, x), domain, axis)
+    layers += _now_marked(now, _said(config, x), axis)
     layers += _numbered(ended, x, domain, high, axis, y)
     if look.line is not None:
         share = max(len(cell.losses) for cell in look.line.cells)
@@ -295,20 +295,16 @@ def _edges(
     return layers
 
 
-def _now_marked(now: float | None, said: str, domain: Sequence[float], axis: Spec) -> list[Spec]:
+def _now_marked(now: float | None, said: str, axis: Spec) -> list[Spec]:
     """Returns an upright line at the setting, with its value."""
     if now is None:
         return []
     value = [{"x": now, "said": said}]
     rule = {"type": "rule", "strokeWidth": 1.5, "color": "#000000", "strokeDash": [3, 2]}
-    late = now > (domain[0] + domain[1]) / 2
-    words = {"type": "text", "align": "right" if late else "left", "dx": -5 if late else 5,
-             "fontSize": 12, "fontWeight": "bold", "color": "#000000"}  # fmt: skip
-    halo = {**words, "stroke": "white", "strokeWidth": 4}
-    encoding = {"x": axis, "y": {"value": 22}, "text": {"field": "said"}}
+    words = {"type": "text", "fontSize": 12, "fontWeight": "bold", "color": "#000000"}
+    encoding = {"x": axis, "y": {"value": -8}, "text": {"field": "said"}}  # above the frame
     return [
         {"data": {"values": value}, "mark": rule, "encoding": {"x": axis}},
-        {"data": {"values": value}, "mark": halo, "encoding": encoding},
         {"data": {"values": value}, "mark": words, "encoding": encoding},
     ]
 

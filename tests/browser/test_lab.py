@@ -374,7 +374,6 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
     book.shoot("dark_diverged")
 
 
-@pytest.mark.skipif(not START_HERE.exists(), reason="there is no notebooks/00_start_here.ipynb")
 def test_start_here_runs_and_answers(server: Any, open_book: Any, latency: Any) -> None:
     notebook = nbformat.read(START_HERE, as_version=4)
     code = [k for k, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
