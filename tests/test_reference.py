@@ -32,7 +32,8 @@ def test_provenance_says_what_is_there(name):
     said = json.loads((reference.folder(name) / "provenance.json").read_text())
     runs = reference.load(name)
     assert said["rows"] == len(runs)
-    assert said["varied"]["width"] == sorted(runs["width"].unique())
+    widths = said["varied"].get("width") or [said["fixed"]["width"]]
+    assert widths == sorted(runs["width"].unique())
     assert said["sources"]["git_revision"] == sorted(runs["git_revision"].unique())
     assert not any("unknown" in value for value in said["sources"].values())
 
