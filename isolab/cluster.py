@@ -87,7 +87,7 @@ def train_on_cluster(
     Raises:
         ClusterError: batches that failed, after all others were yielded; or a lost scheduler.
     """
-    from isolab.scheduling import failure
+    from isolab.scheduling import failure, keys_of
 
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
     waiting = {}
@@ -138,13 +138,6 @@ def train_on_cluster(
         raise ClusterError(f"{len(failures)} of {len(batches)} batches failed: {failures[0]}")
 
 
-def keys_of(batch: Batch) -> list[str]:
-    """Returns the runs' keys, by the corpus as this process has it."""
-    from isolab.corpus import load_corpus
-
-    return [config.key(load_corpus(config.corpus).fingerprint) for config in batch]
-
-
 def check_keys(batch: Batch, keys: Sequence[str]) -> None:
     """Compares the runs' keys, by the corpus and code of this process, with the caller's.
 
@@ -152,6 +145,7 @@ def check_keys(batch: Batch, keys: Sequence[str]) -> None:
         ValueError: they differ, so that the results would not be those that the caller asked for.
     """
     from isolab import __file__ as package
+    from isolab.scheduling import keys_of
 
     if keys_of(batch) != list(keys):
         raise ValueError(

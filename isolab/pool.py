@@ -168,8 +168,7 @@ class _Pool:
     def __init__(self, batches: Sequence[Batch], processes: int, memory_bytes: int | None) -> None:
         import jax
 
-        from isolab.cluster import keys_of
-        from isolab.scheduling import batch_operations
+        from isolab.scheduling import batch_operations, keys_of
         from isolab.training import program_of
 
         self.news: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()

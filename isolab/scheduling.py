@@ -49,6 +49,13 @@ class Plan:
         )
 
 
+def keys_of(configs: Sequence[RunConfig]) -> list[str]:
+    """Returns the runs' keys; each corpus is looked up once, as that takes some 10 ms."""
+    names = {config.corpus for config in configs}
+    fingerprints = {name: load_corpus(name).fingerprint for name in names}
+    return [config.key(fingerprints[config.corpus]) for config in configs]
+
+
 def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int = 1) -> Plan:
     """Groups the runs by program and horizon, cuts them in batches, and drops those stored.
 
@@ -61,7 +68,8 @@ def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int 
         processes: how many train batches at the same time; batches for several are cut so small
             that none costs more than a process's share of the whole over ``BATCHES_EACH``.
     """
-    configs = {config.key(load_corpus(config.corpus).fingerprint): config for config in sweep}
+    listed = list(sweep)
+    configs = dict(zip(keys_of(listed), listed, strict=True))
     cached = frozenset(configs) - set(store.missing(configs)) if store else frozenset()
     groups: dict[Any, list[str]] = {}
     for key, config in configs.items():

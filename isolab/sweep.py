@@ -253,8 +253,10 @@ def results_frame(results: Sequence[Result]) -> pl.DataFrame:
     """Returns a row per result: config, key, curve, outcome and provenance."""
     about = provenance()
     rows = []
+    names = {result.config.corpus for result in results}
+    fingerprints = {name: load_corpus(name).fingerprint for name in names}
     for result in results:
-        fingerprint = load_corpus(result.config.corpus).fingerprint
+        fingerprint = fingerprints[result.config.corpus]
         rows.append(
             {
                 **result.config.row(),
