@@ -22,12 +22,13 @@ def test_every_preset_is_a_plan(preset):
     settings = presets.choose(presets.EPSILON, preset)
     plan = presets.epsilon_plan(settings)
     widths, seeds = sorted(settings.widths), len(settings.seeds)
+    few = len(settings.map_seeds)
     wider, eps = len(widths) - 1, len(settings.log10_eps) + 1
-    assert len(plan.width_map) == seeds * (eps * (2 * wider + 1) + len(widths))
+    assert len(plan.width_map) == few * (eps * (2 * wider + 1) + len(widths))
     scales, scaled = len(settings.log2_loss_scales), len(settings.log10_eps_scaled)
     assert len(plan.scale_map) == seeds * scales * (2 * scaled + 2)
     assert len(plan.transfer) == seeds * len(widths) * 3 * (2 * settings.reach + 1)
-    assert len(plan.bfloat16) == seeds * 2 * len(settings.log2_loss_scales_bfloat16)
+    assert len(plan.bfloat16) == few * 2 * len(settings.log2_loss_scales_bfloat16)
     assert {c.width for c in plan.width_map} == {c.width for c in plan.transfer} == set(widths)
     assert {c.width for c in plan.scale_map} == {widths[1]}  # per layer differs from one eps
     assert {c.base_width for c in plan.sweep} == {plan.base.width} == {widths[0]}

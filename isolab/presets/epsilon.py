@@ -33,6 +33,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "steps": 20,
         "reach": 1,
         "seeds": [0, 1],
+        "map_seeds": [0, 1],
         "log10_eps": [-3, -8],
         "log2_loss_scales": [40, 0, -40],
         "log10_eps_scaled": [-8],
@@ -50,12 +51,13 @@ EPSILON: dict[str, dict[str, Any]] = {
         "steps": 70,
         "reach": 2,
         "seeds": [0, 1, 2],
+        "map_seeds": [0, 1],
         "log10_eps": [-3, -4, -5, -8],
         "log2_loss_scales": [40, 0, -20, -40, -60, -80],
         "log10_eps_scaled": [-8],
         "log2_loss_scales_bfloat16": [20, 0, -20, -40],
         "stands_in": 10_000,
-        "gradient_parameterizations": ["mup", "mean_field"],
+        "gradient_parameterizations": ["mean_field"],
         "gradient_widths": [32, 64, 128],
         "gradient_step": 20,
     },
@@ -67,6 +69,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "steps": 2000,
         "reach": 3,
         "seeds": [0, 1, 2],
+        "map_seeds": [0, 1, 2],
         "log10_eps": [-2, -3, -4, -5, -6, -7, -8, -9, -10, -12, -14, -16, -18, -20],
         "log2_loss_scales": list(range(40, -85, -5)),
         "log10_eps_scaled": [-4, -6, -8, -10, -12, -16, -20],
@@ -78,7 +81,8 @@ EPSILON: dict[str, dict[str, Any]] = {
     },
 }
 """Chapter 3: the narrowest width is the base; ``reach`` rates to each side of a grid's centre;
-every map holds eps = 0, and the one of loss scales ``TINY_EPS`` too; ``stands_in`` is how many
+every map holds eps = 0, and the one of loss scales ``TINY_EPS`` too; ``map_seeds`` are of the maps
+that no claim is made on; ``stands_in`` is how many
 times wider the models are that a large eps stands in for."""
 
 GRADIENT_RMS = {"standard": 1e-2, "ntk": 1.3e-3, "mup": 1.8e-3, "mean_field": 2.3e-4}
@@ -155,10 +159,10 @@ def epsilon_plan(settings: SimpleNamespace) -> EpsilonPlan:
     large = large_eps(settings.stands_in, base.parameterization)
     return EpsilonPlan(
         base,
-        eps_by_width(base, widths, epsilons, settings.seeds),
+        eps_by_width(base, widths, epsilons, settings.map_seeds),
         eps_by_scale(base, widths[1], scaled, scales, settings.seeds),
         transfer_under_eps(base, widths, large, settings.reach, settings.seeds),
-        in_bfloat16(base, scales_bfloat16, settings.seeds),
+        in_bfloat16(base, scales_bfloat16, settings.map_seeds),
         large,
     )
 
