@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-MIN_SECONDS = 0.3
+MIN_SECONDS = 0.1
 """Programs that compile faster are not kept: they would cost more files than time."""
 
 

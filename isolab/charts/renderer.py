@@ -13,7 +13,8 @@ from typing import Any
 
 import altair as alt
 
-from isolab.charts.picture import size, smaller
+from isolab.charts.drawn import drawn
+from isolab.charts.picture import size
 
 VEGALITE_MIME = "application/vnd.vegalite.v5+json"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
@@ -90,25 +91,19 @@ def offline_bundle(
     }
     if not png:
         return data, {}
-    picture = _png(spec)
+    picture = drawn(spec, SCALE)
     data["image/png"] = base64.b64encode(picture).decode()
     return data, {"image/png": {"width": size(picture)[0] // SCALE}}
 
 
 def to_png(chart: alt.TopLevelMixin) -> bytes:
     """Returns the PNG of a chart as :func:`offline_bundle` shows it, at twice its size."""
-    return _png(styled(chart.to_dict()))
+    return drawn(styled(chart.to_dict()), SCALE)
 
 
 def styled(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the specification with :data:`CONFIG` under its own configuration."""
     return {**spec, "config": _merged(CONFIG, spec.get("config", {}))}
-
-
-def _png(spec: dict[str, Any]) -> bytes:
-    import vl_convert
-
-    return smaller(vl_convert.vegalite_to_png(spec, vl_version="6.4", scale=SCALE))
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
