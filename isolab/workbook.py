@@ -8,6 +8,7 @@ Python that runs this module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import sys
@@ -177,6 +178,7 @@ def _run_one(
             kernel_name="python3",
             language="python",
             cwd=str(notebook.resolve().parent),
+            engine_name=_engine(),
             execution_timeout=timeout,
             autosave_cell_every=_AUTOSAVE,
             progress_bar=sys.stderr.isatty(),
@@ -187,6 +189,35 @@ def _run_one(
     except Exception as error:  # whatever a notebook raised or a kernel died of: the next one runs
         problem, page = _in_words(error), None
     return Chapter(notebook, executed, page, time.perf_counter() - start, claims, problem)
+
+
+@functools.cache
+def _engine() -> str:
+    """Returns the name of an engine that saves every few seconds, not at every cell twice.
+
+    papermill's own does: for a notebook of some megabytes that takes longer than its cells.
+    """
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, *arguments: Any, **options: Any) -> None:
+            save, saved = nb_man.save, -float("inf")
+
+            def save_now_and_then(**changes: Any) -> None:
+                nonlocal saved
+                if time.monotonic() - saved >= _AUTOSAVE:
+                    save(**changes)
+                    saved = time.monotonic()
+
+            nb_man.save = save_now_and_then
+            try:
+                super().execute_managed_notebook(nb_man, *arguments, **options)
+            finally:
+                nb_man.save = save  # the end is saved
+
+    papermill_engines.register("isolab", Engine)
+    return "isolab"
 
 
 def _kernel_config() -> Any:
