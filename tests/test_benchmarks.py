@@ -223,6 +223,7 @@ def shapes(model: nnx.Module) -> list[tuple[int, ...]]:
     return sorted(leaf.shape for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+@pytest.mark.slow
 def test_throughput_rows_and_table() -> None:
     frame = throughput.measure([16], rounds=2, steps=3, base=TINY, progress=False)
     assert frame["width"].to_list() == [16, 16]

@@ -97,7 +97,9 @@ def finish(process):
     return out.splitlines()
 
 
-@pytest.mark.parametrize("case", ["adam", "newton", pytest.param("eigh", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("newton", "eigh"))]
+)
 def test_eight_devices_together_give_the_result_of_one(cache, case):
     config, (data, shards) = CASES[case]
     found = json.loads(finish(start(cache, COMPARE, config, (data, shards)))[-1])

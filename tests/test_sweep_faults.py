@@ -125,7 +125,7 @@ def killed_often(start, tmp_path):
 
 
 def test_a_sweep_killed_at_random_moments_resumes_to_the_same_rows(killed_often):
-    killed_often(3)
+    killed_often(2)
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_constants_of_adam_atan2_act():
     assert flat != rate  # b towards 0: every step is a quarter turn
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adam_atan2"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "adam_atan2"])
 def test_bfloat16_moments_are_another_program_and_cost_little(optimizer):
     full = dataclasses.replace(BASE, optimizer=optimizer)
     kept = dataclasses.replace(full, moment_dtype="bfloat16")

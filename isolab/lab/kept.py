@@ -99,7 +99,7 @@ class KeptList:
         end = widgets.HTML(f'<span style="opacity:0.75">{html.escape(outcome(run.news))}</span>')
         remove = widgets.Button(
             description="Remove",
-            tooltip=f"Remove run {run.number} from the charts: a stored run stays stored",
+            tooltip=f"Remove run {run.number} (a stored run stays stored)",
             layout=widgets.Layout(width="84px", margin="2px 0 2px 12px"),
         )
 

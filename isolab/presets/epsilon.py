@@ -42,6 +42,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "gradient_parameterizations": ["mup", "mean_field"],
         "gradient_widths": [16, 32, 64],
         "gradient_step": 10,
+        "processes": None,
     },
     "laptop": {
         "widths": [32, 64, 128],
@@ -60,6 +61,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "gradient_parameterizations": ["mean_field"],
         "gradient_widths": [32, 64, 128],
         "gradient_step": 20,
+        "processes": "auto",
     },
     "full": {
         "widths": [128, 256, 512, 1024, 2048],
@@ -78,6 +80,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "gradient_parameterizations": ["standard", "ntk", "mup", "mean_field"],
         "gradient_widths": [64, 128, 256, 512, 1024, 2048, 4096],
         "gradient_step": 100,
+        "processes": "auto",
     },
 }
 """Chapter 3: the narrowest width is the base; ``reach`` rates to each side of a grid's centre;

@@ -67,7 +67,10 @@ def test_every_chapter_opens_on_stored_runs_of_just_its_setting(name):
         assert "Bold line" in described(lab._summary)
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize(
+    "name",
+    ["epsilon", *(pytest.param(q, marks=pytest.mark.slow) for q in QUESTIONS if q != "epsilon")],
+)
 def test_charts_are_what_vega_lite_allows_whatever_is_shown(name):
     lab = isolab.Lab(name, TINY, store=None)
     lab.set(optimizer="sgd", learning_rate=2.0**10, steps=4)

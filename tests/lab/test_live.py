@@ -46,7 +46,7 @@ def curves(row):
     return [row[name].to_list() for name in ("curve_train_loss", "curve_validation_loss")]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "isoadam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "isoadam"])
 def test_a_live_run_has_the_bits_of_an_ordinary_one(optimizer, monkeypatch):
     monkeypatch.setattr(extras, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(extras, "LOOK_SHARE", 1.0)  # look after every interval
