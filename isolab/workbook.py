@@ -142,7 +142,9 @@ def run(
         if at_once > 1:  # processes, as papermill changes the folder of its whole process
             spawned = multiprocessing.get_context("spawn")
             pool = closing.enter_context(ProcessPoolExecutor(at_once, spawned))
-            ran = pool.map(_run_one, *zip(*jobs, strict=True))
+            longest = sorted(jobs, key=lambda job: job[0].stat().st_size, reverse=True)  # first
+            begun = {job[0]: pool.submit(_run_one, *job) for job in longest}
+            ran = (begun[notebook].result() for notebook in notebooks)
             say(f"{len(jobs)} notebooks, {at_once} at once: running with {settings}")
         results = iter(ran)
         for notebook in notebooks:

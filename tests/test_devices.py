@@ -89,7 +89,7 @@ def on_eight_devices(cache, config):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "isoadam"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("isoadam", marks=pytest.mark.slow)])
 def test_eight_devices_give_the_rows_of_one(cache, optimizer):
     base = dataclasses.replace(BASE, optimizer=optimizer)
     there = on_eight_devices(cache, base)

@@ -86,6 +86,7 @@ class Watched(Store):
 
 
 @linux
+@pytest.mark.slow
 def test_rows_are_those_of_one_process_from_workers_on_cores_of_their_own(tmp_path):
     def cores_of_workers(store):
         if len(store.appended) == 1:  # each is bound before it loads anything

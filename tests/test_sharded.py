@@ -119,6 +119,7 @@ def test_eight_devices_together_give_the_result_of_one(cache, case):
     assert len(factors) == (0 if case == "adam" else 4 * 4)  # 4 matrices; A, B and their roots
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_on_the_same_bits(cache, tmp_path):
     whole = finish(start(cache, TRAIN, NEWTON, (2, 4), "", 0))
     assert whole[:-1] == ["5", "10", "15", "20"]
