@@ -288,6 +288,7 @@ def test_command_refuses_an_unknown_name_and_lists_the_known() -> None:
     assert "stepp_time" in outcome.output and "throughput" in outcome.output
 
 
+@pytest.mark.slow
 def test_command_prints_the_table_of_what_was_chosen() -> None:
     outcome = CliRunner().invoke(app, ["matmul", "--width", "16", "--rounds", "1"])
     assert outcome.exit_code == 0, outcome.output
