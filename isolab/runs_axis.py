@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ def over_runs(
     if jax.default_backend() != "cpu":
         return jax.vmap(function, in_axes, out_axes)
 
+    @functools.wraps(function)  # JAX names the program by it, as vmap's
     def one_by_one(*args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(args)
         axes = _axes_of(in_axes, args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import jax
@@ -23,24 +22,7 @@ BASE = RunConfig(
 RUNS = Sweep(BASE, seed=range(2)).configs
 
 
-@contextlib.contextmanager
-def compilations():
-    """Yields the seconds that each compilation took."""
-    seconds = []
-    event = "/jax/core/compile/backend_compile_duration"
-
-    def listen(name, duration, **_):
-        if name == event:
-            seconds.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seconds
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def test_the_program_that_is_measured_is_the_one_that_runs():
+def test_the_program_that_is_measured_is_the_one_that_runs(compilations):
     config = dataclasses.replace(BASE, mlp_ratio=3)  # that no other test compiles
     with compilations() as measured:
         assert needed_bytes([config]) > 0
@@ -48,8 +30,8 @@ def test_the_program_that_is_measured_is_the_one_that_runs():
         train_batch((config,))
     with compilations() as again:
         train_batch((dataclasses.replace(config, seed=1, learning_rate=0.1, steps=8),))
-    assert max(measured) > 0.3  # the step
-    assert len(trained) <= 3  # initialization, and slices of nothing
+    assert measured.count("jit(advance)") == 1  # the step
+    assert "jit(advance)" not in trained and "jit(init)" in trained
     assert not again
 
 

@@ -180,10 +180,9 @@ def test_a_quick_run_is_not_drawn_more_often_than_a_browser_can(lab):
     trained(lab)  # what follows compiles nothing
     drawn = []
     lab._curve.widget.observe(lambda _: drawn.append(time.monotonic()), names="outputs")
-    run = trained(lab)
-    points = len(run.news.curve_step)
+    trained(lab)
     always = 3  # the start, the first point and the end
-    assert 2 <= len(drawn) <= (drawn[-1] - drawn[0]) / REDRAW_SECONDS + always < points
+    assert 2 <= len(drawn) <= (drawn[-1] - drawn[0]) / REDRAW_SECONDS + always
     assert f"at step {TINY.steps}" in described(lab._curve)  # the last news, whenever it came
 
 
