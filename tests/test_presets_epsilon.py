@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import polars as pl
@@ -107,6 +108,21 @@ def test_the_reference_tunes_eps_and_adam_atan2_alike():
     assert len({frozenset(of) for of in cells.values()}) == 1
     shared = {c for c in parts.transfer if c.width <= 128 and c.eps is None}
     assert shared < set(parts.tuned_eps)
+
+
+def test_the_reference_asks_of_bfloat16_what_it_asks_of_float32():
+    parts = presets.epsilon_reference()
+    for of_float32, narrow in (
+        (parts.width_map, (parts.narrow_moments_map, parts.narrow_compute_map)),
+        (parts.transfer, (parts.narrow_moments, parts.narrow_compute)),
+    ):
+        for part in narrow:
+            assert {c.moment_dtype for c in part} == {"bfloat16"}
+            assert {c.width for c in part} == {32, 64, 128}
+            widened = {
+                dataclasses.replace(c, moment_dtype="float32", dtype="float32") for c in part
+            }
+            assert widened < set(of_float32)
 
 
 def test_damping_at_a_step_counts_every_parameter():

@@ -183,6 +183,7 @@ class EpsilonReference:
             to 128, five seeds.
         bfloat16: loss scales with bfloat16 moments, computed in float32 and in bfloat16.
         narrow_moments, narrow_compute: transfer with bfloat16 moments, and matrix products too.
+        narrow_moments_map, narrow_compute_map: the map of widths likewise, with fewer eps.
         constants: rates of Adam-atan2 for pairs (a, b).
     """
 
@@ -194,6 +195,8 @@ class EpsilonReference:
     bfloat16: Sweep
     narrow_moments: Sweep
     narrow_compute: Sweep
+    narrow_moments_map: Sweep
+    narrow_compute_map: Sweep
     constants: Sweep
 
     @property
@@ -210,6 +213,7 @@ def epsilon_reference() -> EpsilonReference:
     moments = dataclasses.replace(base, moment_dtype="bfloat16")
     compute = dataclasses.replace(moments, dtype="bfloat16")
     epsilons = [10.0**-k for k in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)]
+    few = [*epsilons[:7], 1e-12, 0.0]
     scaled = [1e-4, 1e-6, 1e-8, 1e-10, 1e-12, 1e-16, 1e-20, TINY_EPS, 0.0]
     large = large_eps(10_000)
     return EpsilonReference(
@@ -223,7 +227,9 @@ def epsilon_reference() -> EpsilonReference:
         tuned_eps=tuned_eps(base, widths[:3], [None, 1e-6, 1e-5, 1e-4], 3, [*seeds, 3, 4]),
         bfloat16=in_bfloat16(base, _powers_of_two(20), seeds, compute=("float32", "bfloat16")),
         narrow_moments=transfer_under_eps(moments, widths[:3], large, 2, seeds),
-        narrow_compute=transfer_under_eps(compute, widths[:2], large, 2, seeds),
+        narrow_compute=transfer_under_eps(compute, widths[:3], large, 2, seeds),
+        narrow_moments_map=eps_by_width(moments, widths[:3], few, seeds),
+        narrow_compute_map=eps_by_width(compute, widths[:3], few, seeds),
         constants=constants_of_atan2(
             base, [(1.0, 1.0), (4 / math.pi, 1.0), (2.0, 2.0), (4.0, 4.0)], 3, seeds
         ),
