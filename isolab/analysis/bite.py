@@ -92,6 +92,7 @@ def eps_lines(
     base_width: int,
     width: int | None = None,
     loss_scales: Sequence[float] | None = None,
+    ending: str = "",
 ) -> pl.DataFrame:
     r"""Returns the eps that equals each role's gradient RMS, for "adam" and "adam, eps per layer".
 
@@ -104,6 +105,7 @@ def eps_lines(
         base_width: of the runs.
         width: of the runs, where they vary the loss scale.
         loss_scales: those of the runs; None: the runs vary the width.
+        ending: of the variants' names, such as ", all in bfloat16".
 
     Returns:
         A row per variant, role, and width (or loss scale): ``variant``, ``role``, ``width`` (or
@@ -127,7 +129,7 @@ def eps_lines(
         raise ValueError("loss_scales without a width: say at which width they ran")
     exponent = parameterization(kinds[0][0]).gradient_exponent
     rows: list[tuple[Any, ...]] = []
-    for variant, per_layer in (("adam", False), ("adam, eps per layer", True)):
+    for variant, per_layer in ((f"adam{ending}", False), (f"adam, eps per layer{ending}", True)):
         for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
             if not bool((np.isfinite(sizes) & (sizes > 0)).all()):
                 raise ValueError(f"{name}: a gradient is 0 or not finite")

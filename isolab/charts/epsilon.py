@@ -45,12 +45,12 @@ def loss_by_eps(
         cells: from :func:`isolab.analysis.epsilon.eps_map`; ``rows`` and ``columns`` too.
         over: "width" or "loss_scale", both positive.
         lines: from :func:`isolab.analysis.epsilon.eps_lines`: ``variant``, ``role``, ``over`` and
-            ``eps``; drawn in the panels of their variant, which must then be a panel's.
+            ``eps``; drawn in the panels of their variant.
 
     Raises:
         ValueError: for missing columns, no rows, two rows of a cell, an ``over`` that is not a
-            positive number, a negative eps, lines without panels of variants, or a role of theirs
-            that is unknown.
+            positive number, a negative eps, lines without panels of variants, lines whose variants
+            have no panel, or a role of theirs that is unknown.
     """
     panel = [name for name in (rows, columns) if name is not None]
     require_columns(cells, [*panel, "variant", "eps", over, "loss"])
@@ -63,6 +63,9 @@ def loss_by_eps(
             raise ValueError(
                 f"lines need panels of variants, got rows {rows!r}, columns {columns!r}"
             )
+        theirs, shown = set(lines["variant"]), set(cells["variant"])
+        if not theirs & shown:
+            raise ValueError(f"lines are of {sorted(theirs)}; panels are of {sorted(shown)}")
         unknown = sorted(set(lines["role"].cast(pl.String)) - set(_DASHES))
         if unknown:
             raise ValueError(f"unknown role {unknown[0]!r}; known: {sorted(_DASHES)}")
@@ -265,6 +268,7 @@ def _drawn(curves: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
         "role:N",
         scale=alt.Scale(domain=known, range=[_DASHES[role] for role in known]),
         title=["eps = gradient", "RMS of"],
+        legend=alt.Legend(symbolType="stroke", symbolSize=500),  # wide enough for a dash and a gap
     )
     drawn = alt.Chart(curves).encode(x=x, y=y, order=alt.Order("bottom:Q"))
     tips = [tip("role"), tip("eps", ".3~e", "gradient RMS")]

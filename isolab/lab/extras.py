@@ -155,9 +155,18 @@ def sample_length(config: RunConfig) -> int:
         >>> sample_length(RunConfig(width=64)), sample_length(RunConfig(width=512))
         (160, 49)
     """
+    return max(40, min(SAMPLE_LENGTH, int(SAMPLE_OPERATIONS / operations_per_window(config))))
+
+
+def operations_per_window(config: RunConfig) -> int:
+    """Returns how many multiplications the layers' matrices make for one window of context.
+
+    Example:
+        >>> operations_per_window(RunConfig(width=64, depth=2, context=64))
+        6291456
+    """
     matrices = (4 + 2 * config.mlp_ratio) * config.width**2
-    each = config.context * config.depth * matrices
-    return max(40, min(SAMPLE_LENGTH, int(SAMPLE_OPERATIONS / each)))
+    return config.context * config.depth * matrices
 
 
 def printable(text: str) -> str:

@@ -22,18 +22,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolab.config import RunConfig
-from isolab.corpus import load_corpus
-from isolab.lab.extras import Extras, in_words
+from isolab.corpus import Corpus, load_corpus
+from isolab.lab.extras import Extras, in_words, operations_per_window
 from isolab.lab.inside import Inside
 from isolab.result import Result
 from isolab.store import Store
-from isolab.training import Snapshot, train
+from isolab.training import Snapshot, arguments_of, train
 
 if TYPE_CHECKING:
     import polars as pl
 
 ENDS = ("finished", "stopped", "diverged", "failed")
 """States of a run that has ended."""
+
+FIRST_WINDOWS = 8
+"""Validation windows behind the first point, until all are evaluated."""
+
+LONG_OPERATIONS = 2e10
+"""Multiplications of an evaluation that takes long enough to begin with a few windows."""
 
 EXIT_SECONDS = 2.0
 """Longest that the end of the program waits for a run that it stops."""
@@ -86,8 +92,9 @@ class Live:
         config: what to train.
         on_news: called with each :class:`News`, one call at a time and in order, in the run's
             thread: at the start, after the evaluation at step 0 and after each interval, when
-            there is something new inside, and once at the end.  What it raises is told in the
-            last message and disturbs nothing.
+            there is something new inside, and once at the end; where an evaluation takes long,
+            also after the first ``FIRST_WINDOWS`` windows of the one at step 0.  What it raises is
+            told in the last message and disturbs nothing.
         store: where the result is kept; None to keep nothing.
         inspect: look inside now and then; may be changed while it runs.
         sample: let the model write before and after.
@@ -154,6 +161,8 @@ class Live:
                     raise _Stopped
                 self._extras.see(snapshot, corpus)
 
+            if config.validation_windows * operations_per_window(config) > LONG_OPERATIONS:
+                self._estimate(corpus)
             (result,) = train([config], corpus, on_snapshot=seen)
             ended = self._kept(result, time.perf_counter() - started)
             self._extras.finish(self._stop.is_set)
@@ -165,9 +174,26 @@ class Live:
         except Exception as error:
             self._tell(state="failed", message=in_words(error))
 
+    def _estimate(self, corpus: Corpus) -> None:
+        """Tells a point at step 0 from the first windows, in place of which the whole comes."""
+        windows = min(FIRST_WINDOWS, self.news.config.validation_windows)
+        few = dataclasses.replace(self.news.config, validation_windows=windows)
+        program, (traced, _, validation) = arguments_of([few], corpus)
+        _, (loss,) = program.init(traced, validation)
+        told = f"step 0: {windows} of {self.news.config.validation_windows} validation windows"
+        self._tell(
+            state="training",
+            curve_step=(0,),
+            curve_train_loss=(math.nan,),
+            curve_validation_loss=(float(loss),),
+            message=told,
+        )
+
     def _record(self, seen: Snapshot, seconds: float) -> None:
         """Adds a point to the curve, and tells it."""
         now, steps = self.news, self.news.steps
+        if seen.step == 0:  # in place of an estimate
+            now = dataclasses.replace(now, curve_step=(), curve_validation_loss=())
         losses = seen.losses[0]
         train_loss: tuple[float, ...] = (math.nan,)
         if losses.size:

@@ -175,7 +175,7 @@ class EpsilonReference:
     """The runs of chapter 3's reference results, by what they show: what two cores train in hours.
 
     Attributes:
-        width_map: eps from 1e-2 to 1e-20 and 0, widths 32 to 128, and 256 down to 1e-8 and 0.
+        width_map: eps from 1e-2 to 1e-20 and 0, widths 32 to 256.
         scale_map: eps and loss scales 2^40 to 2^-80 at width 64.
         transfer: rates at widths 32 to 256: Adam at its default eps and a large one, Adam-atan2.
         transfer_mup: the same in muP, to width 128.
@@ -217,8 +217,7 @@ def epsilon_reference() -> EpsilonReference:
     scaled = [1e-4, 1e-6, 1e-8, 1e-10, 1e-12, 1e-16, 1e-20, TINY_EPS, 0.0]
     large = large_eps(10_000)
     return EpsilonReference(
-        width_map=eps_by_width(base, widths[:3], [*epsilons, 0.0], seeds)
-        + eps_by_width(base, widths[3:], [*epsilons[:7], 0.0], seeds),
+        width_map=eps_by_width(base, widths, [*epsilons, 0.0], seeds),
         scale_map=eps_by_scale(base, 64, scaled, _powers_of_two(10), seeds),
         transfer=transfer_under_eps(base, widths, large, 3, seeds),
         transfer_mup=transfer_under_eps(

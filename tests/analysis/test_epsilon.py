@@ -223,6 +223,9 @@ def test_lines_of_a_map():
     assert scales.filter(variant="adam").select("loss_scale", "eps").rows() == [
         (1.0, pytest.approx(5e-4)), (0.25, pytest.approx(1.25e-4)),
     ]  # fmt: skip
+    narrow = {"moment_dtype": "bfloat16", "dtype": "bfloat16", "optimizer": "adam"}
+    named = variants(pl.DataFrame([narrow, narrow | {"eps_rule": "per_layer"}]))["variant"]
+    assert set(eps_lines(frame, 32, ending=", all in bfloat16")["variant"]) == set(named)
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,10 @@ def test_shares_at_eps_0_are_left_out(drawn):
             "lines need panels",
         ),
         (
+            lambda: charts.loss_by_eps(cells(), lines=lines().with_columns(variant=pl.lit("sgd"))),
+            r"lines are of \['sgd'\]; panels are of \['adam'",
+        ),
+        (
             lambda: charts.loss_by_eps(cells(), lines=lines().with_columns(role=pl.lit("bias"))),
             "unknown role 'bias'; known",
         ),

@@ -99,6 +99,19 @@ def test_starting_a_run_waits_for_nothing():
     assert heard and all(heard)
 
 
+def test_a_long_evaluation_begins_with_a_point_from_a_few_windows(monkeypatch):
+    whole = lived(BASE, inspect=False)
+    monkeypatch.setattr("isolab.lab.live.LONG_OPERATIONS", 0)
+    compiling, few, *rest = lived(BASE, inspect=False)
+    assert compiling.curve_step == () and few.curve_step == (0,)
+    assert few.message == "step 0: 8 of 32 validation windows"
+    assert [news.curve_step for news in rest] == [news.curve_step for news in whole[1:]]
+    assert curves(rest[-1].row) == curves(whole[-1].row)
+    (first,), (all_of_them,) = few.curve_validation_loss, rest[0].curve_validation_loss
+    assert first != all_of_them  # other windows, but an untrained model finds all alike
+    assert first == pytest.approx(all_of_them, rel=0.05)
+
+
 def test_a_finished_run_is_stored_once(tmp_path):
     store = Store(tmp_path / "runs")
     last = lived(BASE, store)[-1]
