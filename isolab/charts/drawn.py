@@ -13,6 +13,8 @@ import vl_convert
 from isolab.charts.picture import smaller
 from isolab.folder import Folder, runs_folder
 
+VEGALITE = "6.4"
+"""The version of Vega-Lite that draws."""
 FOLDER = "pictures"
 """Beneath the folder of runs."""
 MOST = 500
@@ -36,7 +38,7 @@ def drawn(spec: dict[str, Any], scale: int) -> bytes:
         found, _, checksum = folder.read(name).rpartition(b"\n")
         if hashlib.sha256(found).hexdigest().encode() == checksum:
             return found
-    picture = smaller(vl_convert.vegalite_to_png(spec, vl_version="6.4", scale=scale))
+    picture = smaller(vl_convert.vegalite_to_png(spec, vl_version=VEGALITE, scale=scale))
     with contextlib.suppress(OSError):
         folder.write(name, picture + b"\n" + hashlib.sha256(picture).hexdigest().encode())
         entries = sorted(folder.entries().values(), key=lambda entry: entry.modified)

@@ -11,12 +11,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from isolab.charts.renderer import VEGALITE_MIME, offline_bundle
+from isolab.charts.renderer import VEGALITE_MIME, offline_bundle, to_svg
+from isolab.lab.front_end import FrontEnd
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 _PNG = "image/png"
 # JupyterLab draws a chart twice where no picture comes with it: the second time to make one.  A
-# white pixel is taken for the picture; none is needed in a live view, which has one beside it.
+# white pixel is taken for the picture.
 _PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
 )
@@ -31,6 +32,7 @@ class LiveChart:
     ``with Output(): clear_output()`` is not.
 
     Args:
+        front: where it is shown: one that draws charts itself is sent no pictures.
         height: least pixels, so that the page does not jump while a chart is redrawn.
         name: a CSS class of the box.
 
@@ -39,7 +41,8 @@ class LiveChart:
         spec: the Vega-Lite specification shown last, or None.
     """
 
-    def __init__(self, height: int, name: str = "", width: str = "auto") -> None:
+    def __init__(self, front: FrontEnd, height: int, name: str = "", width: str = "auto") -> None:
+        self._front = front
         self.spec: Mapping[str, Any] | None = None
         self.widget = widgets.Output(layout=widgets.Layout(min_height=f"{height}px", width=width))
         if name:
@@ -50,11 +53,12 @@ class LiveChart:
         if spec == self.spec:
             return False
         self.spec = spec
-        drawn = _needs_picture()
-        data, metadata = offline_bundle(dict(spec), png=drawn)
-        if not drawn:
+        data, _ = offline_bundle(dict(spec), png=False)
+        if self._front.draws:
             data[_PNG] = _PIXEL
-        output = {"output_type": "display_data", "data": data, "metadata": {**metadata, **_EMBED}}
+        else:
+            data["image/svg+xml"] = to_svg(spec)
+        output = {"output_type": "display_data", "data": data, "metadata": _EMBED}
         self.widget.outputs = (output,)
         return True
 
@@ -76,10 +80,3 @@ def bundle(
         VIEW: {"version_major": 2, "version_minor": 0, "model_id": view.model_id},
     }
     return data, metadata
-
-
-def _needs_picture() -> bool:
-    """Colab's outputs do not draw Vega-Lite's JSON."""
-    import sys
-
-    return "google.colab" in sys.modules

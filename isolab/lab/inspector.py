@@ -7,6 +7,7 @@ import html
 import ipywidgets as widgets
 
 from isolab.lab.display import LiveChart
+from isolab.lab.front_end import FrontEnd
 from isolab.lab.live import News
 
 _TEXT = (
@@ -20,13 +21,16 @@ _TEXT = (
 class Inspector:
     """A panel, closed at first, that draws the newest look inside a run while it is open.
 
+    Args:
+        front: where it is shown.
+
     Attributes:
         widget: what to lay out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, front: FrontEnd) -> None:
         self._news: News | None = None
-        self._layers, self._spectra = LiveChart(0), LiveChart(0)
+        self._layers, self._spectra = LiveChart(front, 0), LiveChart(front, 0)
         self._about = widgets.HTML(layout=widgets.Layout(width="auto"))
         self._text = widgets.HTML(layout=widgets.Layout(width="auto"))
         flow = widgets.Layout(flex_flow="row wrap", width="100%", align_items="flex-start")

@@ -20,9 +20,9 @@ import polars as pl
 
 from isolab import reference
 from isolab.config import RunConfig, with_later_fields
-from isolab.lab.access import accessible
 from isolab.lab.controls import Controls
 from isolab.lab.display import LiveChart, bundle
+from isolab.lab.front_end import FrontEnd
 from isolab.lab.inspector import Inspector
 from isolab.lab.kept import Kept, KeptList, outcome, run_view
 from isolab.lab.live import ENDS, Live, News
@@ -35,6 +35,9 @@ from isolab.sweep import default_store
 
 REDRAW_SECONDS = 0.22
 """Least time between two drawings of a run that is training."""
+
+REDRAW_SHARE = 0.2
+"""Largest share of a run's time that drawing it takes."""
 
 Guarded = Callable[..., None]
 
@@ -93,7 +96,7 @@ class Lab:
         self._live: Live | None = None
         self._news: News | None = None
         self._number = 0
-        self._drawn = 0.0
+        self._due = 0.0  # when to draw a run again
         self._ended = ""
         self._look = Look(None, None, ())
         self._asked = self._start
@@ -102,9 +105,11 @@ class Lab:
         self._store = kept if kept is None or isinstance(kept, Store) else Store(kept)
         self._controls = Controls(self._question, self._start, self._moved)
         self._kept = KeptList(self._redraw)
-        self._inspector = Inspector()
-        self._curve = LiveChart(TOTAL[1] + 24, "isolab-lab-curve", f"{TOTAL[0] + 8}px")
-        self._summary = LiveChart(TOTAL[1] + 24, "isolab-lab-summary", f"{TOTAL[0] + 8}px")
+        self._front = FrontEnd()
+        self._inspector = Inspector(self._front)
+        size = TOTAL[1] + 24, f"{TOTAL[0] + 8}px"
+        self._curve = LiveChart(self._front, size[0], "isolab-lab-curve", size[1])
+        self._summary = LiveChart(self._front, size[0], "isolab-lab-summary", size[1])
         self.widget = self._laid_out()
 
         x, line = self._question.x, self._question.line
@@ -238,7 +243,7 @@ class Lab:
         self._inspector.widget.observe(lambda _: self._opened(), names="selected_index")
         parts = [
             heading, self._controls.front, self._controls.general, self._more, bar, self._alert,
-            charts, self._status, self._kept.widget, self._inspector.widget, accessible(),
+            charts, self._status, self._kept.widget, self._inspector.widget, self._front.widget,
         ]  # fmt: skip
         outer = widgets.VBox(parts, layout=wide)
         outer.add_class("isolab-lab")
@@ -292,7 +297,7 @@ class Lab:
         """Shows a run's news, not more often than a browser can draw; called in its thread."""
         last = news.state in ENDS
         with self._lock:
-            due = time.monotonic() - self._drawn >= REDRAW_SECONDS
+            due = time.monotonic() >= self._due
             self._news = news
             if last:
                 self._end(news)
@@ -301,11 +306,13 @@ class Lab:
 
     @_guarded
     def _told(self, news: News) -> None:
+        begun = time.monotonic()
         self._progress.max, self._progress.value = news.steps, news.step
         self._progress_text.value = _quiet(f"run {self._number}: {news.message}")
         self._draw()
         self._inspector.show(news)
-        self._drawn = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(REDRAW_SECONDS, (now - begun) * (1 / REDRAW_SHARE - 1))
 
     @_guarded
     def _end(self, news: News) -> None:

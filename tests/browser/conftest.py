@@ -132,6 +132,13 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(values))
 
+    def plugins(self, *disabled: str) -> None:
+        """Disables plugins of JupyterLab in pages that are opened from now on, and no others."""
+        folder = self.home / "config/labconfig"
+        folder.mkdir(parents=True, exist_ok=True)
+        page = {"disabledExtensions": dict.fromkeys(disabled, True)}
+        (folder / "page_config.json").write_text(json.dumps(page))
+
     def url(self, name: str) -> str:
         """Returns the address at which a notebook is opened."""
         return f"{self.address}/lab/tree/{name}?reset&token={self.token}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
 import pytest
 
 START_HERE = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
@@ -106,6 +107,16 @@ class Shown:
         self.page.keyboard.press(key)
         self.settle()
         return self.root.evaluate("root => root.seen.change - root.seen.begun")
+
+    def drag(self, field: str, pixels: float) -> None:
+        """Drags a slider's handle to the right by mouse."""
+        at = self.control(field).locator(".noUi-handle").bounding_box()
+        x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + pixels, y, steps=8)
+        self.page.mouse.up()
+        self.settle()
 
     def log(self) -> list[tuple[float, str, int]]:
         """Returns what the curve has shown since the last key: ms, description, points."""
@@ -373,6 +384,65 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
     expect(wild.kept).to_contain_text("diverged")
     wild.kept.scroll_into_view_if_needed()
     book.shoot("dark_diverged")
+
+
+@pytest.mark.parametrize(
+    ("question", "field", "said"),
+    [("speedup", "learning_rate", "rate 2^"), ("transfer", "width", "width ")],
+)
+def test_the_labs_of_chapters_1_and_2_follow_the_mouse(
+    server: Any, open_book: Any, latency: Any, question: str, field: str, said: str
+) -> None:
+    server.write(f"{question}.ipynb", IMPORTS, f'isolab.Lab("{question}")')
+    book = open_book(f"{question}.ipynb")
+    book.run_all()
+    lab = Shown(book, 1)
+    book.idle()
+    before = lab.pictures()
+    lab.drag(field, 60)
+    now = lab.pictures()
+    assert now["curve"] != before["curve"] and now["summary"] != before["summary"]
+    assert said in lab.status.inner_text()
+    book.shoot(f"light_{question}")
+
+
+def test_what_papermill_leaves_opens_as_a_picture(
+    server: Any, open_book: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOLAB_RUNS", str(server.home / "runs"))
+    server.write("left.ipynb", IMPORTS, REFERENCE)
+    path = server.folder / "left.ipynb"
+    papermill.execute_notebook(path, path, progress_bar=False)
+    book = open_book("left.ipynb")
+    picture = book.cell(1).locator(".jp-OutputArea-output img")
+    expect(picture).to_be_visible()
+    assert picture.bounding_box()["width"] > 700
+    expect(book.page.locator(".isolab-lab")).to_have_count(0)
+    book.shoot("light_left_by_papermill")
+
+
+def test_a_front_end_that_draws_no_vega_shows_pictures(server: Any, open_book: Any) -> None:
+    server.write("pictures.ipynb", IMPORTS, REFERENCE)
+    server.plugins("@jupyterlab/vega5-extension")
+    try:
+        book = open_book("pictures.ipynb")
+    finally:
+        server.plugins()
+    book.run_all()
+    lab = book.cell(1).locator(".isolab-lab")
+    pictures = lab.locator(".isolab-lab-curve img, .isolab-lab-summary img")
+    expect(pictures).to_have_count(2)
+    book.idle()
+    handle = lab.get_by_role("slider", name="learning rate", exact=True)
+    for moved in ("2^-5.5", "2^-6"):
+        before = pictures.first.get_attribute("src")
+        handle.focus()
+        book.page.keyboard.press("ArrowLeft")
+        expect(lab.get_by_text(f"{moved} =")).to_be_visible()
+        expect(pictures.first).not_to_have_attribute("src", before)
+        drawn = [picture.bounding_box() for picture in pictures.all()]
+        assert all(box["width"] > 300 and box["height"] > 300 for box in drawn)
+    book.shoot("light_pictures")
 
 
 def test_start_here_runs_and_answers(server: Any, open_book: Any, latency: Any) -> None:

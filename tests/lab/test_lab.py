@@ -16,6 +16,7 @@ import pytest
 from nbclient import NotebookClient
 
 import isolab
+from isolab.charts.renderer import VEGALITE_MIME
 from isolab.config import RunConfig
 from isolab.lab.display import VIEW
 from isolab.lab.lab import REDRAW_SECONDS
@@ -258,6 +259,21 @@ def test_one_output_with_a_view_and_a_picture_and_nothing_starts():
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     assert 700 < metadata["image/png"]["width"] < 1000
     assert "just what was asked" in data["text/plain"]
+
+
+def test_pictures_are_sent_until_the_front_end_has_drawn_a_chart(lab):
+    def sent():
+        (output,) = lab._curve.widget.outputs
+        return output["data"]
+
+    assert sent()["image/svg+xml"].startswith("<svg") and "image/png" not in sent()
+    lab.set(learning_rate=2.0**-7)
+    assert "2^-7" in sent()["image/svg+xml"]
+    told = next(w for w in lab._front.widget.children if "isolab-lab-draws" in w._dom_classes)
+    told.click()
+    lab.set(learning_rate=2.0**-8)
+    assert "image/svg+xml" not in sent() and len(sent()["image/png"]) < 100
+    assert "2^-8" in json.dumps(sent()[VEGALITE_MIME])
 
 
 def test_a_run_notebook_and_its_page_keep_the_picture(tmp_path: Path):

@@ -1,0 +1,104 @@
+"""What the lab learns of the front end that shows it, and mends there.
+
+A chart is sent as Vega-Lite with a picture beside it, which takes 50 ms to draw.  JupyterLab draws
+the Vega-Lite and needs no picture; classic notebooks and others show the picture.  Which of them it
+is, only the front end knows: a few lines of JavaScript in an output beside the charts press a
+button that nobody sees once a chart is drawn, and from then on the lab draws no pictures.
+
+The same lines mend what no widget can set.  In ipywidgets a slider's handle has no name, and tells
+its place among the options in place of its value; an accordion's header hears only the mouse; a
+list's arrow is dark on dark; and JupyterLab takes keys pressed in a control for its own commands:
+an arrow key in a list of choices went to the next cell, and two D deleted this one.
+
+They ask for nothing from the network; where a front end does not run them, the lab is as it would
+be without.
+"""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+
+SCRIPT = """
+(function begin(tries) {
+  const root = element.closest('.isolab-lab');
+  if (!root) {  // not laid out yet
+    if (tries) setTimeout(begin, 50, tries - 1);
+    return;
+  }
+  const set = (node, name, value) => {
+    if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+  };
+  const name = () => {
+    for (const slider of root.querySelectorAll('.widget-slider')) {
+      const handle = slider.querySelector('[role=slider]');
+      const label = slider.querySelector('.widget-label');
+      const value = slider.querySelector('.widget-readout');
+      if (!handle || !label || !value) continue;
+      set(handle, 'aria-label', label.textContent);
+      set(handle, 'aria-valuetext', value.textContent);
+      set(value, 'aria-label', label.textContent + ', as text');
+    }
+    for (const button of root.querySelectorAll('.isolab-lab-kept button[title]')) {
+      set(button, 'aria-label', button.title);  // which run, where all say Remove
+    }
+    for (const header of root.querySelectorAll('.jupyter-widget-Collapse-header')) {
+      const open = header.parentElement.classList.contains('jupyter-widget-Collapse-open');
+      set(header, 'role', 'button');
+      set(header, 'tabindex', '0');
+      set(header, 'aria-expanded', String(open));
+    }
+  };
+  const draws = root.querySelector('.isolab-lab-draws');
+  (function tell(tries) {
+    if (root.querySelector('.isolab-lab-curve .vega-embed svg')) draws.click();
+    else if (tries) setTimeout(tell, 50, tries - 1);
+  })(400);
+  const style = document.createElement('style');
+  style.textContent = `[data-jp-theme-light=false] .isolab-lab select {
+    background-image: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' \
+viewBox='0 0 18 18'%3E%3Cpath d='M4.5 7 9 11.5 13.5 7' fill='none' stroke='%23ddd' \
+stroke-width='2'/%3E%3C/svg%3E");
+  }`;
+  root.append(style);
+  window.addEventListener('keydown', event => {  // before JupyterLab, which heeds the attribute
+    if (!root.contains(event.target)) return;
+    const runs = event.key === 'Enter' && event.shiftKey;  // the cell: left to JupyterLab
+    const command = runs || event.ctrlKey || event.metaKey || event.altKey;
+    event.target.toggleAttribute('data-lm-suppress-shortcuts', !command);
+  }, true);
+  root.addEventListener('keydown', event => {
+    if (event.key !== 'Enter' && event.key !== ' ') return;
+    if (!event.target.matches('.jupyter-widget-Collapse-header')) return;
+    event.preventDefault();
+    event.target.click();
+  });
+  new MutationObserver(name).observe(root, {
+    subtree: true, childList: true, characterData: true,
+    attributes: true, attributeFilter: ['aria-valuetext', 'class'],
+  });
+  name();
+})(200);
+"""
+
+
+class FrontEnd:
+    """The front end in which a lab is shown.
+
+    Attributes:
+        widget: to be laid out in the box of class ``isolab-lab`` that is mended, without size.
+        draws: whether it has drawn a chart from Vega-Lite.
+    """
+
+    def __init__(self) -> None:
+        self.draws = False
+        told = widgets.Button(layout=widgets.Layout(display="none"))
+        told.add_class("isolab-lab-draws")
+        told.on_click(lambda _: self._told())
+        data = {"application/javascript": SCRIPT, "text/plain": ""}
+        output = {"output_type": "display_data", "data": data, "metadata": {}}
+        script = widgets.Output(outputs=(output,))
+        layout = widgets.Layout(height="0", margin="0", overflow="hidden")
+        self.widget = widgets.Box([told, script], layout=layout)
+
+    def _told(self) -> None:
+        self.draws = True
