@@ -147,16 +147,20 @@ class Store:
     def prune(self, filter: pl.Expr) -> int:
         """Removes the runs that match, all or (if killed or refused) none; returns how many.
 
+        One that was killed after its tombstone, before it had freed the space, is finished by the
+        next one.
+
         Raises:
             ValueError, StoreError: as for `runs`; nothing was removed.
         """
         doomed = self.runs(filter, ["key"])
-        if doomed.height == 0:
+        entries, frames = self._load()
+        if doomed.height:
+            rows = pl.concat(frame.select("key", STORED_AT) for frame in frames.values())
+            pruned = rows.join(doomed, on="key", how="semi").with_columns(_now().alias(PRUNED_AT))
+            self._write(pruned, TOMBSTONE)
+        elif not _tombstone_entries(entries):
             return 0
-        frames = self._load()[1]
-        rows = pl.concat(frame.select("key", STORED_AT) for frame in frames.values())
-        pruned = rows.join(doomed, on="key", how="semi").with_columns(_now().alias(PRUNED_AT))
-        self._write(pruned, TOMBSTONE)
         try:
             self.compact()
         except (StoreError, OSError) as error:  # the tombstone is stored: the runs are gone

@@ -184,6 +184,19 @@ def test_a_killed_prune_removes_a_group_whole_or_not_at_all(tmp_path: Path) -> N
     assert not files(tmp_path)
 
 
+def test_a_prune_that_was_killed_before_it_freed_the_space_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.append(rows(range(4)))
+    with monkeypatch.context() as killed:
+        killed.setattr(store.folder, "remove", lambda name: None)
+        assert store.prune(pl.col("key").is_not_null()) == 4
+    assert store.keys() == set() and files(tmp_path)
+    assert Store(tmp_path).prune(pl.col("key").is_not_null()) == 0
+    assert not files(tmp_path)
+
+
 def test_two_processes_with_the_same_batches_store_each_row_once(tmp_path: Path) -> None:
     """While they write and compact, a reader never sees a run vanish."""
     total, seen = 400, set[str]()
