@@ -136,7 +136,8 @@ def test_a_batch_that_fails_is_named_after_the_others_are_stored(cluster, tmp_pa
     assert Store(tmp_path).runs()["width"].to_list() == [16] * 8
 
 
-def test_an_unreachable_scheduler_is_told_before_anything(tmp_path):
+def test_an_unreachable_scheduler_is_told_before_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("isolab.cluster.CONNECT_SECONDS", 0.5)
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"

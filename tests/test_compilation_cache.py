@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+BLOCKED = "a file is in the way"
 SCRIPT = """
 import json
 from isolab import RunConfig
@@ -51,7 +52,9 @@ def test_a_second_process_finds_the_programs_of_the_first_and_gives_the_same_bit
     assert first["losses"] == second["losses"]
 
 
-@pytest.mark.parametrize("choice", ["elsewhere", "off", "a file is in the way"])
+@pytest.mark.parametrize(
+    "choice", ["elsewhere", *(pytest.param(c, marks=pytest.mark.slow) for c in ("off", BLOCKED))]
+)
 def test_what_the_user_chose_stands_and_a_bad_folder_does_no_harm(tmp_path, choice):
     folder = tmp_path / "programs"
     if choice == "elsewhere":

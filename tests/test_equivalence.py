@@ -148,7 +148,7 @@ def check_curves(optimizer, pair, width):
     ("optimizer", "pair", "width"),
     [
         ("adam", CLASSES[1], 64),
-        ("sgd", CLASSES[0], 16),
+        pytest.param("sgd", CLASSES[0], 16, marks=pytest.mark.slow),
     ],
 )
 def test_equivalent_runs_have_one_curve(optimizer, pair, width):

@@ -171,6 +171,7 @@ def test_a_batch_whose_workers_are_killed_again_and_again_is_named_at_the_end(tm
         killer.join()
 
 
+@pytest.mark.slow  # a quick one is in test_cluster.py
 def test_a_batch_that_fails_is_named_after_the_others_are_stored(tmp_path):
     settings = [f"--set={name}={value}" for name, value in TINY.items() if name != "width"]
     # bytes for both processes: enough for width 16, and for no run of width 128

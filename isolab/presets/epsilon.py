@@ -40,7 +40,7 @@ EPSILON: dict[str, dict[str, Any]] = {
         "log2_loss_scales_bfloat16": [0, -20],
         "stands_in": 10_000,
         "gradient_parameterizations": ["mup", "mean_field"],
-        "gradient_widths": [16, 32, 64],
+        "gradient_widths": [16, 32],
         "gradient_step": 10,
         "processes": None,
     },

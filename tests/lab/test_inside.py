@@ -152,6 +152,7 @@ def test_a_look_leaves_the_state_as_it_is():
     jax.tree.map(np.testing.assert_array_equal, before, state)
 
 
+@pytest.mark.slow  # compiles IsoAdam's step
 def test_factors_are_measured_for_optimizers_that_do_not_use_them_too():
     config = variant(optimizer="isoadam")
     prepare_inspection(config)
