@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -31,14 +32,31 @@ def drawn(spec: dict[str, Any], scale: int) -> bytes:
         spec: the specification, its data in it.
         scale: pixels of the picture per pixel of the chart.
     """
-    text = json.dumps([spec, scale, version("vl-convert-python")], sort_keys=True)
-    name = f"{hashlib.sha256(text.encode()).hexdigest()}.png"
+    return _kept(
+        [spec, scale],
+        "png",
+        lambda: smaller(vl_convert.vegalite_to_png(spec, vl_version=VEGALITE, scale=scale)),
+    )
+
+
+def drawn_svg(spec: dict[str, Any]) -> str:
+    """Returns the SVG likewise, which takes a quarter of the time that a PNG takes."""
+    picture = _kept(
+        [spec, "svg"], "svg", lambda: vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE).encode()
+    )
+    return picture.decode()
+
+
+def _kept(asked: list[Any], suffix: str, draw: Callable[[], bytes]) -> bytes:
+    """Returns what was drawn for this before, or draws and keeps it."""
+    text = json.dumps([*asked, version("vl-convert-python")], sort_keys=True)
+    name = f"{hashlib.sha256(text.encode()).hexdigest()}.{suffix}"
     folder = Folder(f"{runs_folder().rstrip('/')}/{FOLDER}")
     with contextlib.suppress(OSError):
         found, _, checksum = folder.read(name).rpartition(b"\n")
         if hashlib.sha256(found).hexdigest().encode() == checksum:
             return found
-    picture = smaller(vl_convert.vegalite_to_png(spec, vl_version=VEGALITE, scale=scale))
+    picture = draw()
     with contextlib.suppress(OSError):
         folder.write(name, picture + b"\n" + hashlib.sha256(picture).hexdigest().encode())
         entries = sorted(folder.entries().values(), key=lambda entry: entry.modified)

@@ -3,7 +3,7 @@
 import pytest
 
 import isolab.charts.drawn
-from isolab.charts.drawn import drawn
+from isolab.charts.drawn import drawn, drawn_svg
 
 calls = []
 
@@ -16,14 +16,15 @@ def spec(value):
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
-    real = isolab.charts.drawn.vl_convert.vegalite_to_png
     calls.clear()
+    for name in ("vegalite_to_png", "vegalite_to_svg"):
+        real = getattr(isolab.charts.drawn.vl_convert, name)
 
-    def counted(*arguments, **options):
-        calls.append(arguments)
-        return real(*arguments, **options)
+        def counted(*arguments, real=real, **options):
+            calls.append(arguments)
+            return real(*arguments, **options)
 
-    monkeypatch.setattr(isolab.charts.drawn.vl_convert, "vegalite_to_png", counted)
+        monkeypatch.setattr(isolab.charts.drawn.vl_convert, name, counted)
     monkeypatch.setenv("ISOLAB_RUNS", str(tmp_path))
     return tmp_path / isolab.charts.drawn.FOLDER
 
@@ -34,6 +35,14 @@ def test_a_picture_is_drawn_once_and_another_chart_anew(fresh):
     assert len(calls) == 1
     assert drawn(spec(2), 1) != first and drawn(spec(1), 2) != first
     assert len(calls) == 3
+
+
+def test_an_svg_is_kept_beside_the_png(fresh):
+    svg = drawn_svg(spec(1))
+    assert svg.startswith("<svg") and drawn_svg(spec(1)) == svg
+    assert drawn(spec(1), 1).startswith(b"\x89PNG")
+    assert {file.suffix for file in fresh.iterdir()} == {".png", ".svg"}
+    assert len(calls) == 2
 
 
 def test_a_damaged_picture_is_drawn_anew(fresh):
