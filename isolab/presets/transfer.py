@@ -47,7 +47,7 @@ TRANSFER: dict[str, dict[str, Any]] = {
         "reach": 2,
         "seeds": [0, 1, 2],
         "check_widths": [32, 64, 128, 256],
-        "digits_widths": [64, 256, 512],
+        "digits_widths": [64, 128, 256],
         "twins": ["sgd", "adam"],
         "processes": "auto",
     },
