@@ -147,7 +147,8 @@ class Lab:
     @property
     def running(self) -> bool:
         """Whether a run is training."""
-        return self._live is not None and self._live.running
+        live = self._live
+        return live is not None and live.running
 
     def set(self, **values: Any) -> None:
         """Moves the controls, as a person would; fields without a control can be set too.
@@ -175,6 +176,7 @@ class Lab:
                 raise RuntimeError("a run is training: stop it, or wait for its end")
             self._calm()
             self._number += 1
+            self._news = None  # the last run's, until this one has some
             self._ended = ""
             self._live = Live(config, self._heard, self._store)
             self._buttons()
@@ -183,13 +185,17 @@ class Lab:
     def stop(self) -> None:
         """Asks the run that is training to stop after the interval in hand; returns at once."""
         live = self._live
-        if live is not None:
-            live.stop()
-            self._progress_text.value = _quiet("stopping after this interval ...")
+        if live is None:
+            return
+        live.stop()
+        with self._lock:
+            if self._live is live:  # or it has ended by now, and said so
+                self._progress_text.value = _quiet("stopping after this interval ...")
 
     def join(self, timeout: float | None = None) -> None:
         """Waits for the run that is training, at most ``timeout`` seconds."""
-        live = self._live
+        with self._lock:  # while a run is being kept, it is not over
+            live = self._live
         if live is not None:
             live.join(timeout)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 START_HERE = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
 QUIET = 350  # ms without a change of the charts, after which they count as drawn
+CHANGE = 10  # seconds that a chart is waited for which has to change
 SLOW = 120_000  # ms that a run may take which compiles first, on a loaded machine
 
 IMPORTS = "import isolab\nfrom isolab import RunConfig"
@@ -51,8 +53,14 @@ WATCH = """root => {
         new MutationObserver(note).observe(chart, {childList: true, subtree: true});
 }"""
 SETTLED = "([root, quiet]) => root.seen.change && performance.now() - root.seen.change > quiet"
+# A picture that was just replaced has no size until it is decoded.
+SIZED = """lab => {
+    const pictures = [...lab.querySelectorAll('.isolab-lab-curve img, .isolab-lab-summary img')];
+    return pictures.length === 2
+        && pictures.every(each => each.clientWidth > 300 && each.clientHeight > 300);
+}"""
 # Everything of a picture but the numbers that differ each time it is drawn.
-PICTURE = "chart => chart.querySelector('svg.marks').outerHTML.replace(/clip\\d+/g, '')"
+PICTURE = "drawn => drawn.outerHTML.replace(/clip\\d+/g, '')"
 
 
 class Shown:
@@ -70,7 +78,17 @@ class Shown:
         return self.root.locator(f".isolab-lab-{name}")
 
     def pictures(self) -> dict[str, str]:
-        return {name: self.chart(name).evaluate(PICTURE) for name in ("curve", "summary")}
+        drawn = [self.chart(name).locator("svg.marks") for name in ("curve", "summary")]
+        curve, summary = (one.evaluate(PICTURE) for one in drawn)
+        return {"curve": curve, "summary": summary}
+
+    def eventually(self, holds: Callable[[dict[str, str]], bool]) -> dict[str, str]:
+        """Waits until the pictures are as they should be, and returns them."""
+        until = time.monotonic() + CHANGE
+        while not holds(now := self.pictures()):
+            assert time.monotonic() < until, f"the charts are not so after {CHANGE} s"
+            self.page.wait_for_timeout(50)
+        return now
 
     def described(self, name: str) -> str:
         """Returns what a screen reader says of a chart."""
@@ -240,10 +258,9 @@ def test_a_control_redraws_both_charts(
     lab.control(field).locator(kind).focus()
     for key in keys:
         latency(f"move {field}", key, lab.press(key))
-        now = lab.pictures()
-        assert now["curve"] != last["curve"]  # it names the setting
-        last = now
-    assert last["summary"] != first["summary"]
+        # it names the setting
+        last = lab.eventually(lambda now, last=last: now["curve"] != last["curve"])
+    lab.eventually(lambda now: now["summary"] != first["summary"])
     assert said in lab.described("curve")
     expect(lab.status).to_contain_text("tored")
     lab.book.shoot(f"light_{field}")
@@ -290,9 +307,9 @@ def test_train_draws_keeps_and_forgets_a_run(tiny: Shown, latency: Any) -> None:
     both = tiny.pictures()
     box.focus()
     tiny.press("Space")
-    assert tiny.pictures()["curve"] != both["curve"], "a hidden run is still drawn"
+    tiny.eventually(lambda now: now["curve"] != both["curve"])  # a hidden run is not drawn
     tiny.press("Space")
-    assert tiny.pictures() == both
+    tiny.eventually(lambda now: now == both)
     for left in (1, 0):
         removing = tiny.kept.get_by_role("button", name=re.compile("^Remove run [12]"))
         removing.first.focus()
@@ -300,7 +317,7 @@ def test_train_draws_keeps_and_forgets_a_run(tiny: Shown, latency: Any) -> None:
         expect(removing).to_have_count(left)
     assert "Run 1" not in tiny.chart("curve").inner_html()
     expect(tiny.kept).to_contain_text("None yet")
-    assert tiny.pictures()["curve"] != before["curve"], "the runs were not stored"
+    tiny.eventually(lambda now: now["curve"] != before["curve"])  # the runs were stored
 
 
 def test_the_kernel_is_free_while_it_trains_and_stop_stops(tiny: Shown) -> None:
@@ -367,7 +384,7 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
 ) -> None:
     server.write("dark.ipynb", IMPORTS, EPSILON, WILD)
     book = open_book("dark.ipynb", theme="Dark")
-    assert book.page.locator("body").get_attribute("data-jp-theme-name") == "JupyterLab Dark"
+    expect(book.page.locator("body")).to_have_attribute("data-jp-theme-name", "JupyterLab Dark")
     book.run_all()
     wild = Shown(book, 2)
     lab = Shown(book, 1)
@@ -377,7 +394,7 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
         for key in ("ArrowLeft", "ArrowLeft"):
             before = lab.pictures()
             latency(f"move {field}", key, lab.press(key))
-            assert lab.pictures()["curve"] != before["curve"]
+            lab.eventually(lambda now, before=before: now["curve"] != before["curve"])
     book.shoot("dark_epsilon")
     assert "Run 1: diverged, diverged." in wild.described("curve")
     expect(wild.chart("curve").get_by_text("1 diverged")).to_be_visible()
@@ -400,9 +417,8 @@ def test_the_labs_of_chapters_1_and_2_follow_the_mouse(
     book.idle()
     before = lab.pictures()
     lab.drag(field, 60)
-    now = lab.pictures()
-    assert now["curve"] != before["curve"] and now["summary"] != before["summary"]
-    assert said in lab.status.inner_text()
+    lab.eventually(lambda now: all(now[name] != before[name] for name in before))
+    expect(lab.status).to_contain_text(said)
     book.shoot(f"light_{question}")
 
 
@@ -440,8 +456,7 @@ def test_a_front_end_that_draws_no_vega_shows_pictures(server: Any, open_book: A
         book.page.keyboard.press("ArrowLeft")
         expect(lab.get_by_text(f"{moved} =")).to_be_visible()
         expect(pictures.first).not_to_have_attribute("src", before)
-        drawn = [picture.bounding_box() for picture in pictures.all()]
-        assert all(box["width"] > 300 and box["height"] > 300 for box in drawn)
+        book.page.wait_for_function(SIZED, arg=lab.element_handle())
     book.shoot("light_pictures")
 
 
@@ -461,7 +476,7 @@ def test_start_here_runs_and_answers(server: Any, open_book: Any, latency: Any) 
     before = lab.pictures()
     lab.root.locator(".noUi-handle").first.focus()
     latency("move 00_start_here's first slider", "ArrowRight", lab.press("ArrowRight"))
-    assert lab.pictures() != before
+    lab.eventually(lambda now: now != before)
     book.shoot("start_here")
 
 

@@ -20,6 +20,7 @@ from isolab.charts.renderer import VEGALITE_MIME
 from isolab.config import RunConfig
 from isolab.lab.display import VIEW
 from isolab.lab.lab import REDRAW_SECONDS
+from isolab.lab.live import Live
 from isolab.lab.questions import QUESTIONS
 from isolab.page import write_page
 from isolab.store import Store
@@ -175,6 +176,20 @@ def test_a_run_is_stopped_by_its_button_and_not_stored(lab, tmp_path):
     assert not lab.running and not lab._train_button.disabled
     assert Store(tmp_path / "store").runs().is_empty()
     assert "Run 1: stopped at step" in lab.status
+
+
+def test_a_run_that_ends_while_it_is_asked_to_stop_has_the_last_word(lab, monkeypatch):
+    lab.set(steps=20_000)
+    lab.train()
+    stop = Live.stop
+
+    def stop_and_end(live):
+        stop(live)
+        live.join(PATIENCE)
+
+    monkeypatch.setattr(Live, "stop", stop_and_end)
+    lab.stop()
+    assert "stopped at step" in lab._progress_text.value
 
 
 def test_a_quick_run_is_not_drawn_more_often_than_a_browser_can(lab):
