@@ -89,6 +89,7 @@ class KeptList:
             f'border-radius:7px;background:{run_colour(run.number)};vertical-align:middle"></span>',
             layout=widgets.Layout(width="20px", margin="2px 4px 2px 0"),
         )
+        swatch.add_class("isolab-lab-swatch")
         box = widgets.Checkbox(
             value=run.shown,
             description=str(run),

@@ -59,6 +59,7 @@ SIZED = """lab => {
     return pictures.length === 2
         && pictures.every(each => each.clientWidth > 300 && each.clientHeight > 300);
 }"""
+FILTER = "drawn => getComputedStyle(drawn).filter"
 # Everything of a picture but the numbers that differ each time it is drawn.
 PICTURE = "drawn => drawn.outerHTML.replace(/clip\\d+/g, '')"
 
@@ -159,10 +160,15 @@ class Shown:
         expect(header).to_have_attribute("aria-expanded", "true")
 
 
+def write_words(server: Any) -> None:
+    """Writes the corpus of the small runs."""
+    (server.folder / "words.txt").write_text(Path(__file__).read_text() * 3)
+
+
 @pytest.fixture(scope="module")
 def book(server: Any, open_book: Any) -> Any:
     server.write("lab.ipynb", IMPORTS, REFERENCE, TINY, FREE)
-    (server.folder / "words.txt").write_text(Path(__file__).read_text() * 3)
+    write_words(server)
     book = open_book("lab.ipynb")
     book.run_all()
     book.cell(3).get_by_text("the kernel is free").wait_for(timeout=SLOW)
@@ -263,6 +269,7 @@ def test_a_control_redraws_both_charts(
     lab.eventually(lambda now: now["summary"] != first["summary"])
     assert said in lab.described("curve")
     expect(lab.status).to_contain_text("tored")
+    assert lab.chart("curve").locator("svg.marks").evaluate(FILTER) == "none"
     lab.book.shoot(f"light_{field}")
 
 
@@ -382,6 +389,7 @@ def test_a_failure_of_training_shows_and_the_lab_goes_on(tiny: Shown) -> None:
 def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
     server: Any, open_book: Any, latency: Any
 ) -> None:
+    write_words(server)
     server.write("dark.ipynb", IMPORTS, EPSILON, WILD)
     book = open_book("dark.ipynb", theme="Dark")
     expect(book.page.locator("body")).to_have_attribute("data-jp-theme-name", "JupyterLab Dark")
@@ -395,6 +403,7 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
             before = lab.pictures()
             latency(f"move {field}", key, lab.press(key))
             lab.eventually(lambda now, before=before: now["curve"] != before["curve"])
+    assert "invert" in lab.chart("curve").locator("svg.marks").evaluate(FILTER)
     book.shoot("dark_epsilon")
     assert "Run 1: diverged, diverged." in wild.described("curve")
     expect(wild.chart("curve").get_by_text("1 diverged")).to_be_visible()
