@@ -66,7 +66,7 @@ def test_a_worker_killed_while_it_works_costs_no_row(cluster, tmp_path):
 
     def kill_one_at_work():
         with connect(cluster.scheduler_address) as client:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not victims and time.monotonic() < deadline:
                 at_work = [worker for worker, tasks in client.processing().items() if tasks]
                 if store.appended and at_work:  # something is done, and something is begun

@@ -71,7 +71,7 @@ def start(environment):
         process.stderr.close()
 
 
-def wait_for_files(folder, process, seconds=60):
+def wait_for_files(folder, process, seconds=120):
     """Waits until something is stored."""
     deadline = time.monotonic() + seconds
     while not (folder.exists() and list(folder.glob("*.parquet"))):

@@ -238,8 +238,9 @@ def executable() -> str:
 @pytest.fixture(scope="module")
 def browser(executable: str) -> Iterator[Browser]:
     """A running Chromium."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=WAIT)  # its own 5 s are few on a loaded machine
     before = {child.pid for child in psutil.Process().children(recursive=True)}
 
     def started() -> list[psutil.Process]:

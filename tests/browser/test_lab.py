@@ -14,7 +14,7 @@ import pytest
 
 START_HERE = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
 QUIET = 350  # ms without a change of the charts, after which they count as drawn
-CHANGE = 10  # seconds that a chart is waited for which has to change
+CHANGE = 30  # seconds that a chart is waited for which has to change
 SLOW = 120_000  # ms that a run may take which compiles first, on a loaded machine
 
 IMPORTS = "import isolab\nfrom isolab import RunConfig"
