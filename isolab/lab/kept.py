@@ -109,7 +109,8 @@ class KeptList:
             self._on_change()
 
         def forget(_: object) -> None:
-            self.runs = [other for other in self.runs if other is not run]
+            if run in self.runs:  # in place: a run that ends meanwhile appends itself
+                self.runs.remove(run)
             self._lay_out()
             self._on_change()
 
