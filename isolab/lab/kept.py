@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets as widgets
 
@@ -63,15 +65,16 @@ class KeptList:
 
     Args:
         on_change: called after a run was shown, hidden or removed by hand.
+        lock: held meanwhile, as another thread may be adding a run.
 
     Attributes:
         runs: what is kept.
         widget: what to lay out.
     """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, on_change: Callable[[], None], lock: AbstractContextManager[Any]) -> None:
         self.runs: list[Kept] = []
-        self._on_change = on_change
+        self._on_change, self._lock = on_change, lock
         self._rows: dict[int, widgets.HBox] = {}
         self.widget = widgets.VBox(layout=widgets.Layout(width="100%"))
         self.widget.add_class("isolab-lab-kept")
@@ -105,14 +108,15 @@ class KeptList:
         )
 
         def show(change: dict[str, bool]) -> None:
-            run.shown = change["new"]
-            self._on_change()
+            with self._lock:
+                run.shown = change["new"]
+                self._on_change()
 
         def forget(_: object) -> None:
-            if run in self.runs:  # in place: a run that ends meanwhile appends itself
-                self.runs.remove(run)
-            self._lay_out()
-            self._on_change()
+            with self._lock:
+                self.runs = [other for other in self.runs if other is not run]
+                self._lay_out()
+                self._on_change()
 
         box.observe(show, names="value")
         remove.on_click(forget)

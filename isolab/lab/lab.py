@@ -104,7 +104,7 @@ class Lab:
         kept = default_store() if store == "default" else store
         self._store = kept if kept is None or isinstance(kept, Store) else Store(kept)
         self._controls = Controls(self._question, self._start, self._moved)
-        self._kept = KeptList(self._redraw)
+        self._kept = KeptList(self._redraw, self._lock)
         self._front = FrontEnd()
         self._inspector = Inspector(self._front)
         size = TOTAL[1] + 24, f"{TOTAL[0] + 8}px"
