@@ -21,6 +21,7 @@ from isolab.presets import (
     epsilon_gradients,
     epsilon_reference,
     speedup_reference,
+    speedup_step_time,
     transfer_alignment,
     transfer_coordinates,
     transfer_reference,
@@ -39,6 +40,7 @@ TABLES: dict[str, Callable[[], pl.DataFrame]] = {
     "coordinates": transfer_coordinates,
     "alignment": transfer_alignment,
     "gradients": epsilon_gradients,
+    "step_time": speedup_step_time,
 }
 """Reference results that are measurements of some few steps or runs."""
 

@@ -15,7 +15,13 @@ from isolab.presets.epsilon import (
     epsilon_reference,
 )
 from isolab.presets.settings import PRESETS, choose, rates
-from isolab.presets.speedup import SPEEDUP, SpeedupPlan, speedup_plan, speedup_reference
+from isolab.presets.speedup import (
+    SPEEDUP,
+    SpeedupPlan,
+    speedup_plan,
+    speedup_reference,
+    speedup_step_time,
+)
 from isolab.presets.start import START
 from isolab.presets.transfer import (
     TRANSFER,
@@ -68,6 +74,7 @@ __all__ = [
     "rates",
     "speedup_plan",
     "speedup_reference",
+    "speedup_step_time",
     "transfer_alignment",
     "transfer_coordinates",
     "transfer_plan",

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
+
+from isolab.benchmarks import step_time
 from isolab.config import RunConfig
 from isolab.presets.settings import choose, rates, require_several
 from isolab.sweep import Sweep
@@ -120,6 +123,16 @@ def speedup_plan(settings: SimpleNamespace) -> SpeedupPlan:
 
 
 def speedup_reference() -> Sweep:
-    """Returns the runs of chapter 1's reference results: those of its preset "laptop"."""
-    plan = speedup_plan(choose(SPEEDUP, "laptop"))
+    """Returns the runs of chapter 1's reference results: preset "laptop" with five seeds."""
+    plan = _reference_plan()
     return plan.adam + plan.isoadam
+
+
+def speedup_step_time() -> pl.DataFrame:
+    """Times the steps of Adam, IsoAdam and Muon at the size of the reference runs."""
+    plan = _reference_plan()
+    return step_time.measure([plan.timing], rounds=15, base=plan.base)
+
+
+def _reference_plan() -> SpeedupPlan:
+    return speedup_plan(choose(SPEEDUP, "laptop", seeds=[0, 1, 2, 3, 4]))
