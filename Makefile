@@ -86,7 +86,7 @@ test-slow: .venv/.installed ## the slow tests
 	@$(BIN)/python -m pytest -m slow --durations=0
 
 bench: .venv/.installed ## the benchmarks: they print, and never fail for being slow
-	@$(BIN)/python -m isolab.benchmarks
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks
 
 install: .venv/.installed ## set up .venv and nothing else
 	@echo ".venv is set up: $$($(BIN)/python --version), $$($(BIN)/isolab --version)"

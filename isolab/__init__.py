@@ -11,8 +11,8 @@
     Lab                          sliders over stored runs, and a button that trains
     Claim                        a question, its number with an interval, and a verdict
 
-Each is loaded, and JAX with it, when it is first asked for; so are ``isolab.optimizers`` and the
-other modules.
+Each is loaded, and JAX with it, when it is first asked for; so are the rooms,
+``isolab.optimizers`` and the others.
 """
 
 from __future__ import annotations
@@ -20,38 +20,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Not later: the function has the name of its module, which would take its place once imported.
-from isolab.parameterization import parameterization, per_layer_rates
+from isolab.theory.parameterization import parameterization, per_layer_rates
 
 if TYPE_CHECKING:
     from isolab.analysis.claim import Claim
-    from isolab.config import RunConfig
-    from isolab.coordinates import coordinate_check
-    from isolab.corpus import load_corpus
     from isolab.lab.lab import Lab
+    from isolab.measure.coordinates import coordinate_check
+    from isolab.model.corpus import load_corpus
+    from isolab.model.transformer import Transformer
     from isolab.optimizers import adam_atan2, iso, isoadam
-    from isolab.per_layer import per_layer_optimizer
-    from isolab.sweep import Sweep, run
-    from isolab.transformer import Transformer
+    from isolab.optimizers.per_layer import per_layer_optimizer
+    from isolab.sweeps.sweep import Sweep, run
+    from isolab.training.config import RunConfig
 
 _LATER = {
     "Claim": "isolab.analysis.claim",
     "Lab": "isolab.lab.lab",
-    "RunConfig": "isolab.config",
-    "Sweep": "isolab.sweep",
-    "Transformer": "isolab.transformer",
+    "RunConfig": "isolab.training.config",
+    "Sweep": "isolab.sweeps.sweep",
+    "Transformer": "isolab.model.transformer",
     "adam_atan2": "isolab.optimizers",
-    "coordinate_check": "isolab.coordinates",
+    "coordinate_check": "isolab.measure.coordinates",
     "iso": "isolab.optimizers",
     "isoadam": "isolab.optimizers",
-    "load_corpus": "isolab.corpus",
-    "per_layer_optimizer": "isolab.per_layer",
-    "run": "isolab.sweep",
+    "load_corpus": "isolab.model.corpus",
+    "per_layer_optimizer": "isolab.optimizers.per_layer",
+    "run": "isolab.sweeps.sweep",
 }
-_MODULES = (
-    "alignment", "analysis", "charts", "config", "coordinates", "corpus", "equivalence", "lab",
-    "linear", "markov", "optimizers", "per_layer", "presets", "probe", "reference", "store",
-    "sweep", "theory", "training", "transformer",
+_ROOMS = (
+    "analysis", "chapters", "charts", "cli", "lab", "measure", "model", "optimizers", "results",
+    "sweeps", "theory", "training",
 )  # fmt: skip
 
 __all__ = [
@@ -77,10 +75,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_LATER[name]), name)
         globals()[name] = value  # the next use costs nothing
         return value
-    if name in _MODULES:
+    if name in _ROOMS:
         return importlib.import_module(f"isolab.{name}")
     raise AttributeError(f"module 'isolab' has no attribute {name!r}; it has {__all__}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES})
+    return sorted({*__all__, *_ROOMS})

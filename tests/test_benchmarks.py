@@ -13,21 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from benchmarks import matmul, nanogpt, step_time, throughput
+from benchmarks.__main__ import app
+from benchmarks.plain_jax import PlainLoop, PlainTransformer
+from benchmarks.report import markdown
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from isolab import charts
-from isolab.benchmarks import matmul, nanogpt, step_time, throughput
-from isolab.benchmarks.__main__ import app
-from isolab.benchmarks.interval import Interval, representative_start, with_counters
-from isolab.benchmarks.plain_jax import PlainLoop, PlainTransformer
-from isolab.benchmarks.report import markdown
-from isolab.benchmarks.timing import interleave
-from isolab.config import RunConfig
-from isolab.corpus import load_corpus
-from isolab.transformer import Transformer, TransformerConfig
+from isolab.measure.interval import Interval, representative_start, with_counters
+from isolab.measure.timing import interleave
+from isolab.model.corpus import load_corpus
+from isolab.model.transformer import Transformer, TransformerConfig
+from isolab.training.config import RunConfig
 
 CORPUS = "zipf_markov:vocab_size=16,length=4000"
 TINY = RunConfig(

@@ -12,7 +12,7 @@ import polars as pl
 from isolab.analysis.equivalence import check_positive
 from isolab.analysis.seeds import check_confidence
 from isolab.analysis.width_lines import seed_interval, size_tables, width_lines
-from isolab.parameterization import parameterization
+from isolab.theory.parameterization import parameterization
 
 _GROUP = ["parameterization", "step", "role"]
 _BITE = {
@@ -37,7 +37,7 @@ def bite_width(
     of the extrapolation than the interval.
 
     Args:
-        gradients: from :func:`isolab.gradients.gradient_sizes`; two widths or more.
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`; two widths or more.
         eps, ratio: above 0.
         confidence: of the interval.
 
@@ -100,7 +100,8 @@ def eps_lines(
     gradient at :math:`\mathrm{rms}\, (n / n_0)^g`. A loss scale multiplies the gradient.
 
     Args:
-        gradients: from :func:`isolab.gradients.gradient_sizes`, of one parameterization and step,
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`, of one parameterization
+            and step,
             at loss scale 1.
         base_width: of the runs.
         width: of the runs, where they vary the loss scale.

@@ -33,7 +33,7 @@ from isolab.analysis.seeds import (
     require_columns,
     student_interval,
 )
-from isolab.config import with_later_fields
+from isolab.training.config import with_later_fields
 
 __all__ = [
     "Equivalence",

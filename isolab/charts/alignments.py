@@ -26,7 +26,8 @@ def alignment(
     of a role together. Grey lines lie at 1/2, no alignment, and 1, full alignment.
 
     Args:
-        frame: a row per width, seed, step, layer and kind, as of :func:`isolab.alignment.measure`:
+        frame: a row per width, seed, step, layer and kind, as of
+            :func:`isolab.measure.alignment.measure`:
             ``step``, ``alignment`` (null where there is none), ``color``, ``rows``, ``columns``.
 
     Raises:

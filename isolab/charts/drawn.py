@@ -12,7 +12,7 @@ from typing import Any
 import vl_convert
 
 from isolab.charts.picture import smaller
-from isolab.folder import Folder, runs_folder
+from isolab.results.folder import Folder, runs_folder
 
 VEGALITE = "6.4"
 """The version of Vega-Lite that draws."""

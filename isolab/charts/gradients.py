@@ -45,8 +45,8 @@ def gradient_sizes(
     in brackets; tooltips hold the interval.
 
     Args:
-        gradients: from :func:`isolab.gradients.gradient_sizes`.
-        exponents: from :func:`isolab.gradients.gradient_exponents`, of the same frame.
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`.
+        exponents: from :func:`isolab.measure.gradients.gradient_exponents`, of the same frame.
         rows, columns: "parameterization", "step" or None; one panel must hold one of each.
 
     Raises:
@@ -149,7 +149,7 @@ def root_histogram(
     exactly 0, parameters that never had a gradient, is a triangle at the left edge.
 
     Args:
-        histogram: from :func:`isolab.gradients.root_histogram`.
+        histogram: from :func:`isolab.measure.gradients.root_histogram`.
         epsilons: above 0.
 
     Raises:
@@ -234,7 +234,8 @@ def damped_shares(
     """Draws the share of parameters whose update eps more than halves, against eps, by width.
 
     Args:
-        shares: from :func:`isolab.gradients.damped_shares`, at several eps above 0; eps 0, which
+        shares: from :func:`isolab.measure.gradients.damped_shares`, at several eps above 0; eps 0,
+            which
             slows nothing down, is left out.
 
     Raises:

@@ -29,7 +29,7 @@ def layers_inside(frame: pl.DataFrame, title: str | None = None) -> alt.HConcatC
 
     Args:
         frame: ``step``, ``layer``, ``role``, ``relative_update`` and ``alignment``, a row per
-            layer, as ``layers`` of :class:`isolab.lab.inside.Inside`.
+            layer, as ``layers`` of :class:`isolab.measure.inside.Inside`.
         title: in place of the step.
 
     Raises:
@@ -108,7 +108,7 @@ def spectra(
 
     Args:
         frame: ``layer``, ``side``, ``index`` and ``eigenvalue``, as ``spectra`` of
-            :class:`isolab.lab.inside.Inside`.
+            :class:`isolab.measure.inside.Inside`.
         title: of the chart.
         note: said below the title, such as what was left out.
 

@@ -41,8 +41,8 @@ def coordinates(
 
     Args:
         frame: a row per width, seed, step and layer, as of
-            :func:`isolab.coordinates.coordinate_check`, with ``rows`` and ``columns`` where they
-            are named; they may be "quantity" (size or change) and "step".
+            :func:`isolab.measure.coordinates.coordinate_check`, with ``rows`` and ``columns``
+            where they are named; they may be "quantity" (size or change) and "step".
         step: which step to draw, unless ``rows`` or ``columns`` is "step"; None takes the last.
         color: "layer", dark at the input and light at the readout, or another column.
 
@@ -126,7 +126,8 @@ def coordinate_slopes(
     """Draws each layer's slope of log size on log width with its interval, and a line at 0.
 
     Args:
-        slopes: a row per layer, step and quantity, as of :func:`isolab.coordinates.slopes`, with
+        slopes: a row per layer, step and quantity, as of
+            :func:`isolab.measure.coordinates.slopes`, with
             ``rows``, ``columns`` and ``color`` where they are named.
         step: as in :func:`coordinates`.
 

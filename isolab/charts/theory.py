@@ -38,7 +38,7 @@ def theory_rates(
     Args:
         frame: a row per point; columns ``parameterization``, ``rule``, ``alignment`` ("full" or
             "none"), ``role``, ``width`` and ``factor`` (rate over the rate at the base width), as
-            of :func:`isolab.theory.rate_lines`.
+            of :func:`isolab.theory.tables.rate_lines`.
 
     Raises:
         ValueError: for missing columns, no rows, two factors of one line at one width, or a width

@@ -14,7 +14,7 @@ def update_function(
     """Draws Adam's and Adam-atan2's updates as functions of m / sqrt(v); Adam's are dashed.
 
     Args:
-        frame: from :func:`isolab.analysis.update_function.update_function`.
+        frame: from :func:`isolab.theory.update_function.update_function`.
 
     Raises:
         ValueError: for missing columns, no rows, two updates of one function and ratio, or a number

@@ -14,8 +14,6 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from isolab.config import RunConfig
-from isolab.corpus import load_corpus, validation_windows
 from isolab.lab.questions import Question
 from isolab.lab.words import (
     EPS_RULES,
@@ -26,7 +24,9 @@ from isolab.lab.words import (
     choice,
     rate,
 )
+from isolab.model.corpus import load_corpus, validation_windows
 from isolab.optimizers.catalog import entry
+from isolab.training.config import RunConfig
 
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 176, 208, 256, 304, 368, 432, 512)
 EPSILONS = (*(10.0**-k for k in range(2, 21)), 0.0)

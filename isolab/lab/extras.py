@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from isolab.config import RunConfig
-from isolab.corpus import Corpus
-from isolab.lab.inside import inspect_run, prepare_inspection
-from isolab.training import Snapshot, TrainState
-from isolab.writing import is_text, prepare_writing, write
+from isolab.measure.inside import inspect_run, prepare_inspection
+from isolab.model.corpus import Corpus
+from isolab.training.config import RunConfig
+from isolab.training.train import Snapshot, TrainState
+from isolab.training.writing import is_text, prepare_writing, write
 
 LOOK_SECONDS = 1.0
 """Least time from one look inside to the next."""

@@ -18,20 +18,20 @@ from typing import Any
 import ipywidgets as widgets
 import polars as pl
 
-from isolab import reference
-from isolab.config import RunConfig, with_later_fields
+from isolab.chapters import reference
 from isolab.lab.controls import Controls
 from isolab.lab.display import LiveChart, bundle
 from isolab.lab.front_end import FrontEnd
 from isolab.lab.inspector import Inspector
-from isolab.lab.kept import Kept, KeptList, outcome, run_view
 from isolab.lab.live import ENDS, Live, News
 from isolab.lab.questions import question as question_named
+from isolab.lab.session import Kept, KeptList, outcome, run_view
 from isolab.lab.stored import Look, Stored, in_words
 from isolab.lab.views import TOTAL, RunView, curve_view, picture, summary_view
 from isolab.lab.words import run_label
-from isolab.store import Store
-from isolab.sweep import default_store
+from isolab.results.store import Store
+from isolab.sweeps.sweep import default_store
+from isolab.training.config import RunConfig, with_later_fields
 
 REDRAW_SECONDS = 0.22
 """Least time between two drawings of a run that is training."""
@@ -68,7 +68,7 @@ class Lab:
         runs: stored runs to draw, with the columns of :func:`isolab.run`; default: the reference
             results and what is in the store.
         store: where trained runs are kept: a Store, a path, None to keep nothing, or "default" for
-            :func:`isolab.sweep.default_store`.
+            :func:`isolab.sweeps.sweep.default_store`.
 
     Attributes:
         widget: what is displayed.

@@ -1,6 +1,7 @@
 """One run that trains in a thread while the notebook stays free, and tells how it goes.
 
-    RunConfig -> Live, a thread: isolab.training.train -> News, again and again -> whoever draws
+    RunConfig -> Live, a thread: isolab.training.train.train -> News, again and again -> whoever
+    draws
 
 The numbers are those of :func:`isolab.run` to the bit: what looks inside works on copies.  Between
 two evaluations no Python runs, so that is how long a stop takes to be heard.
@@ -21,13 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from isolab.config import RunConfig
-from isolab.corpus import Corpus, load_corpus
 from isolab.lab.extras import Extras, in_words, operations_per_window
-from isolab.lab.inside import Inside
-from isolab.result import Result
-from isolab.store import Store
-from isolab.training import Snapshot, arguments_of, train
+from isolab.measure.inside import Inside
+from isolab.model.corpus import Corpus, load_corpus
+from isolab.results.store import Store
+from isolab.training.config import RunConfig
+from isolab.training.result import Result
+from isolab.training.train import Snapshot, arguments_of, train
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,7 +59,8 @@ class News:
         step: updates done.
         steps: updates in all.
         curve_step: steps of the curve so far, from 0.
-        curve_train_loss: as in :class:`isolab.result.Result`; NaN at step 0 until the first
+        curve_train_loss: as in :class:`isolab.training.result.Result`; NaN at step 0 until the
+            first
             interval is over, and wherever a diverged run has it.
         curve_validation_loss: nats/token.
         message: how it goes, or how it ended and why, in words.
@@ -210,7 +212,7 @@ class Live:
 
     def _kept(self, result: Result, seconds: float) -> dict[str, Any]:
         """Stores a result, and returns what the last news tells of it."""
-        from isolab.sweep import results_frame
+        from isolab.sweeps.batch import results_frame
 
         row = results_frame([result])
         stored = "not stored"

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from isolab.config import RunConfig
-from isolab.presets import SPEEDUP, choose, speedup_plan
+from isolab.chapters import SPEEDUP, choose, speedup_plan
+from isolab.training.config import RunConfig
 
 Line = Literal["optimizer", "width", "variant"]
 

@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
-from isolab.config import RunConfig, with_later_fields
 from isolab.lab.questions import LINE_FIELDS, Line
 from isolab.lab.words import apart, choice, plural
 from isolab.optimizers.catalog import entry
+from isolab.training.config import RunConfig, with_later_fields
 
 NEAR = {
     "width": 1.0, "learning_rate": 1.0, "steps": 1.5, "batch_size": 1.5, "context": 2.0,

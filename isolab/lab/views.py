@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isolab.charts.parts import OPTIMIZER_COLOURS, OTHER_COLOURS
-from isolab.config import RunConfig
 from isolab.lab.marks import (
     EDGE,
     PLOT,
@@ -32,6 +31,7 @@ from isolab.lab.marks import (
 )
 from isolab.lab.stored import Cell, Look, StoredLine
 from isolab.lab.words import choice, plural
+from isolab.training.config import RunConfig
 
 TOTAL = (412, 350)
 """Width and height of a chart with its axes, pixels."""

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from isolab.charts.parts import NAMES
-from isolab.config import RunConfig
+from isolab.training.config import RunConfig
 
 OPTIMIZERS = {
     "adam": "Adam",

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformation, ScalarOrSchedule
 
-from isolab.dtypes import Scalar, at_least_float32, scalar_as
+from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
 
 
 def scale_by_adam(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformation, ScalarOrSchedule
 
-from isolab.dtypes import Scalar, at_least_float32, scalar_as
+from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
 
 UNIT_A = 4 / math.pi
 """With this ``a``, atan2(1, 1) maps to 1: the step of a gradient that never changes, as in Adam."""

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from isolab.dtypes import Scalar
 from isolab.optimizers.adam import adam
 from isolab.optimizers.adam_atan2 import adam_atan2
+from isolab.optimizers.dtypes import Scalar
 from isolab.optimizers.iso import iso, isoadam
 from isolab.optimizers.labels import MATRIX, Labels, hidden_matrices
 from isolab.optimizers.leaves import like_gradients
@@ -27,7 +27,7 @@ class Entry:
     Attributes:
         build: makes the transformation from a learning rate and the hyperparameters below.
         rule: how the size of its update follows the width: "sgd", "adam" or "adafactor"; see
-            :mod:`isolab.parameterization`.
+            :mod:`isolab.theory.parameterization`.
         defaults: hyperparameters that it has, with the values used when none is given.
         takes_labels: it treats hidden matrices apart from the rest.
         takes_factors: its update reads exact factors.

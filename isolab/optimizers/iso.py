@@ -9,7 +9,7 @@ outputs.  The formulas here are isolab's reading of that principle, not the pape
     U = A^{-1/2} M B^{-1/2}
 
 Symbols in the code: ``mu`` is M, ``factors`` are (A, B), ``roots`` are their inverse square roots.
-A factor may be block-diagonal (see :func:`isolab.linear.block_sizes`): a weight of shape
+A factor may be block-diagonal (see :func:`isolab.optimizers.linear.block_sizes`): a weight of shape
 (fan_in, fan_out) is then seen as P x Q blocks, and U is isometric to transformations within blocks.
 """
 
@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from isolab.dtypes import Scalar, at_least_float32, scalar_as
-from isolab.linear import BlockRule, Factors, block_second_moment, block_sizes
+from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
 from isolab.optimizers.labels import FALLBACK, MATRIX, Labels, hidden_matrices, path_key
 from isolab.optimizers.leaves import like_gradients
+from isolab.optimizers.linear import BlockRule, Factors, block_second_moment, block_sizes
 from isolab.optimizers.matrix_roots import INVERSE_SQRT
 
 RefreshRule = int | Callable[[jax.Array], jax.Array]
@@ -102,7 +102,8 @@ def scale_by_iso(
     in [0, 1], whatever invertible transformation is applied to the inputs or outputs.
 
     ``update(grads, state, params, factors=None)``: ``factors`` is a pytree as ``grads`` whose
-    leaves are :class:`isolab.linear.Factors` (exact factors, invariant to every invertible
+    leaves are :class:`isolab.optimizers.linear.Factors` (exact factors, invariant to every
+    invertible
     transformation).  Where it has none, A is the average of G G^T and B of G^T G (invariant to
     orthogonal ones).  They are read in refresh steps only, see :func:`refresh_due`.
 
@@ -111,7 +112,7 @@ def scale_by_iso(
         b2: decay, per step, of A and B.
         damping: added to A and B, relative to their largest eigenvalue.
         refresh_every: an interval in steps, or a function of the step count.
-        block_size: None for whole factors, or see :func:`isolab.linear.block_sizes`.
+        block_size: None for whole factors, or see :func:`isolab.optimizers.linear.block_sizes`.
         root: method of the inverse square root.
 
     Returns:

@@ -6,7 +6,7 @@ only, quick on accelerators).  Both damp by ``damping`` times the largest eigenv
 On a CPU, eigendecompositions are made one matrix at a time.  Two batched ones that run at once can
 deadlock in jaxlib 0.10: each waits, on a worker thread, for parts of its batch that queue behind
 the other.  And LAPACK should have one thread (``threadpoolctl.threadpool_limits(1, "blas")``, as
-:func:`isolab.training.train` does): its own threads contend with XLA's, which made 16
+:func:`isolab.training.train.train` does): its own threads contend with XLA's, which made 16
 decompositions of size 256 take 5 to 50 times as long.
 """
 

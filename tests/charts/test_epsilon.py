@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from isolab import charts
 from isolab.analysis.epsilon import eps_lines
-from isolab.analysis.update_function import update_function
 from isolab.charts import renderer
 from isolab.charts.picture import size
-from isolab.config import RunConfig
-from isolab.gradients import SecondMoment, damped_shares, gradient_exponents, root_histogram
+from isolab.measure.gradients import SecondMoment, damped_shares, gradient_exponents, root_histogram
+from isolab.theory.update_function import update_function
+from isolab.training.config import RunConfig
 
 EPSILONS = (1e-2, 1e-4, 1e-8, 1e-20, 0.0)
 WIDTHS = (32, 64, 128)

@@ -12,7 +12,7 @@ import pytest
 from isolab import charts
 from isolab.charts import renderer
 from isolab.charts.picture import size
-from isolab.coordinates import slopes
+from isolab.measure.coordinates import slopes
 
 LAYERS = {"embedding": 0.0, "blocks/0/up": -0.5, "blocks/0/down": 0.5, "logits": 1.0}
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolab.config import RunConfig
 from isolab.lab.controls import LONGEST, MESSAGE, POINTS, WIDTHS, Controls, interval
 from isolab.lab.questions import QUESTIONS
+from isolab.training.config import RunConfig
 
 ALL = QUESTIONS["epsilon"]  # it has every control
 

@@ -17,13 +17,13 @@ from nbclient import NotebookClient
 
 import isolab
 from isolab.charts.renderer import VEGALITE_MIME
-from isolab.config import RunConfig
+from isolab.cli.page import write_page
 from isolab.lab.display import VIEW
 from isolab.lab.lab import REDRAW_SECONDS
 from isolab.lab.live import Live
 from isolab.lab.questions import QUESTIONS
-from isolab.page import write_page
-from isolab.store import Store
+from isolab.results.store import Store
+from isolab.training.config import RunConfig
 
 TINY = RunConfig(
     width=16, depth=1, context=16, mlp_ratio=1, batch_size=4, validation_windows=4, steps=20,

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 import isolab
-from isolab.config import RunConfig
 from isolab.lab import extras
 from isolab.lab.live import ENDS, Live, News
-from isolab.store import Store
+from isolab.results.store import Store
+from isolab.training.config import RunConfig
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
@@ -262,7 +262,7 @@ def test_a_program_ends_while_a_run_trains(seconds):
     config = variant(width=64, depth=4, steps=10**6, evaluate_every=10**6, validation_windows=4)
     program = f"""
         import time
-        from isolab.config import RunConfig
+        from isolab.training.config import RunConfig
         from isolab.lab.live import Live
         live = Live(RunConfig(**{dataclasses.asdict(config)!r}), lambda news: None)
         live.start()

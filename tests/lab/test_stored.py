@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolab.config import RunConfig
 from isolab.lab.questions import QUESTIONS
 from isolab.lab.stored import Stored, distance, in_words
+from isolab.training.config import RunConfig
 
 START = QUESTIONS["transfer"].start
 

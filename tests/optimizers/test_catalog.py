@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from isolab.linear import Factors
 from isolab.optimizers import CATALOG, optimizer
+from isolab.optimizers.linear import Factors
 
 STEPS, SAMPLES = 12, 32
 PARAMS = {

@@ -13,7 +13,6 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolab.linear import Factor, Factors, factors_by_kernel, measure_factors
 from isolab.optimizers.iso import (
     growing_interval,
     iso,
@@ -23,6 +22,7 @@ from isolab.optimizers.iso import (
     scale_by_isoadam,
     whiten,
 )
+from isolab.optimizers.linear import Factor, Factors, factors_by_kernel, measure_factors
 
 SEEDS = st.integers(0, 2**32 - 1)
 N, M, TOKENS, STEPS = 5, 4, 40, 3

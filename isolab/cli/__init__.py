@@ -1,0 +1,5 @@
+"""The command ``isolab``."""
+
+from isolab.cli.main import app
+
+__all__ = ["app"]

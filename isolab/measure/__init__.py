@@ -1,0 +1,1 @@
+"""Measurements of models in training: sizes, gradients, alignment, spectra, step times."""

@@ -1,0 +1,198 @@
+r"""Alignment exponents: how fast a product adds up with fan-in, measured while training.
+
+.. math:: \alpha = \log_n \frac{\mathrm{rms}(W z)}{\mathrm{rms}(W)\,\mathrm{rms}(z)}
+
+n is the fan-in. Entries without a relation to each other add up as :math:`\sqrt n`, so
+:math:`\alpha = 1/2`; a matrix whose rows lie along z adds up as n, :math:`\alpha = 1`. Below 1/2
+the two avoid each other. The layer's multiplier does not enter: W is the parameter itself.
+
+Three matrices meet the same z, what enters the layer after step t:
+
+- ``weights``: :math:`W_t`
+- ``change``: :math:`W_t - W_0`, all that was learned
+- ``update``: :math:`W_t - W_{t-1}`, the last step's
+
+:math:`W_t z_t - W_s z_s = (W_t - W_s) z_t + W_s (z_t - z_s)`: z is taken after the step since that
+is the z which the change of weights meets in the change of the layer's output.
+
+Reference: Everett et al., arXiv:2407.05872.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from isolab.model.corpus import load_corpus
+from isolab.model.probe import Layer, activations, rms
+from isolab.optimizers.dtypes import at_least_float32
+from isolab.training.config import RunConfig
+from isolab.training.watch import ForwardModel, Moment, checked_whole, held_out, watch
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KINDS = ("weights", "change", "update")
+ROLES = ("hidden", "readout")
+
+
+def alignment(weights: Any, inputs: Any) -> jax.Array:
+    r"""Returns the alignment exponent of a matrix with its inputs.
+
+    .. math:: \alpha = \log_n \frac{\mathrm{rms}(W z)}{\mathrm{rms}(W)\,\mathrm{rms}(z)}
+
+    rms is over all entries, of all rows of z. Scaling either side changes nothing. By the
+    Cauchy-Schwarz inequality :math:`\alpha \le 1`.
+
+    Args:
+        weights: W, shape (n, fan_out), n of 2 or more.
+        inputs: z, shape (..., n).
+
+    Returns:
+        A scalar, at least float32; NaN where either side is all zero, -inf where only Wz is.
+
+    Raises:
+        ValueError: the shapes do not fit, or n is 1, for which no exponent exists.
+
+    Example:
+        >>> float(alignment(jnp.ones((64, 8)), jnp.ones((4, 64))))
+        1.0
+        >>> w_key, z_key = jax.random.split(jax.random.key(0))
+        >>> w, z = jax.random.normal(w_key, (1024, 256)), jax.random.normal(z_key, (64, 1024))
+        >>> round(float(alignment(w, z)), 2)
+        0.5
+
+    Reference: Everett et al., arXiv:2407.05872.
+    """
+    w, z = jnp.asarray(weights), jnp.asarray(inputs)
+    if w.ndim != 2 or z.ndim < 1 or z.shape[-1] != w.shape[0] or w.shape[0] < 2:
+        raise ValueError(
+            f"weights have shape {w.shape} and inputs {z.shape}; allowed: (n, fan_out) and"
+            " (..., n), n of 2 or more"
+        )
+    w, z = (_scaled(x.astype(at_least_float32(x.dtype))) for x in (w, z))
+    product = jnp.matmul(z, w, precision=jax.lax.Precision.HIGHEST)
+    return jnp.log(rms(product) / (rms(w) * rms(z))) / math.log(w.shape[0])
+
+
+def measure(
+    config: RunConfig,
+    widths: Sequence[int],
+    steps: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    windows: int = 8,
+) -> pl.DataFrame:
+    """Trains runs of a config and measures the alignment of every hidden and readout matrix.
+
+    Embeddings are left out, as their fan-in does not grow (a row is looked up, nothing is added
+    up), and so are gains. z is what enters the layer on held-out windows, the same in every run.
+
+    Args:
+        config: the run; its ``width`` and ``seed`` are replaced. A run is trained on its own
+            schedule up to the last of ``steps``.
+        widths: one or more.
+        steps: when to measure, 0 (before training) to ``config.steps``.
+        seeds: one or more.
+        windows: how many held-out windows of ``config.context`` tokens.
+
+    Returns:
+        polars.DataFrame, a row per width, seed, step, layer and kind: ``width``, ``seed``,
+        ``step``, ``layer`` ("blocks/0/mlp/up"), ``role``, ``fan_in`` (the layer's own n),
+        ``kind`` and ``alignment`` (float64; null where a matrix is zero or not finite). At step 0
+        there are only weights.
+
+    Raises:
+        ValueError: impossible widths, steps, seeds or windows, by name, value and what is allowed.
+
+    Reference: Everett et al., arXiv:2407.05872.
+    """
+    import polars as pl
+
+    widths = checked_whole("widths", widths, 1)
+    steps = checked_whole("steps", steps, 0, config.steps)
+    seeds = checked_whole("seeds", seeds, 0)
+    (windows,) = checked_whole("windows", [windows], 1)
+    sized = [dataclasses.replace(config, width=width) for width in widths]
+    corpus = load_corpus(config.corpus)
+    inputs, _ = held_out(corpus, windows, config.context)
+    rows = []
+    for at_width in sized:
+        seen = _Matrices(at_width, corpus.vocab_size)
+        for seed in seeds:
+            run = dataclasses.replace(at_width, seed=seed)
+            for moment in watch(run, steps, corpus):
+                for row in seen.rows(moment, inputs):
+                    rows.append({"width": run.width, "seed": seed, "step": moment.step, **row})
+    schema = {
+        "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64, "layer": pl.String,
+        "role": pl.String, "fan_in": pl.Int64, "kind": pl.String, "alignment": pl.Float64,
+    }  # fmt: skip
+    return pl.DataFrame(rows, schema=schema)
+
+
+class _Matrix(NamedTuple):
+    path: tuple[Any, ...]
+    role: str
+    fan_in: int
+
+
+class _Matrices:
+    """The matrices of one width's model, and the compiled measurement."""
+
+    def __init__(self, config: RunConfig, vocab_size: int) -> None:
+        self.model = ForwardModel(config, vocab_size)
+        self.matrices: dict[str, _Matrix] = {}
+        for path, module in nnx.iter_modules(self.model.shape):
+            kernel = getattr(module, "kernel", None)
+            role = kernel.get_metadata().get("role") if isinstance(kernel, nnx.Param) else None
+            if role in ROLES and kernel is not None:
+                self.matrices["/".join(map(str, path))] = _Matrix(path, role, kernel.shape[0])
+        self._measure = jax.jit(self._alignments)
+
+    def rows(self, moment: Moment, inputs: jax.Array) -> list[dict[str, Any]]:
+        measured = self._measure(moment.params, moment.initial, moment.previous, inputs)
+        kinds = KINDS if moment.step else KINDS[:1]
+        return [
+            {
+                "layer": name,
+                "role": self.matrices[name].role,
+                "fan_in": self.matrices[name].fan_in,
+                "kind": kind,
+                "alignment": float(value) if np.isfinite(value) else None,
+            }
+            for name, layer in sorted(measured.items(), key=lambda item: item[1].order)
+            for kind, value in zip(kinds, np.asarray(layer.output), strict=False)
+        ]
+
+    def _alignments(
+        self, params: Any, initial: Any, previous: Any, inputs: jax.Array
+    ) -> dict[str, Layer]:
+        """Returns each matrix's alignments, one a kind, as the output of its layer."""
+        seen = activations(self.model(params), inputs)
+        measured = {}
+        for name, matrix in self.matrices.items():
+            w, w_0, w_before = (_kernel(p, matrix.path) for p in (params, initial, previous))
+            z = seen[name].inputs[0]
+            exponents = jnp.stack([alignment(m, z) for m in (w, w - w_0, w - w_before)])
+            measured[name] = Layer((), exponents, seen[name].order)
+        return measured
+
+
+def _kernel(params: Any, path: tuple[Any, ...]) -> jax.Array:
+    for name in path:
+        params = params[name]
+    kernel: jax.Array = params["kernel"]
+    return kernel
+
+
+def _scaled(values: jax.Array) -> jax.Array:
+    """Divides by the largest entry, so that squares neither overflow nor underflow."""
+    largest = jnp.max(jnp.abs(values))
+    return values / jnp.where(largest > 0, largest, 1)

@@ -1,0 +1,95 @@
+r"""Does an optimizer's update keep its size when a layer's inputs and outputs are transformed?
+
+Tokens x and gradients g of one layer are drawn, then replaced by :math:`Px` and :math:`Qg`.  An
+isometric rule gives updates with the same singular values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+
+from isolab.optimizers.catalog import optimizer
+from isolab.optimizers.linear import Factors, block_second_moment
+
+RULES: dict[str, tuple[str, bool]] = {
+    "adam": ("adam", False),
+    "muon": ("muon", False),
+    "isoadam, gradient factors": ("isoadam", False),
+    "isoadam": ("isoadam", True),
+}
+"""Shown name: optimizer, and whether it is given exact factors."""
+
+
+def random_transformation(rng: np.random.Generator, size: int, condition: float) -> Any:
+    """Returns a random matrix with singular values log-spaced from 1 to ``1 / condition``.
+
+    Args:
+        rng: source of two random orthogonal matrices.
+        size: n of the (n, n) float64 result.
+        condition: ratio of its largest to its smallest singular value, 1 or more.
+    """
+    left, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    right, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    return (left * np.logspace(0, -np.log10(condition), size)) @ right
+
+
+def update_invariance(
+    conditions: Sequence[float] = (1, 3, 10, 30, 100),
+    rules: Sequence[str] = tuple(RULES),
+    fan_in: int = 24,
+    fan_out: int = 16,
+    tokens: int = 1024,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Measures the change of the update's singular values under random transformations.
+
+    Args:
+        conditions: condition numbers of P and Q; 1 is an orthogonal transformation.
+        rules: keys of :data:`RULES`.
+        fan_in, fan_out, tokens: sizes of the layer and of its one batch.
+        seed: of the tokens and transformations.
+
+    Returns:
+        Columns ``optimizer``, ``condition`` and ``relative_change``: the norm of the difference of
+        the two updates' sorted singular values, over the norm of the first's.  float64
+        throughout.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    unknown = sorted(set(rules) - set(RULES))
+    if unknown:
+        raise ValueError(f"unknown rule {unknown[0]!r}; known: {list(RULES)}")
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(tokens, fan_in)) @ rng.normal(size=(fan_in, fan_in))
+    g = np.tanh(x @ rng.normal(size=(fan_in, fan_out)) / 8) + rng.normal(size=(tokens, fan_out))
+    rows = []
+    with jax.enable_x64(True):
+        for condition in conditions:
+            P = random_transformation(rng, fan_in, condition)
+            Q = random_transformation(rng, fan_out, condition)
+            for rule in rules:
+                before, after = _spectrum(rule, x, g), _spectrum(rule, x @ P.T, g @ Q.T)
+                change = np.linalg.norm(after - before) / np.linalg.norm(before)
+                rows.append((rule, float(condition), float(change)))
+    return pl.DataFrame(rows, ["optimizer", "condition", "relative_change"], orient="row")
+
+
+def _spectrum(rule: str, x: Any, g: Any) -> Any:
+    """Singular values of the first update of a layer with these tokens and gradients."""
+    name, exact = RULES[rule]
+    grad = {"kernel": jnp.asarray(x.T @ g / len(x))}
+    options = {"damping": 1e-13} if name == "isoadam" else {}
+    tx = optimizer(name, 1.0, **options)
+    factors = None
+    if exact:
+        moments = [block_second_moment(jnp.asarray(rows), rows.shape[1]) for rows in (x, g)]
+        factors = {"kernel": Factors(*moments)}
+    update, _ = tx.update(grad, tx.init(grad), grad, factors=factors)
+    return np.linalg.svd(np.asarray(update["kernel"]), compute_uv=False)

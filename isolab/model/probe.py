@@ -1,0 +1,228 @@
+r"""What every layer of a flax.nnx model takes in and gives out, seen in an ordinary forward pass.
+
+flax's own :func:`flax.nnx.capture` sees outputs only, and no layer whose class inherits its
+``__call__``; hence this one mechanism for coordinates, alignment and whatever else looks inside.
+
+The model is not edited. A copy of it runs, and while it runs the classes of its modules have a
+``__call__`` that leaves what it saw on the copy, as :class:`Seen` variables. Variables pass through
+``nnx.jit``, ``nnx.remat`` and their like, and the copy is made wherever the caller traces, so a
+probe works inside ``jax.jit``, ``jax.vmap`` and ``jax.lax.map`` alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.errors import TraceContextError
+
+from isolab.optimizers.dtypes import at_least_float32
+
+OUTPUT = "logits"
+"""The layer name of the model's own output."""
+
+_TAG = "_isolab_probed"
+_SEEN = "_isolab_seen_"
+_patching = threading.RLock()  # a class has one __call__, whoever looks through it
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["inputs", "output"], meta_fields=["order"]
+)
+@dataclass(frozen=True)
+class Layer:
+    """One call of one module; a pytree, so that a jitted function can return it.
+
+    Attributes:
+        inputs: the arguments that are arrays or pytrees of arrays, in the order of the call.
+        output: what the module returned, an array or a pytree of arrays.
+        order: place of the call among those seen, from 0; a module's own comes after its parts'.
+    """
+
+    inputs: tuple[Any, ...]
+    output: Any
+    order: int
+
+
+class Seen(nnx.Variable):  # type: ignore[type-arg]
+    """What one call of a module took in and gave out; never trained."""
+
+
+def activations(
+    model: nnx.Module, *inputs: Any, call: Callable[..., Any] | None = None
+) -> dict[str, Layer]:
+    """Returns inputs and output of every layer of a model, in the order in which they were called.
+
+    A layer is a module that holds a parameter, itself or in its parts, and is called as
+    ``module(...)``. Seen are so:
+
+    - every layer proper (``nnx.Linear``, ``nnx.Conv``, ``nnx.LayerNorm``, ``nnx.Embed``, ...),
+      by its path, "blocks/0/mlp/up"; the second call of a shared one is "path#2";
+    - what is built of layers, such as a block with its residual, unless it returns its last
+      part's output unchanged;
+    - the model itself, as "logits";
+    - where the model holds parameters of its own, outside of any layer, what it made of them for
+      its first layer, under the first one's name: "embedding" for :class:`isolab.Transformer`.
+
+    Not seen: other methods (``nnx.Embed.attend``), modules without parameters, the cell inside an
+    ``nnx.RNN``, and layers called inside a transform of jax rather than of nnx
+    (``jax.vmap(layer)``).
+
+    Args:
+        model: any flax.nnx module; it is left as it is (statistics and random counters too).
+        *inputs: what it is called with.
+        call: ``call(model, *inputs)`` runs the forward pass, a loss for instance; default:
+            ``model(*inputs)``.
+
+    Raises:
+        TypeError: the model is not an ``nnx.Module``.
+        ValueError: it has no parameters, or none of its layers was called.
+
+    Example:
+        >>> mlp = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), jnp.tanh)
+        >>> seen = activations(mlp, jnp.ones((2, 3)))
+        >>> {name: layer.output.shape for name, layer in seen.items()}
+        {'layers/0': (2, 4), 'logits': (2, 4)}
+        >>> bool((seen["logits"].output == jnp.tanh(seen["layers/0"].output)).all())
+        True
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model is a {type(model).__name__}; allowed: a flax.nnx Module")
+    copy = nnx.clone(model)
+    layers = {path: module for path, module in nnx.iter_modules(copy) if _has_parameter(module)}
+    loops = [path for path, module in layers.items() if isinstance(module, nnx.RNN)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no parameters (nnx.Param): nothing to see")
+    for path, module in layers.items():
+        if any(len(path) > len(loop) and path[: len(loop)] == loop for loop in loops):
+            continue  # carried by a scan, which lets it keep nothing new
+        setattr(module, _TAG, _path_name(path))  # static: it stays where a transform copies
+    with _seeing({type(module) for module in layers.values()}):
+        copy(*inputs) if call is None else call(copy, *inputs)
+    calls = sorted(_calls(copy), key=lambda found: found[0])
+    if not calls:
+        raise ValueError(
+            f"no layer of {type(model).__name__} was called: a call is module(...), and it must"
+            " use the model that it is given"
+        )
+    calls = _own_parameters(copy, calls, inputs) + calls
+    return _named(calls)
+
+
+def rms(values: Any) -> jax.Array:
+    """Returns the root mean square over all entries of an array or a pytree of arrays, a scalar.
+
+    Example:
+        >>> float(rms([jnp.array([3.0, 4.0]), jnp.array([0.0, 0.0])]))
+        2.5
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(values)]
+    leaves = [leaf.astype(at_least_float32(leaf.dtype)) for leaf in leaves]
+    squares = sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)
+    return jnp.sqrt(squares / sum(leaf.size for leaf in leaves))
+
+
+def _named(calls: list[tuple[int, str, tuple[Any, ...], Any]]) -> dict[str, Layer]:
+    found: dict[str, Layer] = {}
+    times: dict[str, int] = {}
+    for order, (_, path, inputs, output) in enumerate(calls):
+        times[path] = times.get(path, 0) + 1
+        name = path if times[path] == 1 else f"{path}#{times[path]}"
+        found[name] = Layer(inputs, output, order)
+    return found
+
+
+def _calls(model: nnx.Module) -> Iterator[tuple[int, str, tuple[Any, ...], Any]]:
+    for path, module in nnx.iter_modules(model):
+        for name, value in vars(module).items():
+            if name.startswith(_SEEN):
+                inputs, output = value.get_value()
+                yield int(name.removeprefix(_SEEN)), _path_name(path), inputs, output
+
+
+def _own_parameters(
+    model: nnx.Module, calls: list[tuple[int, str, tuple[Any, ...], Any]], inputs: Any
+) -> list[tuple[int, str, tuple[Any, ...], Any]]:
+    """What a model makes of parameters of its own before its first layer, as one more call."""
+    own = sorted(name for name, value in vars(model).items() if isinstance(value, nnx.Param))
+    _, path, taken, _ = calls[0]
+    if not own or path == OUTPUT or not taken or not _is_real(taken[0]):
+        return []
+    given = {id(leaf) for leaf in jax.tree.leaves(inputs)}
+    return [] if id(taken[0]) in given else [(-1, own[0], (), taken[0])]
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path)) or OUTPUT
+
+
+@contextlib.contextmanager
+def _seeing(classes: Iterable[type]) -> Iterator[None]:
+    """Within the block, tagged modules of these classes leave what they see on themselves."""
+    order = itertools.count()
+    running: set[int] = set()
+    last: list[Any] = [None]
+
+    def seeing(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            name = getattr(self, _TAG, None)
+            if name is None or id(self) in running:  # another model; super().__call__
+                return original(self, *args, **kwargs)
+            running.add(id(self))
+            try:
+                output = original(self, *args, **kwargs)
+            finally:
+                running.discard(id(self))
+            if _is_real(output) and (name == OUTPUT or output is not last[0]):
+                last[0] = output
+                taken = tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
+                # a jax transform (not nnx's) around the call: what is inside stays inside
+                with contextlib.suppress(TraceContextError):
+                    setattr(self, f"{_SEEN}{next(order)}", Seen((taken, output)))
+            return output
+
+        return __call__
+
+    with _patching:
+        former: list[tuple[Any, Any]] = []
+        try:
+            for cls in filter(_is_called, classes):
+                former.append((cls, vars(cls).get("__call__")))
+                setattr(cls, "__call__", seeing(cls.__call__))  # noqa: B010
+            yield
+        finally:
+            for cls, own in former:
+                if own is None:
+                    del cls.__call__
+                else:
+                    cls.__call__ = own
+
+
+def _is_called(cls: type) -> bool:
+    return any("__call__" in vars(base) for base in cls.__mro__)  # a metaclass has one too
+
+
+def _has_parameter(module: nnx.Module) -> bool:
+    return bool(jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def _is_arrays(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+
+
+def _is_real(value: Any) -> bool:
+    """Is it an array, or a pytree of arrays, of floating point numbers?"""
+    return _is_arrays(value) and all(
+        jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(value)
+    )

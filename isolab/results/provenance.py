@@ -1,0 +1,111 @@
+"""Where a result came from: package versions, device and source revision, without machine names."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+UNKNOWN = "unknown"
+COMMAND_SECONDS = 10  # no result waits longer than this for git
+
+
+def provenance() -> dict[str, str]:
+    """Returns what a result depends on beyond its config; gathered once per process.
+
+    Keys: ``isolab_version``, ``jax_version``, ``device`` (platform, kind and count, such as
+    ``"gpu NVIDIA H100 80GB HBM3 x8"``), ``git_revision`` (40 hex digits, ``-dirty`` appended when
+    the package's files differ from it), ``python_version``, ``cpu`` (the processor's model).
+    What cannot be found is ``"unknown"``: the revision of an installed package, for one.
+
+    Example:
+        >>> sorted(provenance())
+        ['cpu', 'device', 'git_revision', 'isolab_version', 'jax_version', 'python_version']
+    """
+    return dict(_gathered())
+
+
+@functools.cache
+def _gathered() -> tuple[tuple[str, str], ...]:
+    return tuple(
+        {
+            "isolab_version": _version("isolab"),
+            "jax_version": _version("jax"),
+            "device": device(),
+            "git_revision": git_revision(Path(__file__).resolve().parents[1]),
+            "python_version": platform.python_version(),
+            "cpu": cpu_model(),
+        }.items()
+    )
+
+
+def device() -> str:
+    """Returns JAX's default devices as ``"<platform> <kind> x<count>"``; starts the backend."""
+    import jax  # heavy, and needed by no other question here
+
+    devices = jax.devices()
+    names = dict.fromkeys([devices[0].platform, devices[0].device_kind])  # "cpu cpu" is "cpu"
+    return f"{' '.join(names)} x{len(devices)}"
+
+
+def git_revision(folder: Path) -> str:
+    """Returns the commit that holds a folder, with ``-dirty`` when the folder differs from it.
+
+    ``"unknown"`` without git, outside of a checkout, and in a checkout that does not track the
+    folder (a virtual environment inside of somebody's repository).
+    """
+    if not _git(folder, "ls-files", "--", "."):
+        return UNKNOWN
+    revision = _git(folder, "rev-parse", "--verify", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--", ".")
+    if not revision or changes is None:
+        return UNKNOWN
+    return f"{revision}-dirty" if changes else revision
+
+
+def cpu_model() -> str:
+    """Returns the processor's model as the system names it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip().lower() == "model name" and value.strip():
+                return value.strip()
+    except OSError:  # not Linux
+        brand = _output(["sysctl", "-n", "machdep.cpu.brand_string"]) if os.name == "posix" else ""
+        if brand:
+            return brand
+    return platform.processor() or platform.machine() or UNKNOWN
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return UNKNOWN
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Returns git's answer about a folder, or None if it has none."""
+    return _output(["git", "-C", str(folder), *arguments])
+
+
+def _output(command: list[str]) -> str | None:
+    """Returns a command's output, or None if it is absent, fails or takes too long."""
+    # Inside a git hook, GIT_DIR and its like point at another repository than the folder's.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # asking must not write to the index
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=COMMAND_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Many runs: what to train, in which batches, and where."""

@@ -1,0 +1,233 @@
+"""Many runs as one table: a grid of configs, grouped by program, trained in batches, stored.
+
+Sweep(base, **axes) -> RunConfigs -> plan: programs and batches -> train -> store, frame
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import polars as pl
+
+from isolab.results.folder import runs_folder
+from isolab.results.store import Store
+from isolab.sweeps.batch import Batch, train_batch
+from isolab.sweeps.plan import plan
+from isolab.sweeps.pool import process_count, train_in_processes
+from isolab.sweeps.progress import Board
+from isolab.training.compilation_cache import keep_compiled_programs
+from isolab.training.config import RunConfig, with_later_fields
+from isolab.training.interrupt import Interrupt
+
+
+class Sweep:
+    """A set of runs: a base config and axes, crossed or zipped.
+
+    Args:
+        base: the config that the axes vary.
+        *zipped: mappings of equally long axes that advance together.
+        **axes: values by field of :class:`isolab.RunConfig`, crossed with each other.
+
+    Sweeps add up: ``a + b`` holds the runs of both, each once.
+
+    Raises:
+        ValueError: an unknown field, an empty axis, zipped axes of different lengths, a field that
+            is varied twice, or an impossible config; before any training.
+
+    Example:
+        >>> grid = Sweep(RunConfig(), {"steps": [100, 200], "warmup_steps": [10, 20]}, seed=[0, 1])
+        >>> [(c.steps, c.warmup_steps, c.seed) for c in grid.configs]
+        [(100, 10, 0), (100, 10, 1), (200, 20, 0), (200, 20, 1)]
+    """
+
+    configs: tuple[RunConfig, ...]
+
+    def __init__(
+        self, base: RunConfig, *zipped: Mapping[str, Sequence[Any]], **axes: Sequence[Any]
+    ) -> None:
+        known = [field.name for field in dataclasses.fields(RunConfig)]
+        groups = [dict(group) for group in zipped] + [{name: axes[name]} for name in axes]
+        seen: set[str] = set()
+        for group in groups:
+            for name, values in group.items():
+                if name not in known:
+                    raise ValueError(f"unknown axis {name!r}; allowed: {known}")
+                if name in seen:
+                    raise ValueError(f"axis {name!r} is given twice")
+                seen.add(name)
+                if isinstance(values, str) or not len(values):
+                    raise ValueError(
+                        f"axis {name} is {values!r}; allowed: one value or more, listed"
+                    )
+            if len({len(values) for values in group.values()}) > 1:
+                lengths = {name: len(values) for name, values in group.items()}
+                raise ValueError(f"zipped axes have lengths {lengths}; allowed: equal ones")
+        points = [
+            [
+                dict(zip(group, _plain(values), strict=True))
+                for values in zip(*group.values(), strict=True)
+            ]
+            for group in groups
+        ]
+        self.configs = tuple(
+            dataclasses.replace(base, **{k: v for point in row for k, v in point.items()})
+            for row in itertools.product(*points)
+        )
+
+    @classmethod
+    def union(cls, sweeps: Iterable[Iterable[RunConfig]]) -> Sweep:
+        """Returns a sweep of the runs of all, each once, in order."""
+        whole = object.__new__(cls)
+        whole.configs = tuple(dict.fromkeys(itertools.chain.from_iterable(sweeps)))
+        return whole
+
+    def __add__(self, other: Sweep) -> Sweep:
+        return self.union([self, other])
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def __iter__(self) -> Iterator[RunConfig]:
+        return iter(self.configs)
+
+
+def run(
+    sweep: Sweep | RunConfig,
+    store: Store | str | os.PathLike[str] | None = "default",
+    progress: bool = True,
+    *,
+    scheduler: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory_bytes: int | None = None,
+    processes: int | Literal["auto"] | None = None,
+) -> pl.DataFrame:
+    """Runs a sweep and returns one frame, a row a run in the sweep's order.
+
+    Finished batches are stored as they come, so an interrupted sweep goes on where it stopped, and
+    gives the rows of an uninterrupted one.  Ctrl-C finishes and stores the batch in hand before it
+    stops; a second one stops at once.
+
+    Args:
+        sweep: a sweep, or a single config.
+        store: where results are kept: a Store, a path, None to keep nothing, or "default" for
+            :func:`default_store`.
+        progress: print the plan and a bar with steps done and time left.
+        scheduler: address of a dask scheduler, on whose workers the batches are trained.
+        resources: what a batch takes of a worker's resources, such as ``{"GPU": 1}``.
+        memory_bytes: what training may take on each device; by default all memory of an
+            accelerator, half of what is free for a CPU.  Batches that take more are trained in
+            parts.
+        processes: how many processes of this machine train batches at the same time, each on its
+            share of the cores; None for this one alone, "auto" for one a core, or this one alone
+            with an accelerator.  On a CPU small models train more runs a second this way.  A batch
+            whose process is killed is trained by another.
+
+    Returns:
+        Every field of :class:`isolab.RunConfig` (the optimizer's defaults filled in), ``key``,
+        ``corpus_fingerprint``, the curve in list columns, the outcome, and provenance.
+
+    Raises:
+        ValueError: ``processes`` below 1, with a scheduler, or above 1 with an accelerator;
+            ``resources`` without a scheduler.
+        MemoryError: a single run takes more than ``memory_bytes``.
+        KeyboardInterrupt: after Ctrl-C, with what is stored and how to go on.
+        isolab.sweeps.cluster.ClusterError: no scheduler at the address (before anything is done),
+            or
+            batches that failed there (after all others are stored).
+        isolab.sweeps.pool.PoolError: batches that failed in processes (after all others are
+        stored). ImportError: a scheduler without dask.distributed.
+    """
+    if scheduler is not None and processes is not None:
+        raise ValueError(
+            f"processes={processes!r} with a scheduler; allowed: one of them, as the cluster's"
+            " workers are the processes"
+        )
+    several = process_count(processes)
+    keep_compiled_programs()  # also of what the caller compiles next
+    with contextlib.ExitStack() as closing:
+        client = None
+        if scheduler is not None:
+            from isolab.sweeps.cluster import connect
+
+            client = closing.enter_context(connect(scheduler))
+        elif resources:
+            raise ValueError(f"resources={dict(resources)!r} without a scheduler")
+        configs = (sweep,) if isinstance(sweep, RunConfig) else sweep.configs
+        kept = default_store() if store == "default" else store
+        if kept is not None and not isinstance(kept, Store):
+            kept = Store(kept)
+        planned = plan(configs, kept, several)
+        frames = []
+        if planned.cached and kept:
+            frames.append(kept.runs(pl.col("key").is_in(list(planned.cached))))
+        if planned.batches:
+            board = Board(planned, kept, progress)
+            several = process_count(processes, len(planned.batches))
+            frames += _train(planned.batches, kept, board, client, resources, memory_bytes, several)
+    table = with_later_fields(pl.concat(frames, how="diagonal_relaxed"))
+    order = pl.DataFrame({"key": planned.keys})
+    return order.join(table, on="key", how="left", maintain_order="left").select(table.columns)
+
+
+def _train(
+    batches: Sequence[Batch],
+    store: Store | None,
+    board: Board,
+    client: Any,
+    resources: Mapping[str, float] | None,
+    memory_bytes: int | None,
+    processes: int,
+) -> list[pl.DataFrame]:
+    """Trains batches, here, in processes or on a cluster, and stores each as it comes."""
+    frames: list[pl.DataFrame] = []
+    kept = store is not None  # else there is nothing to finish a batch for
+    with Interrupt(board.finishing, heed=kept) as interrupt:
+        if client is None and processes == 1:
+            source = _train_here(batches, board, memory_bytes, interrupt.asked)
+        elif client is None:
+            board.beside = processes
+            source = train_in_processes(
+                batches, processes, memory_bytes, interrupt.asked, board.advance
+            )
+        else:
+            from isolab.sweeps.cluster import slots, train_on_cluster
+
+            board.beside = slots(client, resources)
+            source = train_on_cluster(client, batches, resources, memory_bytes, interrupt.asked)
+        with board, contextlib.closing(source):
+            for batch, frame in source:
+                if store is not None:
+                    store.append(frame)
+                frames.append(frame)
+                board.finished(batch, frame)
+        if store is not None and interrupt.asked():
+            raise KeyboardInterrupt(board.stopped(store.folder.path))
+    return frames
+
+
+def _train_here(
+    batches: Iterable[Batch], board: Board, memory_bytes: int | None, stop: Callable[[], bool]
+) -> Generator[tuple[Batch, pl.DataFrame]]:
+    for batch in batches:
+        if stop():
+            return
+        yield batch, train_batch(batch, memory_bytes, board.advance)
+
+
+def default_store() -> Store:
+    """Returns the store at ``$ISOLAB_RUNS``, or in this checkout or the user's data folder.
+
+    That is ``data/runs`` of a checkout, and ``isolab/runs`` of the data folder for an installed
+    package.
+    """
+    return Store(runs_folder())
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    """NumPy scalars as Python's own, so that configs hold plain values."""
+    return [value.item() if hasattr(value, "item") else value for value in values]

@@ -1,0 +1,1 @@
+"""Exponents of parameterizations and what follows from them: arithmetic, without arrays."""

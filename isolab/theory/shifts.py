@@ -1,0 +1,113 @@
+r"""Which parameterizations train alike: those that differ by a shift from b to a.
+
+Moving :math:`t` from the initial spread to the multiplier, :math:`(a, b) \to (a + t, b - t)`,
+leaves :math:`n^{-a} W` as it was: the weights W are :math:`n^t` times larger, their gradients
+:math:`n^t` times smaller. Training stays the same, step by step, where the rate follows:
+
+.. math:: c \to c - 2t \ (\mathrm{sgd}), \qquad c - t \ (\mathrm{adam}), \qquad
+    c \ (\mathrm{adafactor})
+
+Two parameterizations are equivalent where :math:`a + b` agrees in every role.
+
+Reference: Everett et al., arXiv:2407.05872.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from isolab.theory.parameterization import (
+    PARAMETERIZATIONS,
+    RULES,
+    Parameterization,
+    parameterization,
+)
+from isolab.theory.solution import MATRIX_ROLES, exponents_of, fraction_text
+
+_SAME: Final = 1e-9  # exponents are sums of a few typed numbers: nearer than this is rounding
+_POWERS: Final = {"sgd": 2.0, "adam": 1.0, "adafactor": 0.0}
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What carries one parameterization to another; true where they are equivalent.
+
+    Attributes:
+        shifts: t by role, or None where no shift does it.
+        reason: what differs, or that nothing does, in words.
+    """
+
+    shifts: dict[str, float] | None
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.shifts is not None
+
+    def rate_powers(self, rule: str) -> dict[str, float]:
+        """Returns the power of n by role with which each rate must change: 2t, t or 0.
+
+        Raises:
+            ValueError: the two are not equivalent, or the rule is unknown.
+        """
+        if self.shifts is None:
+            raise ValueError(f"no rates make the two train alike: {self.reason}")
+        if rule not in RULES:
+            raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
+        return {role: _POWERS[rule] * t for role, t in self.shifts.items()}
+
+
+def equivalence_shift(p: Parameterization | str, q: Parameterization | str) -> Shift:
+    """Returns the shifts t that carry p to q, or the reason why there are none.
+
+    Args:
+        p: a parameterization or its name.
+        q: the same.
+
+    Raises:
+        ValueError: a name is unknown.
+
+    Example:
+        >>> equivalence_shift("standard", "ntk").shifts
+        {'embedding': 0.0, 'hidden': 0.5, 'readout': 0.5}
+        >>> print(equivalence_shift("standard", "mup").reason)
+        a + b of the readout is 1/2 in standard and 1 in mup
+
+    Reference: Everett et al., arXiv:2407.05872.
+    """
+    p, q = (parameterization(x) if isinstance(x, str) else x for x in (p, q))
+    differences = [
+        f"a + b of the {role} is {fraction_text(ours)} in {p.name} and {fraction_text(theirs)} in "
+        f"{q.name}"
+        for role in MATRIX_ROLES
+        for ours, theirs in ((sum(exponents_of(p, role)), sum(exponents_of(q, role))),)
+        if abs(ours - theirs) > _SAME
+    ]
+    if differences:
+        return Shift(None, "; ".join(differences))
+    shifts = {role: q.scaling(role).a - p.scaling(role).a for role in MATRIX_ROLES}
+    return Shift(shifts, f"a + b of every role is the same in {p.name} and {q.name}")
+
+
+def equivalence_classes(
+    parameterizations: Iterable[Parameterization | str] = tuple(PARAMETERIZATIONS),
+) -> list[tuple[str, ...]]:
+    """Returns the names of parameterizations, grouped by which are equivalent.
+
+    Raises:
+        ValueError: a name is unknown.
+
+    Example:
+        >>> equivalence_classes()
+        [('standard', 'ntk'), ('mup', 'mean_field')]
+    """
+    classes: list[list[Parameterization]] = []
+    for named in parameterizations:
+        p = parameterization(named) if isinstance(named, str) else named
+        home = next((group for group in classes if equivalence_shift(group[0], p)), None)
+        if home is None:
+            classes.append([p])
+        else:
+            home.append(p)
+    return [tuple(p.name for p in group) for group in classes]

@@ -1,0 +1,229 @@
+"""One run whose model is too large for one device: batch and state divided over a mesh.
+
+    mesh (data, shards)    the batch is divided among all devices
+                           parameters, moments and factors are divided along "shards"
+                           and repeated along "data"
+
+The compiler puts in the gathers and reductions.  The optimizer's state lies as the parameters do:
+where an array is cut depends on its shape alone, so moments are cut where their parameter is, and
+IsoAdam's factors and roots, which no parameter resembles, are cut as well.  ``iso_root="newton"``
+is matrix products only, and divided too; each device repeats the eigendecompositions of "eigh".
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from isolab.model.corpus import Corpus, load_corpus, validation_windows
+from isolab.training.checkpoints import Checkpoint, Checkpoints
+from isolab.training.config import RunConfig
+from isolab.training.result import Result, result_of
+from isolab.training.train import (
+    Placement,
+    Program,
+    Progress,
+    Report,
+    program_of,
+    run_values,
+    single_run,
+)
+
+DATA, SHARDS = "data", "shards"
+_BATCH = PartitionSpec((DATA, SHARDS))  # of (B, ...)
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]  # see isolab.optimizers.matrix_roots
+def train_sharded(
+    config: RunConfig,
+    mesh_shape: tuple[int, int] | None = None,
+    corpus: Corpus | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    on_progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Trains one run on all devices together, with the result of training it on one.
+
+    It differs by rounding, as sums over the batch are made in another order.
+
+    Args:
+        config: what to run.
+        mesh_shape: devices along (data, shards), e.g. (2, 4); default: (1, all devices).
+        corpus: the corpus that the config names, if already loaded.
+        checkpoint: a folder of this run alone.  If it holds a checkpoint, the run goes on from
+            there, and ends on the same bits as one that was never interrupted.
+        checkpoint_every: evaluation intervals from one checkpoint to the next; the last interval
+            always ends in one.
+        on_progress: called after each evaluation interval.
+        should_stop: asked after each evaluation interval; True ends training early, after a
+            checkpoint.
+
+    Raises:
+        ValueError: a mesh that the devices do not fill, a batch or a number of validation windows
+            that its devices do not divide, or a folder with checkpoints of another run.
+    """
+    mesh = make_mesh(mesh_shape)
+    for name in ("batch_size", "validation_windows"):
+        if getattr(config, name) % mesh.size:
+            raise ValueError(
+                f"{name} is {getattr(config, name)}; allowed: multiples of the mesh's"
+                f" {mesh.size} devices"
+            )
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every is {checkpoint_every}; allowed: 1 or more")
+    corpus = corpus or load_corpus(config.corpus)
+    program, arguments = sharded_arguments(config, corpus, mesh)
+    hooks = (on_progress, should_stop)
+    if checkpoint is None:
+        return _train(config, program, arguments, _start(program, arguments), None, 1, *hooks)
+    with Checkpoints(checkpoint, config.key(corpus.fingerprint)) as checkpoints:
+        found = checkpoints.latest(like=abstract_state(program_of(config), corpus.vocab_size, mesh))
+        run = found or _start(program, arguments)
+        return _train(config, program, arguments, run, checkpoints, checkpoint_every, *hooks)
+
+
+def make_mesh(shape: tuple[int, int] | None = None) -> Mesh:
+    """Returns a mesh (data, shards) of the first devices; default: all devices along "shards"."""
+    devices = jax.devices()
+    shape = shape or (1, len(devices))
+    if len(shape) != 2 or min(shape) < 1 or math.prod(shape) > len(devices):
+        raise ValueError(
+            f"mesh_shape is {shape}; allowed: two numbers of 1 or more, their product at most the"
+            f" {len(devices)} devices"
+        )
+    return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), (DATA, SHARDS))
+
+
+def sharded_arguments(
+    config: RunConfig, corpus: Corpus, mesh: Mesh
+) -> tuple[Program, tuple[Any, Any, Any]]:
+    """Returns a run's program on a mesh, and its traced values, tokens and validation there."""
+    program = compile_sharded(program_of(config), corpus.vocab_size, mesh)
+    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, _BATCH)
+    traced = jax.device_put(run_values(config), whole)
+    tokens = jax.device_put(corpus.train, whole)
+    windows = validation_windows(corpus, config.validation_windows, config.context)
+    validation = jax.device_put(tuple(w.astype(np.int32) for w in windows), rows)
+    return program, (traced, tokens, validation)
+
+
+def partition(shape: tuple[int, ...], shards: int) -> PartitionSpec:
+    """Returns where an array is cut: along its longest side that the shards divide, if any.
+
+    Example:
+        >>> [tuple(partition(shape, 8)) for shape in ((64, 256), (64, 12), (3, 5))]
+        [(None, 'shards'), ('shards',), ()]
+    """
+    sides = [side for side, n in enumerate(shape) if n and n % shards == 0]
+    if not sides or shards == 1:
+        return PartitionSpec()
+    longest = max(sides, key=lambda side: shape[side])
+    return PartitionSpec(*[None] * longest, SHARDS)
+
+
+def abstract_state(static: RunConfig, vocab_size: int, mesh: Mesh) -> Any:
+    """Returns the shapes, dtypes and shardings of a run's TrainState on a mesh."""
+    window = jax.ShapeDtypeStruct((1, static.context), jnp.int32)
+    init = single_run(static, vocab_size).init
+    state, _ = jax.eval_shape(init, run_values(static), (window, window))
+
+    def placed(leaf: Any) -> Any:
+        sharding = NamedSharding(mesh, partition(leaf.shape, mesh.shape[SHARDS]))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, state)
+
+
+@functools.lru_cache(maxsize=8)
+def compile_sharded(static: RunConfig, vocab_size: int, mesh: Mesh) -> Program:
+    """Returns the compiled functions of one run on a mesh.
+
+    Args:
+        static: see :func:`isolab.training.train.program_of`.
+        vocab_size: of the corpus.
+        mesh: see :func:`make_mesh`.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(static, vocab_size, mesh))
+    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, _BATCH)
+    place = Placement(
+        batch=lambda batch: jax.lax.with_sharding_constraint(batch, rows),
+        state=lambda state: jax.lax.with_sharding_constraint(state, shardings),
+        params=_gather(whole, shardings.params),
+    )
+    run = single_run(static, vocab_size, place)
+    return Program(
+        jax.jit(run.init, out_shardings=(shardings, whole)),
+        jax.jit(run.advance, out_shardings=(shardings, whole, whole), donate_argnums=0),
+    )
+
+
+def _gather(whole: NamedSharding, cut: Any) -> Callable[[Any], Any]:
+    """Returns a function that gathers parameters; their gradients are cut as they were."""
+
+    @jax.custom_vjp
+    def gather(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, whole)
+
+    gather.defvjp(
+        lambda params: (gather(params), None),
+        lambda _, grads: (jax.lax.with_sharding_constraint(grads, cut),),
+    )
+    return gather
+
+
+def _start(program: Program, arguments: tuple[Any, Any, Any]) -> Checkpoint:
+    traced, _, validation = arguments
+    state, first = program.init(traced, validation)
+    return Checkpoint(0, state, [], [float(first)], 0.0)
+
+
+def _train(
+    config: RunConfig,
+    program: Program,
+    arguments: tuple[Any, Any, Any],
+    run: Checkpoint,
+    checkpoints: Checkpoints | None,
+    checkpoint_every: int,
+    on_progress: Progress | None,
+    should_stop: Callable[[], bool] | None,
+) -> Result:
+    traced, tokens, validation = arguments
+    step, state, train_losses, validation_losses, before = run
+    every, started, stopped, dead = config.evaluate_every, time.perf_counter(), False, False
+    while step < config.steps and not (stopped or dead):
+        start = jnp.int32(step)
+        state, losses, held_out = program.advance(state, traced, start, tokens, validation)
+        step += every
+        train_losses = [*train_losses, *map(float, np.asarray(losses))]  # waits for the devices
+        validation_losses = [*validation_losses, float(held_out)]
+        seconds = before + time.perf_counter() - started
+        if on_progress is not None:
+            mean = np.array([np.mean(np.asarray(losses))])
+            on_progress(Report(step, config.steps, mean, np.array([held_out])))
+        stopped = should_stop is not None and should_stop()
+        dead = not stopped and math.isnan(train_losses[-1]) and math.isnan(validation_losses[-1])
+        ends = step == config.steps or stopped or dead
+        if checkpoints is not None and (ends or step % (every * checkpoint_every) == 0):
+            checkpoints.save(Checkpoint(step, state, train_losses, validation_losses, seconds))
+    seconds = before + time.perf_counter() - started
+    if dead:  # parameters that are NaN stay NaN
+        train_losses = train_losses + [math.nan] * (config.steps - step)
+        validation_losses = validation_losses + [math.nan] * ((config.steps - step) // every)
+    return result_of(
+        config,
+        np.array(train_losses, np.float32),
+        every,
+        np.array(validation_losses, np.float32),
+        seconds / step,
+    )

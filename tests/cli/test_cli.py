@@ -1,0 +1,332 @@
+"""`isolab runs`, as typed; the conditions it takes are in test_filters.py."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from isolab.cli import OUTCOMES, app
+from isolab.results.store import STORED_AT, Store
+from isolab.sweeps.batch import results_frame
+from isolab.training.config import RunConfig
+from isolab.training.result import Result as Run
+
+CORPUS = "zipf_markov:vocab_size=8,length=1000"
+RATES = (2.0**-11, 2.0**-7)
+
+
+def invoke(*arguments: object, store: Path | str, answer: str = "", columns: int = 200) -> Result:
+    environment = {"ISOLAB_RUNS": str(store), "COLUMNS": str(columns)}
+    return CliRunner().invoke(app, ["runs", *map(str, arguments)], input=answer, env=environment)
+
+
+def lines(result: Result) -> list[list[str]]:
+    """The words of each line of stdout; a failure shows what was said instead."""
+    assert result.exit_code == 0, result.output
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+def trained(optimizer: str, width: int, learning_rate: float, seed: int) -> Run:
+    config = RunConfig(
+        optimizer=optimizer, width=width, learning_rate=learning_rate, seed=seed, corpus=CORPUS
+    )
+    loss = 2 + width / 1000 + seed / 100
+    diverged = 50 if optimizer == "sgd" and learning_rate > 0.001 else None
+    return Run(config, [0, 50, 400], [4.0, 3.0, loss], [4.0, 3.0, loss], diverged, 0.01)
+
+
+@pytest.fixture(scope="module")
+def frame() -> pl.DataFrame:
+    return results_frame(
+        [
+            trained(optimizer, width, rate, seed)
+            for optimizer in ("adam", "isoadam", "sgd")
+            for width in (32, 128)
+            for rate in RATES
+            for seed in (0, 1)
+        ]
+    )
+
+
+@pytest.fixture
+def store(frame: pl.DataFrame, tmp_path: Path) -> Path:
+    path = tmp_path / "runs"
+    for part in frame.iter_slices(10):
+        Store(path).append(part)
+    return path
+
+
+# -- list
+
+
+def test_list_shows_what_varies_and_how_it_ended(store: Path) -> None:
+    heading, *rows = lines(invoke("list", store=store))
+    assert heading == [
+        *("width", "optimizer", "learning_rate"),
+        *("steps", "seed", "final_validation_loss", "diverged"),
+    ]
+    assert len(rows) == 24
+    assert rows[0] == ["32", "adam", "0.00048828125", "400", "0", "2.0320", "false"]
+    assert ["32", "sgd", "0.0078125", "400", "1", "inf", "true"] in rows
+
+
+def test_list_leaves_out_what_is_fixed_among_the_runs_that_match(store: Path) -> None:
+    heading, *rows = lines(invoke("list", "-w", "width=32", "-w", "optimizer=adam", store=store))
+    assert heading[0] == "learning_rate"
+    assert len(rows) == 4
+
+
+def test_list_shows_hyperparameters_that_do_not_follow_from_the_optimizer(tmp_path: Path) -> None:
+    configs = [RunConfig(optimizer="adam", b2=b2, corpus=CORPUS) for b2 in (0.9, 0.99)]
+    configs += [RunConfig(optimizer="lion", corpus=CORPUS)]
+    runs = [Run(config, [0], [4.0], [4.0], None, 0.01) for config in configs]
+    Store(tmp_path).append(results_frame(runs))
+    heading = lines(invoke("list", store=tmp_path))[0]
+    assert heading[:2] == ["optimizer", "b2"]
+    assert "weight_decay" not in heading and "eps" not in heading
+
+
+def test_list_sorts_limits_and_takes_columns(store: Path) -> None:
+    wanted = ("--columns", "seed, width,curve_step,stored_at", "--sort", "final_validation_loss")
+    rows = lines(invoke("list", *wanted, "--limit", 2, "-w", "not diverged", store=store))
+    assert [row[:4] for row in rows[:2]] == [
+        ["seed", "width", "curve_step", "stored_at"],
+        ["0", "32", "3", "values"],
+    ]
+    datetime.datetime.fromisoformat(rows[1][4])
+    assert len(rows) == 3
+    result = invoke("list", "--sort", "final_validation_loss", "--descending", store=store)
+    assert [row[-2] for row in lines(result)[1:6]] == ["inf", "inf", "inf", "inf", "2.1380"]
+
+
+@pytest.mark.parametrize("direction", [[], ["--descending"]])
+def test_list_puts_absent_values_last(store: Path, direction: list[str]) -> None:
+    wanted = ("--columns", "divergence_step", "--sort", "divergence_step")
+    rows = lines(invoke("list", *wanted, *direction, store=store))[1:]
+    assert rows == [["50"]] * 4 + [["-"]] * 20
+
+
+def test_list_says_how_many_it_left_out(store: Path) -> None:
+    result = invoke("list", "--limit", 5, store=store)
+    assert len(lines(result)) == 6
+    assert result.stderr == "5 of 24 runs; --limit 0 shows all\n"
+    assert len(lines(invoke("list", "--limit", 0, store=store))) == 25
+
+
+@pytest.mark.parametrize(
+    ("columns", "dropped"),
+    [(80, ""), (70, ""), (60, "learning_rate"), (40, "width, optimizer, learning_rate")],
+)
+def test_list_fits_the_terminal_and_names_what_it_dropped(
+    store: Path, columns: int, dropped: str
+) -> None:
+    result = invoke("list", store=store, columns=columns)
+    table, _, named = result.stdout.partition("too wide for this terminal, see --columns: ")
+    assert max(map(len, table.splitlines())) <= columns
+    assert named.strip() == dropped
+    headings = table.partition("false")[0]  # in one line at 80 characters, else in three
+    assert ("final_validation_loss" if columns == 80 else "validation_\n") in headings
+
+
+def test_list_never_prints_a_curve(store: Path) -> None:
+    assert "curve" not in invoke("list", store=store).stdout
+    text = invoke("list", "--columns", "curve_validation_loss", store=store).stdout
+    assert "3 values" in text and "4.0" not in text
+
+
+def test_list_of_nothing_says_where_it_looked(tmp_path: Path) -> None:
+    result = invoke("list", "-w", "width=3", store=tmp_path / "none")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"no runs in {tmp_path / 'none'}\n"
+
+
+def test_store_option_goes_before_the_environment(store: Path, tmp_path: Path) -> None:
+    assert len(lines(invoke("list", "--store", store, store=tmp_path / "none"))) == 25
+
+
+def test_list_of_no_match_says_what_is_stored(store: Path) -> None:
+    result = invoke("list", "-w", "optimizer=isodam", store=store)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"none of 24 runs in {store} matches; ")
+    assert "no optimizer is 'isodam'; did you mean isoadam" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--where", "widht=64"], "no column 'widht'; did you mean width?"),
+        (["--where", "zzz=64"], "no column 'zzz'; there are "),
+        (["--where", "width=big"], "width: 'big' is not allowed; allowed: a number"),
+        (["--where", "diverged=maybe"], "diverged: 'maybe' is not allowed; allowed: true, false"),
+        (["--where", "stored_at<soon"], "stored_at: 'soon' is not allowed; allowed: a UTC time"),
+        (["--where", "optimizer<sgd"], "optimizer has no order"),
+        (["--where", "b1<null"], "null has no order"),
+        (["--where", "curve_step=0"], "curve_step holds a list"),
+        (["--where", "width"], "'width' lacks a comparison, such as width=VALUE"),
+        (["--where", "__import__('os')"], "is not a condition; allowed: NAME OP VALUE"),
+        (["--columns", "seed,widht"], "no column 'widht'; did you mean width?"),
+        (["--sort", "sed"], "no column 'sed'; did you mean seed?"),
+        (["--sort", "curve_step"], "cannot sort by curve_step"),
+        (["--store", "nowhere://x"], "cannot open the store 'nowhere://x'"),
+    ],
+)
+def test_a_wrong_wish_is_one_line_and_ends_with_2(
+    store: Path, arguments: list[str], said: str
+) -> None:
+    result = invoke("list", *arguments, store=store)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("isolab runs list: ") and said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_store_that_cannot_be_read_ends_with_1(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    result = invoke("list", store=tmp_path / "file")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("isolab runs list: ") and result.stderr.count("\n") == 1
+
+
+# -- export
+
+
+def test_export_writes_the_runs_that_match(
+    store: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    wanted = frame.filter(width=128, diverged=False).sort("key")
+    conditions = ("-w", "width>64", "-w", "not diverged")
+    for name, read in {"a.parquet": pl.read_parquet, "a.csv": pl.read_csv}.items():
+        result = invoke("export", tmp_path / name, *conditions, store=store)
+        assert lines(result) == [["wrote", "10", "runs", "to", str(tmp_path / name)]]
+        written = read(tmp_path / name)
+        assert written.columns == frame.columns
+        assert written["key"].to_list() == wanted["key"].to_list()
+        assert written["learning_rate"].to_list() == wanted["learning_rate"].to_list()
+    assert pl.read_parquet(tmp_path / "a.parquet").equals(wanted)
+
+
+def test_export_takes_columns(store: Path, tmp_path: Path) -> None:
+    result = invoke("export", tmp_path / "a.csv", "--columns", "seed,stored_at", store=store)
+    assert result.exit_code == 0
+    assert pl.read_csv(tmp_path / "a.csv").columns == ["seed", STORED_AT]
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "code"), [("a.xlsx", "seed=0", 2), ("a.csv", "seed=9", 1)]
+)
+def test_export_that_fails_writes_nothing(
+    store: Path, tmp_path: Path, name: str, condition: str, code: int
+) -> None:
+    result = invoke("export", tmp_path / name, "-w", condition, store=store)
+    assert result.exit_code == code and result.stderr.count("\n") == 1
+    assert not (tmp_path / name).exists()
+
+
+# -- prune, compact, damaged
+
+
+@pytest.mark.parametrize("arguments", [[], ["--yes"], ["--all", "-w", "diverged", "--yes"]])
+def test_prune_refuses_unless_it_is_told_which(store: Path, arguments: list[str]) -> None:
+    result = invoke("prune", *arguments, store=store)
+    assert result.exit_code == 2
+    assert "either --where CONDITION, or --all" in result.stderr
+    assert len(Store(store).keys()) == 24
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", ""])
+def test_prune_asks_and_takes_no_for_an_answer(store: Path, answer: str) -> None:
+    result = invoke("prune", "-w", "diverged", store=store, answer=answer)
+    assert result.exit_code == 1
+    assert f"Prune 4 of 24 runs in {store}?" in result.stdout
+    assert len(Store(store).keys()) == 24
+
+
+@pytest.mark.parametrize(("arguments", "answer"), [([], "y\n"), (["--yes"], "")])
+def test_prune_removes_the_runs_that_match(
+    store: Path, frame: pl.DataFrame, arguments: list[str], answer: str
+) -> None:
+    result = invoke("prune", "-w", "diverged", *arguments, store=store, answer=answer)
+    assert result.exit_code == 0 and "pruned 4 runs" in result.stdout
+    assert Store(store).keys() == set(frame.filter(diverged=False)["key"])
+
+
+def test_prune_shows_ten_at_most_and_can_take_all(store: Path) -> None:
+    result = invoke("prune", "--all", "--yes", store=store)
+    assert "... and 14 more" in result.stdout and "pruned 24 runs" in result.stdout
+    assert Store(store).keys() == set()
+
+
+def test_prune_of_no_match_does_nothing(store: Path) -> None:
+    before = sorted(path.name for path in store.iterdir())
+    result = invoke("prune", "-w", "seed=7", store=store)
+    assert result.exit_code == 0 and "none of 24 runs" in result.stderr
+    assert sorted(path.name for path in store.iterdir()) == before
+
+
+def test_compact_merges(store: Path) -> None:
+    result = invoke("compact", store=store)
+    assert result.exit_code == 0
+    assert "in 3 files before" in result.stdout and "in 1 file now" in result.stdout
+    assert len(Store(store).keys()) == 24
+
+
+def test_damaged_files_are_named(store: Path) -> None:
+    sound = invoke("damaged", store=store)
+    assert (sound.exit_code, sound.stdout) == (0, "")
+    broken = min(store.iterdir())
+    broken.write_bytes(broken.read_bytes()[:-1])
+    found = invoke("damaged", store=store)
+    assert (found.exit_code, found.stdout, found.stderr) == (1, f"{broken}\n", "")
+    listed = invoke("list", store=store)
+    assert listed.exit_code == 0
+    assert f"isolab runs list: warning: {str(broken)!r} is damaged" in listed.stderr
+
+
+# -- what the command depends on
+
+
+def test_outcomes_are_the_columns_that_say_nothing_of_the_config(frame: pl.DataFrame) -> None:
+    config = RunConfig(corpus=CORPUS).row()
+    assert set(OUTCOMES) == set(frame.columns) - set(config) | {STORED_AT}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["runs", "list"], ["runs", "export", "-"]])
+def test_the_command_starts_without_jax(store: Path, arguments: list[str]) -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from isolab.cli import app;"
+        "CliRunner().invoke(app, sys.argv[1:], catch_exceptions=False);"
+        "sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+    )
+    where = ["--store", str(store)] if arguments[0] == "runs" else []
+    done = subprocess.run([sys.executable, "-c", program, *arguments, *where], timeout=100)
+    assert done.returncode == 0
+
+
+def test_package_loads_jax_when_it_is_asked_for() -> None:
+    program = """
+import sys, types, isolab
+assert "jax" not in sys.modules
+assert {"isoadam", "run", "optimizers", "charts"} <= set(dir(isolab))
+assert callable(isolab.parameterization) and isolab.parameterization("mup")
+assert callable(isolab.isoadam) and isinstance(isolab.optimizers, types.ModuleType)
+assert "jax" in sys.modules
+from isolab import *
+import isolab.sweeps.sweep, isolab.parameterization, isolab.optimizers.iso, isolab.model.transformer
+for name in isolab.__all__:
+    assert not isinstance(getattr(isolab, name), types.ModuleType), name
+    assert getattr(isolab, name) is globals()[name], name
+assert isolab.isoadam is isolab.optimizers.isoadam and isolab.run is isolab.sweeps.sweep.run
+try:
+    isolab.nothing
+except AttributeError as error:
+    assert "isoadam" in str(error)
+else:
+    raise SystemExit("isolab.nothing exists")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,103 @@
+"""`isolab sweep`: values typed by the config's fields, errors in words before anything runs."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from typer.testing import CliRunner
+
+from isolab.cli import app
+from isolab.results.store import Store
+
+TINY = [
+    "--set", "width=16", "--set", "base_width=16", "-s", "depth=1", "-s", "head_size=8",
+    "-s", "context=8", "-s", "mlp_ratio=2", "-s", "batch_size=2", "-s", "steps=4",
+    "-s", "warmup_steps=1", "-s", "evaluate_every=2", "-s", "validation_windows=4",
+    "-s", "corpus=zipf_markov:vocab_size=8,length=2000", "-s", "b1=none", "-s", "qk_norm=no",
+]  # fmt: skip
+
+
+def sweep(*arguments):
+    return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+
+
+def test_a_grid_is_trained_and_stored(tmp_path):
+    axes = ["--axis", "learning_rate=2**-7,0.02", "-a", "seed=3"]
+    done = sweep(*TINY, *axes, "--store", tmp_path)
+    assert done.exit_code == 0, done.output
+    runs = Store(tmp_path).runs()
+    assert sorted(zip(runs["learning_rate"], runs["seed"], strict=True)) == [
+        (2**-7, 3), (0.02, 3),
+    ]  # fmt: skip
+    assert set(runs["corpus"]) == {"zipf_markov:vocab_size=8,length=2000"}
+    assert set(runs["qk_norm"]) == {False}
+    assert set(runs["b1"]) == {0.9}
+    best = runs.sort("final_validation_loss").row(0, named=True)
+    assert (
+        f"lowest final validation loss of 2: {best['final_validation_loss']:.4f}"
+        f" at learning_rate={best['learning_rate']}, seed={best['seed']};"
+    ) in done.output
+    again = sweep(*TINY, *axes, "--store", tmp_path)
+    assert again.exit_code == 0
+    assert Store(tmp_path).runs()["step_seconds"].to_list() == runs["step_seconds"].to_list()
+
+
+def test_an_axis_of_texts_with_commas_is_a_list(tmp_path):
+    corpora = ["zipf_markov:vocab_size=8,length=2000"]
+    done = sweep(
+        *TINY[:-6], *TINY[-4:], "--axis", f"corpus={corpora}", "-a", "seed=0,1", "--store", tmp_path
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(Store(tmp_path).runs()["corpus"]) == 2 * corpora
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "widht=32"], "unknown field 'widht'; allowed: ['parameterization',"),
+        (["--set", "width"], "'width' is not NAME=VALUE, such as width=32"),
+        (["--set", "width=wide"], "width is 'wide'; allowed: a whole number"),
+        (["--set", "width=50"], "width is 50; allowed: multiples of head_size (16)"),
+        (["--set", "qk_norm=maybe"], "qk_norm is 'maybe'; allowed: true or false"),
+        (
+            ["--axis", "b2=0.9,high"],
+            "b2 is 'high'; allowed: a number, or a power such as 2**-7, or",
+        ),
+        (["--axis", "seed=0,"], "seed is ''; allowed: a whole number"),
+        (["--axis", "corpus=['a"], "corpus=['a is no list in Python's form"),
+        (["--axis", "seed=0", "--axis", "seed=1"], "seed is given twice"),
+        (["--resource", "GPU"], "--resource 'GPU' is not NAME=NUMBER, such as GPU=1"),
+        (["--resource", "GPU=1"], "resources={'GPU': 1.0} without a scheduler"),
+    ],
+)
+def test_a_wrong_wish_is_told_before_anything_runs(arguments, message, tmp_path):
+    done = sweep(*arguments, "--store", tmp_path / "runs")
+    assert done.exit_code == 2, done.output
+    assert f"isolab sweep: {message}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_failures_end_with_one(tmp_path):
+    done = sweep(*TINY, "--store", tmp_path, "--memory-bytes", "10")
+    assert done.exit_code == 1
+    assert "allowed: 10 bytes (memory_bytes)" in done.stderr
+    pytest.importorskip("distributed")
+    done = sweep(*TINY, "--store", tmp_path, "--scheduler", "nonsense://here")
+    assert done.exit_code == 1
+    assert "isolab sweep: no dask scheduler answers at 'nonsense://here'" in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_how_to_go_on(tmp_path, monkeypatch):
+    stored = Store.append
+
+    def append_and_press(self, frame):
+        path = stored(self, frame)
+        signal.raise_signal(signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(Store, "append", append_and_press)
+    done = sweep(*TINY, "--axis", "seed=0,1", "--store", tmp_path)
+    assert done.exit_code == 130
+    assert "isolab sweep: stopped by Ctrl-C: 2 of 2 runs are stored in" in done.stderr

@@ -1,0 +1,222 @@
+"""Reruns of small real notebooks through the command, papermill, a kernel and nbconvert."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from typer.testing import CliRunner, Result
+
+from isolab.cli import app
+from isolab.cli.page import mathml
+from isolab.cli.workbook import PRESETS, chapters, verdict
+
+PARAMETERS = 'preset = "laptop"  # smoke, laptop or full\nseeds = None  # list of int'
+CLAIM = """from isolab.analysis.claim import Claim
+Claim("Is three above one?", 3.0, (2.5, 3.5), 1.0, unit="nats")"""
+KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+def write(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
+    """Writes a notebook: a parameters cell, then code cells, "# " ones as Markdown."""
+    notebook = new_notebook(metadata={"kernelspec": KERNELSPEC})
+    notebook.cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    for source in cells:
+        make = new_markdown_cell if source.startswith("# ") else new_code_cell
+        notebook.cells.append(make(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["workbook", *map(str, arguments)])
+
+
+def printed(path: Path) -> str:
+    """All that an executed notebook wrote to its standard output."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+class Addresses(HTMLParser):
+    """What a browser would fetch for a page by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            fetched = name in ("src", "srcset", "data") or (tag == "link" and name == "href")
+            if fetched and value and not value.startswith("data:"):
+                self.found.append(f"<{tag} {name}={value}>")
+
+
+def test_workbook_runs_a_notebook_and_says_its_verdict(tmp_path: Path) -> None:
+    notebook = write(
+        tmp_path / "notebooks" / "01_tiny.ipynb",
+        "# Claim\n\nThe rate goes as $n^{-c}$:\n\n$$c = \\alpha - a$$",
+        "import sys, pathlib; print(preset, seeds, sys.executable, pathlib.Path.cwd().name)",
+        CLAIM,
+    )
+    out = tmp_path / "out"
+    result = run(notebook, "--preset", "smoke", "--out", out, "-p", "seeds=[0, 1]")
+    assert result.exit_code == 0, result.output
+    assert (
+        "  reproduced: Is three above one? 3 (2.5 to 3.5) nats, threshold above 1\n"
+        in result.output
+    )
+    assert str(out / "01_tiny.ipynb") in result.output
+    assert str(out / "01_tiny.html") in result.output
+    # The kernel is this Python, whatever the PATH says; the folder is the notebook's.
+    assert printed(out / "01_tiny.ipynb") == f"smoke [0, 1] {sys.executable} notebooks\n"
+    page = (out / "01_tiny.html").read_text()
+    assert "Is three above one?" in page and "<title>01_tiny</title>" in page
+    assert page.count("<math") == 2 and "$$" not in page.partition("<main>")[2]
+
+
+def test_page_fetches_nothing_and_keeps_what_widgets_showed(tmp_path: Path) -> None:
+    picture = """import ipywidgets as w
+dot = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
+    "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082")"""
+    # assigned, as a block of `with shown:` now and then hangs a headless client
+    widgets = """import base64
+shown = w.Output(outputs=(
+    {"output_type": "display_data", "metadata": {},
+     "data": {"image/png": base64.b64encode(dot).decode(), "text/plain": "dot"}},
+    {"output_type": "stream", "name": "stdout", "text": "inside the output"}))
+w.VBox([w.IntSlider(128, max=512, description="width"), w.Label("a label"), shown,
+    w.Dropdown(options=["adam", "iso"], value="iso", description="optimizer"),
+    w.HTML("<b>bold words</b>"), w.Image(value=dot, format="png"), w.Button(description="Stop")])"""
+    notebook = write(tmp_path / "02_widgets.ipynb", picture, widgets)
+    out = tmp_path / "out"
+    result = run(notebook, "--preset", "smoke", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "shows no claim" in result.output
+    page = (out / "02_widgets.html").read_text()
+    addresses = Addresses()
+    addresses.feed(page)
+    assert addresses.found == []
+    assert not re.findall(r"(?:url\(|@import|import\()\s*[\"']?https?:", page)
+    body = page.partition("<main>")[2]
+    for shown in ("width: 128", "a label", "inside the output", "optimizer: iso", "bold words"):
+        assert shown in body.replace("w.", ""), shown
+    outputs = re.sub(r'(?s)<div class="jp-Cell-inputWrapper".*?jp-Cell-outputWrapper', "", body)
+    assert outputs.count("data:image/png;base64,") == 2
+    assert "Stop" not in outputs
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_failed_notebook_is_named_and_the_others_run(tmp_path: Path, at_once: int) -> None:
+    bad = write(tmp_path / "01_bad.ipynb", "print('before')", "\nratio = 1 / 0", "print('after')")
+    good = write(tmp_path / "02_good.ipynb", CLAIM)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "01_bad.html").write_text("of an earlier run")
+    result = run(bad, good, "--preset", "smoke", "--out", out, "--at-once", at_once)
+    assert result.exit_code == 1
+    assert "at cell [4] `ratio = 1 / 0`: ZeroDivisionError: division by zero" in result.output
+    assert f"as far as it got: {out / '01_bad.ipynb'}" in result.output
+    assert "1 of 2 failed: 01_bad" in result.output
+    assert printed(out / "01_bad.ipynb") == "before\n"
+    assert not (out / "01_bad.html").exists()
+    assert "reproduced: Is three above one?" in result.output
+    assert (out / "02_good.html").exists()
+
+
+def test_cell_that_hangs_is_stopped_and_named(tmp_path: Path) -> None:
+    notebook = write(tmp_path / "01_slow.ipynb", "import time\ntime.sleep(300)")
+    result = run(notebook, "--preset", "smoke", "--out", tmp_path / "out", "--timeout", "2")
+    assert result.exit_code == 1
+    assert "cell `import time`: A cell timed out" in result.output
+    assert (tmp_path / "out" / "01_slow.ipynb").exists()
+
+
+def test_kernel_that_dies_is_told(tmp_path: Path) -> None:
+    notebook = write(tmp_path / "01_dies.ipynb", "import os\nos._exit(1)")
+    result = run(notebook, "--preset", "smoke", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "DeadKernelError: Kernel died" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge'; known: smoke, laptop, full"),
+        (["-p", "sedes=3"], "has no parameter 'sedes'; its cell tagged 'parameters' sets: preset"),
+        (["-p", "seeds"], "parameter 'seeds' is not NAME=VALUE"),
+        (["nowhere.ipynb"], "no notebook nowhere.ipynb"),
+        (["--out", "{folder}"], "would be overwritten"),
+        (["{folder}/again/01_tiny.ipynb"], "would both be written to"),
+        (["{folder}/02_torn.ipynb"], "02_torn.ipynb cannot be read as a notebook"),
+        (["{folder}/03_bare.ipynb"], "03_bare.ipynb has no parameter 'preset'"),
+        (["--out", "{folder}/01_tiny.ipynb"], "is not a folder"),
+    ],
+)
+def test_wrong_argument_ends_with_2_before_anything_runs(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    notebook = write(tmp_path / "01_tiny.ipynb", "open('ran', 'w').close()")
+    write(tmp_path / "again" / "01_tiny.ipynb")
+    (tmp_path / "02_torn.ipynb").write_text('{"cells": [')
+    write(tmp_path / "03_bare.ipynb", parameters="width = 1")
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    result = run(notebook, "--out", tmp_path / "out", *given)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_chapters_are_the_numbered_notebooks_in_order(tmp_path: Path) -> None:
+    for name in ("10_c.ipynb", "02_b.ipynb", "00_a.ipynb", "scratch.ipynb", "03_notes.md"):
+        (tmp_path / name).touch()
+    assert [path.name for path in chapters(tmp_path)] == ["00_a.ipynb", "02_b.ipynb", "10_c.ipynb"]
+    with pytest.raises(ValueError, match="no chapters in"):
+        chapters(tmp_path / "elsewhere")
+
+
+def test_command_without_notebooks_nearby_says_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", "from isolab.cli import app; app()", "workbook"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("isolab workbook: no chapters in notebooks/")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_help_names_every_preset(preset: str) -> None:
+    assert preset in run("--help").output
+
+
+def test_verdict_of_open_ends_pairs_and_reasons() -> None:
+    claim = {
+        "question": "Flat?",
+        "measured": None,
+        "interval": [None, 0.25],
+        "threshold": [-0.1, 0.1],
+        "direction": "within",
+        "verdict": "inconclusive",
+        "reason": "best rate at the edge",
+    }
+    assert verdict(claim) == (
+        "inconclusive: Flat? no finite number (-∞ to 0.25), threshold within -0.1 to 0.1; "
+        "best rate at the edge"
+    )
+
+
+def test_formula_that_cannot_be_read_stays_as_it_is() -> None:
+    assert mathml(r"\left( a < b", "inline") == r"<code>\left( a &lt; b</code>"
+    assert "<mfrac>" in mathml(r"\frac{1}{2}", "block")
+    assert mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "block").count("<mtr>") == 2

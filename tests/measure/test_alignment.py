@@ -1,0 +1,181 @@
+"""Alignment: the formula against NumPy float64, its limits, and its measurement in a real run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isolab.measure.alignment import KINDS, alignment, measure
+from isolab.model.corpus import load_corpus
+from isolab.model.probe import activations
+from isolab.training.config import RunConfig
+from isolab.training.watch import ForwardModel, held_out, watch
+
+BASE = RunConfig(
+    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
+    learning_rate=0.01, steps=20, warmup_steps=2, evaluate_every=10, validation_windows=32,
+    corpus="zipf_markov:vocab_size=16,length=20000",
+)  # fmt: skip
+LAYERS = [f"blocks/0/{name}" for name in ("attention/qkv", "attention/out", "mlp/up", "mlp/down")]
+LAYERS += ["readout"]
+
+
+def reference(w, z):
+    w, z = np.asarray(w, np.float64), np.asarray(z, np.float64)
+    size = [np.sqrt(np.mean(x**2)) for x in (z @ w, w, z)]
+    return np.log(size[0] / (size[1] * size[2])) / np.log(w.shape[0])
+
+
+# --- the formula ---
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 3.0), st.integers(-30, 30), st.integers(-30, 30))
+def test_alignment_is_the_formula_whatever_the_scales(seed, common, w_scale, z_scale):
+    rng = np.random.default_rng(seed)
+    along = rng.normal(size=12)
+    w = rng.normal(size=(12, 5)) + common * np.outer(along, rng.normal(size=5))
+    z = rng.normal(size=(2, 3, 12)) + common * along
+    w, z = (w * 10.0**w_scale).astype(np.float32), (z * 10.0**z_scale).astype(np.float32)
+    found = float(alignment(w, z))
+    # float32: some 1e-6 relative in each rms, divided by log(12)
+    assert found == pytest.approx(reference(w, z), abs=1e-5)
+    assert found <= 1 + 1e-5
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 16, 64]))
+def test_a_matrix_of_rows_along_its_one_input_is_fully_aligned(seed, n):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=n).astype(np.float32)
+    w = np.outer(z, rng.normal(size=3)).astype(np.float32)
+    assert float(alignment(w, z)) == pytest.approx(1.0, abs=1e-5)  # float32
+
+
+def test_a_random_matrix_has_half():
+    n, tokens, fan_out = 256, 400, 100
+    rng = np.random.default_rng(5)
+    found = float(alignment(rng.normal(size=(n, fan_out)), rng.normal(size=(tokens, n))))
+    # rms of 400 x 100 nearly independent sums, of variance n in the mean over W and z: relative
+    # error below 4 / sqrt(2 * 100), its logarithm divided by log(n)
+    assert found == pytest.approx(0.5, abs=4 / np.sqrt(200) / np.log(n))
+
+
+def test_an_input_that_the_matrix_avoids_has_less_than_half():
+    w, z = np.array([[1.0], [-1.0 + 1e-3]]), np.array([1.0, 1.0])
+    assert float(alignment(w, z)) < 0
+
+
+def test_a_zero_matrix_has_no_alignment():
+    assert np.isnan(alignment(jnp.zeros((4, 2)), jnp.ones(4)))
+    assert np.isnan(alignment(jnp.ones((4, 2)), jnp.zeros(4)))
+
+
+@pytest.mark.parametrize(("w", "z"), [((4, 2), (3,)), ((4,), (4,)), ((1, 2), (1,)), ((2, 2), ())])
+def test_shapes_that_do_not_fit_are_named(w, z):
+    with pytest.raises(ValueError, match=r"weights have shape .* allowed: \(n, fan_out\) and"):
+        alignment(np.ones(w), np.ones(z))
+
+
+# --- in a run ---
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return measure(BASE, [8, 16], steps=[5, 0, 1], seeds=[0, 1], windows=4)
+
+
+def test_there_is_a_row_per_width_seed_step_layer_and_kind(measured):
+    assert measured.columns == [
+        "width", "seed", "step", "layer", "role", "fan_in", "kind", "alignment",
+    ]  # fmt: skip
+    for width in (8, 16):
+        for seed in (0, 1):
+            mine = measured.filter(width=width, seed=seed)
+            expected = [
+                (step, layer, kind)
+                for step in (0, 1, 5)
+                for layer in LAYERS
+                for kind in (KINDS if step else KINDS[:1])
+            ]
+            assert mine.select("step", "layer", "kind").rows() == expected
+    sizes = measured.select("width", "layer", "fan_in", "role").unique().rows()
+    assert all(n == (2 if layer.endswith("down") else 1) * w for w, layer, n, _ in sizes)
+    assert {(layer == "readout") == (role == "readout") for _, layer, _, role in sizes} == {True}
+    assert measured["alignment"].is_between(-1, 1 + 1e-5).all()
+
+
+def test_untrained_weights_are_unaligned_and_what_is_learned_is_aligned_more(measured):
+    wide = measured.filter(width=16).group_by("step", "kind").agg(pl.col("alignment").mean())
+    mean = {(step, kind): value for step, kind, value in wide.rows()}
+    # ten random matrices of 16 x 16 entries or more, each within 4 / sqrt(2 * 16) / log(16) or so
+    assert mean[0, "weights"] == pytest.approx(0.5, abs=0.15)
+    # a step adds up its tokens' inputs, and the held-out ones resemble them
+    assert mean[1, "update"] > mean[0, "weights"] + 0.04
+    assert mean[5, "change"] > mean[0, "weights"] + 0.04
+
+
+def test_the_first_update_is_the_whole_change(measured):
+    first = measured.filter(step=1).pivot(
+        on="kind", values="alignment", index=["width", "seed", "layer"]
+    )
+    np.testing.assert_array_equal(first["change"], first["update"])
+    later = measured.filter(step=5).pivot(
+        on="kind", values="alignment", index=["width", "seed", "layer"]
+    )
+    assert (later["change"] != later["update"]).all()
+
+
+def test_each_number_is_the_formula_on_the_runs_own_parameters(measured):
+    config = dataclasses.replace(BASE, seed=1)
+    corpus = load_corpus(BASE.corpus)
+    (moment,) = watch(config, [5], corpus)
+    model = ForwardModel(config, corpus.vocab_size)(moment.params)
+    seen = nnx.jit(activations)(model, held_out(corpus, 4, BASE.context)[0])
+    mine = measured.filter(width=16, seed=1, step=5)
+    for path, module in nnx.iter_modules(model):
+        layer = "/".join(map(str, path))
+        if layer not in LAYERS:
+            continue
+        trees = (moment.params, moment.initial, moment.previous)
+        w, w_0, w_before = (np.asarray(dig(tree, path)["kernel"], np.float64) for tree in trees)
+        np.testing.assert_array_equal(module.kernel[...], w)
+        z = seen[layer].inputs[0]
+        found = mine.filter(layer=layer)["alignment"].to_list()
+        expected = [reference(m, z) for m in (w, w - w_0, w - w_before)]
+        # float32; an update is a difference of weights, so relatively coarser: 6e-8 / 0.01
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def dig(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def test_a_matrix_that_did_not_move_has_no_alignment():
+    still = dataclasses.replace(BASE, learning_rate=1e-30)
+    frame = measure(still, [8], steps=[1], seeds=[0], windows=2)
+    assert frame.filter(kind="weights")["alignment"].is_not_null().all()
+    assert frame.filter(pl.col("kind") != "weights")["alignment"].is_null().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": []}, r"widths is \[\]; allowed: 1 or more"),
+        ({"widths": [12]}, "width is 12; allowed: multiples of head_size"),
+        ({"steps": [21]}, r"steps is \[21\]; allowed: .* from 0 to 20"),
+        ({"steps": []}, r"steps is \[\]"),
+        ({"seeds": [-1]}, r"seeds is \[-1\]"),
+        ({"windows": 0}, r"windows is \[0\]"),
+    ],
+)
+def test_errors_name_the_argument_the_value_and_what_is_allowed(changes, message):
+    with pytest.raises(ValueError, match=message):
+        measure(BASE, **({"widths": [8], "steps": [1]} | changes))

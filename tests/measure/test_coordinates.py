@@ -1,0 +1,365 @@
+"""The coordinate check: sizes as in a loop by hand, exact slopes, and flat where theory is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import polars as pl
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isolab.analysis.seeds import student_interval
+from isolab.measure.coordinates import coordinate_check, coordinate_check_runs, slopes
+from isolab.optimizers.labels import path_names
+from isolab.optimizers.linear import Linear
+from isolab.theory.parameterization import parameterization, per_layer_rates
+from isolab.training.config import RunConfig
+
+COLUMNS = ["width", "seed", "step", "layer", "order", "activation_rms", "change_rms"]
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+Y = np.random.default_rng(1).normal(size=(6, 1)).astype(np.float32)
+BATCH = (jnp.asarray(X), jnp.asarray(Y))
+
+
+def make_mlp(width, rngs):
+    up = nnx.Linear(4, width, use_bias=False, rngs=rngs)
+    return nnx.Sequential(up, jnp.tanh, nnx.Linear(width, 1, use_bias=False, rngs=rngs))
+
+
+def squared_error(model, batch):
+    x, y = batch
+    return ((model(x) - y) ** 2).mean()
+
+
+def check(widths=(4, 8), **changes):
+    arguments = {
+        "make_model": make_mlp, "loss": squared_error, "batch": BATCH,
+        "optimizer": optax.sgd(0.1), "steps": 2, "seeds": (0,),
+    }  # fmt: skip
+    return coordinate_check(widths=widths, **(arguments | changes))
+
+
+def by_hand(width, seed, batches, rate):
+    """Sizes after each step of gradient descent, in NumPy float64, seen on the first batch."""
+    model = make_mlp(width, nnx.Rngs(seed))
+    w, v = (np.asarray(model.layers[i].kernel[...], np.float64) for i in (0, 2))
+
+    def forward(x):
+        h = x @ w
+        return h, np.tanh(h) @ v
+
+    outputs = [forward(batches[0][0])]
+    for x, y in batches:
+        h, out = forward(x)
+        error = 2 * (out - y) / len(x)
+        grad_w = x.T @ ((error @ v.T) * (1 - np.tanh(h) ** 2))
+        v = v - rate * np.tanh(h).T @ error
+        w = w - rate * grad_w
+        outputs.append(forward(batches[0][0]))
+    rms = [[np.sqrt(np.mean(a**2)) for a in step] for step in outputs]
+    change = [
+        [np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(step, outputs[0], strict=True)]
+        for step in outputs
+    ]
+    return rms, change
+
+
+# --- any flax model ---
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sizes_are_those_of_a_loop_by_hand(several):
+    other = (X[::-1] * 2, Y)
+    used = [(X, Y), other, (X, Y)] if several else [(X, Y)] * 3
+    batch = [BATCH, tuple(map(jnp.asarray, other))] if several else BATCH
+    frame = check(steps=3, batch=batch, seeds=(3, 5))
+    assert frame.columns == COLUMNS
+    assert frame.height == 2 * 2 * 4 * 3
+    for width in (4, 8):
+        for seed in (3, 5):
+            rms, change = by_hand(width, seed, used, 0.1)
+            mine = frame.filter(width=width, seed=seed)
+            for order, layer in enumerate(("layers/0", "layers/2", "logits")):
+                rows = mine.filter(layer=layer).sort("step")
+                assert rows["order"].to_list() == [order] * 4
+                at = min(order, 1)
+                # float32 against float64; a change is a difference of numbers near 1
+                np.testing.assert_allclose(rows["activation_rms"], [r[at] for r in rms], rtol=1e-5)
+                assert rows["change_rms"][0] is None
+                expected = [c[at] for c in change[1:]]
+                np.testing.assert_allclose(rows["change_rms"][1:], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_optimizer_made_for_each_width_is_used_there():
+    asked = []
+
+    def optimizer(width, model):
+        asked.append((width, type(model).__name__))
+        return optax.sgd(0.0 if width == 4 else 0.1)
+
+    frame = check(optimizer=optimizer, seeds=(0, 1)).filter(pl.col("step") > 0)
+    assert asked == [(4, "Sequential"), (8, "Sequential")]
+    assert (frame.filter(width=4)["change_rms"] == 0).all()
+    assert (frame.filter(width=8)["change_rms"] > 0).all()
+
+
+def test_dropout_and_batch_statistics_are_no_change():
+    class Noisy(nnx.Module):
+        def __init__(self, width, rngs):
+            self.up = nnx.Linear(4, width, rngs=rngs)
+            self.norm = nnx.BatchNorm(width, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.out = nnx.Linear(width, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(self.drop(self.norm(self.up(x))))
+
+    frame = check(make_model=Noisy, optimizer=optax.sgd(0.0))
+    changes = frame.filter(pl.col("step") > 0)
+    assert changes["layer"].unique(maintain_order=True).to_list() == ["up", "norm", "out", "logits"]
+    assert (changes["change_rms"] == 0).all()
+    assert (frame["activation_rms"] > 0).all()
+
+
+def test_more_seeds_and_steps_do_not_trace_again():
+    traces = []
+
+    def counted(model, batch):
+        traces.append(1)
+        return squared_error(model, batch)
+
+    check(loss=counted, seeds=(0,), steps=1)
+    once = len(traces)
+    check(loss=counted, seeds=(0, 1, 2), steps=3)
+    assert len(traces) == 2 * once
+
+
+def test_no_steps_look_at_the_untrained_model():
+    frame = check(steps=0, seeds=(0, 1))
+    assert frame["step"].unique().to_list() == [0]
+    assert frame["change_rms"].is_null().all()
+
+
+def test_a_diverged_model_is_kept():
+    frame = check(optimizer=optax.sgd(1e30), steps=4)
+    assert not frame.filter(step=4, layer="logits")["activation_rms"].is_finite().any()
+    found = slopes(frame).filter(step=4, layer="logits", quantity="activation").row(0, named=True)
+    assert found["slope"] is None
+    assert found["note"].startswith("no slope: at width 4, seed 0, it is ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"widths": [64]}, ValueError, r"widths is \[64\]; allowed: 2 or more different whole"),
+        ({"widths": [8, 8]}, ValueError, r"widths is \[8, 8\]; allowed: 2 or more different"),
+        ({"widths": [0, 8]}, ValueError, r"widths is \[0, 8\]; allowed: .* of 1 or more"),
+        ({"widths": 64}, ValueError, "widths is 64; allowed: 2 or more"),
+        ({"seeds": []}, ValueError, r"seeds is \[\]; allowed: 1 or more"),
+        ({"seeds": [0.5]}, ValueError, r"seeds is \[0.5\]"),
+        ({"steps": -1}, ValueError, r"steps is \[-1\]; allowed: .* of 0 or more"),
+        ({"batch": []}, ValueError, r"batch is \[\]"),
+        ({"make_model": lambda w, r: "mlp"}, TypeError, "returned a str at width 4; allowed: a f"),
+        ({"make_model": lambda w, r: nnx.Dropout(0.5)}, ValueError, "Dropout has no parameters"),
+        ({"optimizer": "adam"}, TypeError, "optimizer gives a str; allowed: an optax transf"),
+        ({"optimizer": lambda w, m: 0.1}, TypeError, "optimizer gives a float"),
+        ({"loss": lambda m, b: m(b[0])}, ValueError, r"loss returned float32 of shape \(6, 1\)"),
+        ({"loss": lambda m, b: b[0].mean()}, ValueError, "no layer of Sequential was called"),
+    ],
+)
+def test_errors_name_the_argument_the_value_and_what_is_allowed(changes, error, message):
+    with pytest.raises(error, match=message):
+        check(**changes)
+
+
+# --- slopes ---
+
+
+def power_law(exponents, scales, widths=(8, 16, 64), **columns):
+    """A row per width and seed; each seed has its own exponent."""
+    rows = [
+        {
+            "width": n, "seed": seed, "step": 1, "layer": "up", "order": 3,
+            "activation_rms": scale * n**exponent, "change_rms": scale * n ** (2 * exponent),
+            **columns,
+        }
+        for n in widths
+        for seed, (exponent, scale) in enumerate(zip(exponents, scales, strict=True))
+    ]  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+@given(st.lists(st.tuples(st.floats(-2.0, 2.0), st.floats(1e-6, 1e6)), min_size=2, max_size=5))
+def test_power_laws_are_recovered_with_students_interval(seeds):
+    exponents, scales = zip(*seeds, strict=True)
+    found = slopes(power_law(exponents, scales))
+    assert found["quantity"].to_list() == ["activation", "change"]
+    for row, factor in zip(found.rows(named=True), (1, 2), strict=True):
+        each = factor * np.array(exponents)
+        # float64 logarithms of numbers up to 1e13
+        assert row["slope"] == pytest.approx(each.mean(), abs=1e-10)
+        expected = student_interval(each)
+        assert (row["slope_low"], row["slope_high"]) == pytest.approx(expected, abs=1e-9)
+        assert (row["layer"], row["order"], row["step"], row["note"]) == ("up", 3, 1, "")
+
+
+def test_a_slope_is_the_least_squares_line():
+    frame = power_law([0.0], [1.0]).with_columns(activation_rms=pl.Series([2.0, 1.0, 8.0]))
+    found = slopes(frame).row(0, named=True)
+    expected = np.polyfit([3, 4, 6], [1.0, 0.0, 3.0], 1)[0]
+    assert found["slope"] == pytest.approx(expected, abs=1e-12)
+    assert (found["slope_low"], found["slope_high"]) == (-math.inf, math.inf)
+    assert found["note"] == "one seed: no interval"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (pl.lit(0.0), "is 0"),
+        (pl.lit(math.inf), "is inf"),
+        (pl.lit(math.nan), "is nan"),
+    ],
+)
+def test_sizes_without_a_logarithm_give_no_slope_and_say_where(spoil, said):
+    there = (pl.col("width") == 16) & (pl.col("seed") == 1)
+    frame = power_law([1.0, 1.0], [1.0, 1.0]).with_columns(
+        change_rms=pl.when(there).then(spoil).otherwise("change_rms")
+    )
+    activation, change = slopes(frame).rows(named=True)
+    assert activation["slope"] == pytest.approx(1.0)
+    assert change["slope"] is change["slope_low"] is change["slope_high"] is None
+    assert change["note"] == f"no slope: at width 16, seed 1, it {said}"
+
+
+def test_a_layer_that_some_width_lacks_has_no_slope():
+    frame = power_law([1.0], [1.0])
+    other = frame.filter(pl.col("width") != 16).with_columns(layer=pl.lit("extra"))
+    found = slopes(pl.concat([frame, other])).filter(layer="extra")
+    assert found["note"].to_list() == ["no slope: at width 16, seed 0, it is missing"] * 2
+
+
+def test_a_slope_needs_two_widths_and_its_columns():
+    with pytest.raises(ValueError, match=r"at least 2 widths, got \[8\]"):
+        slopes(power_law([1.0], [1.0], widths=[8]))
+    with pytest.raises(ValueError, match=r"missing columns \['change_rms'\]"):
+        slopes(power_law([1.0], [1.0]).drop("change_rms"))
+
+
+# --- against theory ---
+
+
+class RoleMLP(nnx.Module):
+    """An MLP with a layer of every role, scaled as a parameterization says."""
+
+    def __init__(self, name, width, rngs):
+        scaling = parameterization(name)
+
+        def layer(fan_in, fan_out, role):
+            return Linear(
+                fan_in, fan_out, use_bias=False, rngs=rngs,
+                kernel_init=jax.nn.initializers.normal(scaling.init_std(role, width)),
+                multiplier=scaling.multiplier(role, width),
+            )  # fmt: skip
+
+        self.embedding = layer(4, width, "embedding")
+        self.hidden = nnx.List([layer(width, width, "hidden") for _ in range(2)])
+        self.readout = layer(width, 1, "readout")
+
+    def __call__(self, x):
+        x = self.embedding(x)
+        for hidden in self.hidden:
+            x = hidden(jax.nn.relu(x))
+        return self.readout(jax.nn.relu(x))
+
+
+def adam_by_role(name, rule):
+    def optimizer(width, model):
+        rates = per_layer_rates(name, "adam", width if rule == "full" else 16, 16)
+
+        def scale(updates, params):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, u: rates[path_names(path)[0]] * u, updates
+            )
+
+        return optax.chain(optax.adam(0.002), optax.stateless(scale))
+
+    return optimizer
+
+
+def role_slopes(name, rule):
+    frame = coordinate_check(
+        lambda width, rngs: RoleMLP(name, width, rngs), [16, 256], loss=squared_error, batch=BATCH,
+        optimizer=adam_by_role(name, rule), steps=2, seeds=range(4),
+    )  # fmt: skip
+    found = slopes(frame).drop_nulls("slope").select("step", "layer", "quantity", "slope").rows()
+    return {(step, quantity, layer): slope for step, layer, quantity, slope in found}
+
+
+HIDDEN = ("hidden/0", "hidden/1")
+
+
+@pytest.mark.parametrize(
+    ("name", "logits"), [("standard", 0.0), ("ntk", 0.0), ("mup", -0.5), ("mean_field", -0.5)]
+)
+def test_sizes_of_all_parameterizations_are_flat_where_theory_says(name, logits):
+    found = role_slopes(name, "full")
+    # Untrained: 24 outputs that share 16 random rows, 4 seeds: a spread of log2 of about 0.25 at
+    # width 16, over the 4 doublings to 256. A change also has a part without alignment, smaller by
+    # n^-1/2 only, which bends the slope downwards by some 0.1.
+    for layer in ("embedding", *HIDDEN):
+        assert found[0, "activation", layer] == pytest.approx(0.0, abs=0.15)
+        for step in (1, 2):
+            assert found[step, "change", layer] == pytest.approx(0.0, abs=0.2)
+    assert found[0, "activation", "readout"] == pytest.approx(logits, abs=0.3)
+    # Hidden layers move along the untrained readout, which adds up n weights of n^-1/2 in standard
+    # and NTK and of n^-1 in the other two: at most 1/2 and 0.
+    grown = found[1, "change", "readout"]
+    assert 0.2 < grown < 0.6 if logits == 0.0 else abs(grown) < 0.2
+
+
+def test_changes_grow_with_one_rate_for_all():
+    found = role_slopes("standard", "global")
+    assert found[1, "change", "embedding"] == pytest.approx(0.0, abs=0.15)
+    for layer in (*HIDDEN, "readout"):
+        assert found[1, "change", layer] > 0.6  # theory: 1, for small changes at large widths
+
+
+BRIEF = RunConfig(
+    parameterization="mup", rate_rule="full", base_width=16, depth=1, head_size=8, context=16,
+    batch_size=8, learning_rate=0.01, corpus="zipf_markov:vocab_size=16,length=20000",
+)  # fmt: skip
+
+
+def test_a_run_under_mup_is_flat_but_for_its_logits_and_seen_without_its_warm_up():
+    slow = dataclasses.replace(BRIEF, warmup_steps=400, schedule="cosine")
+    frame = coordinate_check_runs(slow, (16, 64), steps=3, seeds=[0, 1, 2])
+    found = slopes(frame)
+    assert frame.columns == COLUMNS
+    assert frame.height == 2 * 3 * 4 * 11
+    assert frame.filter(step=0, layer="embedding")["order"].unique().to_list() == [0]
+    # Three seeds: untrained activations of 128 tokens and 16 to 64 channels, over two doublings.
+    # Changes as above.
+    inner = found.filter(~pl.col("layer").is_in(["readout", "logits"]))
+    assert inner.filter(step=0)["slope"].abs().max() < 0.15
+    assert inner.filter(quantity="change")["slope"].abs().max() < 0.2
+    first = dict(found.filter(step=0).select("layer", "slope").rows())
+    assert first["logits"] == pytest.approx(-0.5, abs=0.2)
+    assert first["readout"] == pytest.approx(first["logits"], abs=1e-5)
+    # Adam's first step moves an entry of both embeddings by the whole rate at the base width, times
+    # the multiplier sqrt(16), each up or down: by sqrt(2) in the root mean square of their sum.
+    moved = frame.filter(step=1, layer="embedding", width=16)["change_rms"]
+    assert moved.to_list() == pytest.approx([4 * 0.01 * math.sqrt(2)] * 3, rel=0.2)
+
+
+def test_runs_refuse_what_a_run_refuses():
+    with pytest.raises(ValueError, match="width is 20; allowed: multiples of head_size"):
+        coordinate_check_runs(BRIEF, [16, 20])
+    with pytest.raises(ValueError, match=r"windows is \[0\]; allowed: 1 or more"):
+        coordinate_check_runs(BRIEF, [16, 32], windows=0)

@@ -1,0 +1,200 @@
+"""Gradients are those that a run takes, and theory's exponents are found in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isolab.measure.gradients import (
+    SecondMoment,
+    damped_shares,
+    gradient_exponents,
+    gradient_sizes,
+    root_histogram,
+    second_moments,
+)
+from isolab.model.corpus import load_corpus
+from isolab.model.transformer import roles
+from isolab.training.config import RunConfig
+from isolab.training.train import run_values, single_run
+from isolab.training.watch import ForwardModel, held_out
+
+BASE = RunConfig(
+    parameterization="mup", width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2,
+    batch_size=8, rate_rule="full", learning_rate=0.01, steps=4, warmup_steps=1, evaluate_every=1,
+    validation_windows=1, corpus="zipf_markov:vocab_size=64,length=20000",
+)  # fmt: skip
+
+
+@functools.cache
+def state_after(config, steps):
+    """The optimizer's own moments after so many steps of the run."""
+    corpus = load_corpus(config.corpus)
+    program = single_run(config, corpus.vocab_size)
+    traced, windows = run_values(config), held_out(corpus, 1, config.context)
+    state, _ = jax.jit(program.init)(traced, windows)
+    advance = jax.jit(program.advance)
+    for step in range(steps):
+        tokens = jnp.asarray(corpus.train)
+        state, *_ = advance(state, traced, jnp.int32(step), tokens, windows)
+    return state.opt_state[0][0]  # of the rule before the per-layer rates, its moments
+
+
+def by_role(config, tree):
+    named = jax.tree.leaves(roles(ForwardModel(config, 64).shape))
+    leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+    return {
+        role: np.concatenate([x for name, x in zip(named, leaves, strict=True) if name == role])
+        for role in set(named)
+    }
+
+
+def test_second_moments_are_those_that_the_optimizer_keeps():
+    config = dataclasses.replace(BASE, b2=0.8)
+    found = second_moments(config, [16], step=3)
+    assert [moment.role for moment in found] == ["embedding", "hidden", "readout", "vector"]
+    assert all(moment.config == config for moment in found)
+    wanted = by_role(config, state_after(config, 3).nu)
+    for moment in found:
+        roots = np.sort(np.sqrt(wanted[moment.role] / (1 - 0.8**3)))
+        # another program: sums of float32 in another order, of gradients that are cancelled sums
+        np.testing.assert_allclose(moment.root, roots, rtol=1e-3, atol=1e-6)
+    assert (found[0].root == 0).any()  # tokens that were never seen
+
+
+def test_gradients_are_those_of_the_runs_own_batches():
+    # after one step m is (1 - b1) times the first gradient, whatever the loss scale
+    config = dataclasses.replace(BASE, loss_scale=2.0**-10, seed=5)
+    frame = gradient_sizes(config, [16], ["mup"], steps=[0, 2], seeds=[5, 6])
+    assert frame.columns == ["parameterization", "width", "seed", "step", "role", "gradient_rms"]
+    assert len(frame) == 2 * 2 * 4
+    first = by_role(config, state_after(config, 1).mu)
+    for role, entries in first.items():
+        (size,) = frame.filter(step=0, seed=5, role=role)["gradient_rms"]
+        assert size == pytest.approx(np.sqrt(np.mean(entries**2)) / 0.1, rel=1e-4)
+    assert frame["gradient_rms"].n_unique() == len(frame)  # seeds and steps differ
+
+
+def test_measured_exponents_are_theorys():
+    wide = dataclasses.replace(BASE, batch_size=32, context=16)
+    frame = gradient_sizes(wide, [16, 128], ["mean_field"], seeds=[0, 1, 2])
+    found = gradient_exponents(frame)
+    assert found["note"].unique().to_list() == [""]
+    for row in found.iter_rows(named=True):
+        # one seed's spread at these widths is about 0.1; gains are few and the noisiest
+        away = 0.5 if row["role"] == "vector" else 0.25
+        assert row["exponent"] == pytest.approx(row["theory"], abs=away), row
+        assert row["exponent_low"] < row["exponent"] < row["exponent_high"]
+    theory = dict(found.select("role", "theory").rows())
+    assert theory == {"embedding": 1.0, "hidden": 1.5, "readout": 1.0, "vector": 1.0}
+
+
+def gradients(power, seeds=3, widths=(32, 64, 128), noise=0.0, rng=None):
+    rng = rng or np.random.default_rng(0)
+    return pl.DataFrame(
+        [
+            {
+                "parameterization": "mup", "step": 0, "role": "hidden", "width": n, "seed": s,
+                "gradient_rms": 1e-3 * 2.0**s * n**-power * np.exp(noise * rng.normal()),
+            }
+            for n in widths
+            for s in range(seeds)
+        ]
+    )  # fmt: skip
+
+
+@settings(max_examples=20)
+@given(power=st.floats(-1, 2), seeds=st.integers(2, 4))
+def test_an_exact_power_is_found_whatever_the_seeds_sizes(power, seeds):
+    row = gradient_exponents(gradients(power, seeds)).row(0, named=True)
+    assert row["exponent"] == pytest.approx(power, abs=1e-9)
+    assert row["exponent_low"] == pytest.approx(power, abs=1e-6)
+    assert row["exponent_high"] == pytest.approx(power, abs=1e-6)
+    assert row["residual"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_interval_holds_the_exponent_as_often_as_it_says():
+    rng = np.random.default_rng()
+    hits = 0
+    for _ in range(200):
+        row = gradient_exponents(gradients(1.0, noise=0.1, rng=rng)).row(0, named=True)
+        hits += row["exponent_low"] <= 1.0 <= row["exponent_high"]
+    assert 178 <= hits <= 200  # 95% of 200 is 190, with a standard deviation of 3.1
+
+
+def test_one_seed_and_a_lost_gradient_are_told():
+    assert gradient_exponents(gradients(1.0, seeds=1))["note"].to_list() == [
+        "one seed: no interval"
+    ]
+    lost = gradients(1.0).with_columns(
+        pl.when(pl.col("width") == 64).then(np.nan).otherwise("gradient_rms").alias("gradient_rms")
+    )
+    row = gradient_exponents(lost).row(0, named=True)
+    assert row["exponent"] is None and "no exponent: sizes must be positive" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gradient_sizes(BASE, [20]), "width is 20; allowed: multiples of head_size"),
+        (lambda: gradient_sizes(BASE, [16], steps=[5]), r"steps is \[5\]; allowed: 1 or more"),
+        (lambda: gradient_sizes(BASE, [16], ["sp"]), "unknown parameterization 'sp'"),
+        (lambda: second_moments(BASE, [16], 0), r"step is \[0\]; allowed"),
+        (lambda: gradient_exponents(gradients(1.0, widths=(32,))), "needs at least 2 widths"),
+        (lambda: gradient_exponents(gradients(1.0)[1:]), "each of the widths"),
+        (lambda: gradient_exponents(gradients(1.0).drop("role")), "missing columns"),
+        (lambda: gradient_exponents(gradients(1.0).clear()), "nothing to fit"),
+        (lambda: root_histogram([]), "moments is empty"),
+        (lambda: damped_shares([SecondMoment(BASE, "hidden", np.ones(2))], [-1.0]), "epsilons is"),
+        (lambda: root_histogram([SecondMoment(BASE, "hidden", np.ones(1) * np.nan)]), "diverged"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from([0.0, 1e-30, 3e-9, 1e-4, 2.5e-4, 1.0, 7.0]), min_size=1))
+def test_every_parameter_is_counted_once_in_its_bin(values):
+    root = np.sort(np.float32(values))
+    frame = root_histogram([SecondMoment(BASE, "hidden", root)], bins_per_decade=3)
+    assert frame["count"].sum() == len(values)
+    for low, high, count in frame.select("log10_low", "log10_high", "count").rows():
+        if low is None:
+            assert count == (root == 0).sum()
+            continue
+        logs = np.log10(root[root > 0].astype(np.float64))
+        assert count == ((logs >= low - 1e-9) & (logs < high - 1e-9)).sum()
+        assert high - low == pytest.approx(1 / 3)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(2.0**-20, 8.0, width=32), min_size=1), st.floats(1e-6, 8))
+def test_damped_is_a_step_less_than_half_of_the_one_without_eps(values, eps):
+    root = np.sort(np.float32(values))
+    (share,) = damped_shares([SecondMoment(BASE, "hidden", root)], [eps])["share"]
+    halved = 1 / (root.astype(np.float64) + eps) < 0.5 / root.astype(np.float64)
+    near = np.abs(root / eps - 1) < 1e-6  # equal but for rounding: either way
+    assert halved[~near].sum() <= share * len(root) + 1e-9
+    assert share * len(root) - 1e-9 <= (halved | near).sum()
+
+
+def test_damped_follows_the_rule_of_eps_and_leaves_out_the_unseen():
+    layered = dataclasses.replace(BASE, width=64, eps_rule="per_layer")  # muP: hidden eps / 4
+    root = np.float32([0.0, 0.2, 0.3, 0.9, 2.0])
+    pairs = [
+        SecondMoment(c, "hidden", root) for c in (dataclasses.replace(BASE, width=64), layered)
+    ]
+    assert damped_shares(pairs, [1.0])["share"].to_list() == [0.75, 0.25]
+    assert damped_shares(pairs, [0.0])["share"].to_list() == [0.0, 0.0]
+    unseen = SecondMoment(BASE, "hidden", np.zeros(3, np.float32))
+    assert damped_shares([unseen], [1.0])["share"].to_list() == [None]

@@ -1,0 +1,103 @@
+"""The synthetic language: its entropy rate in closed form against its own samples."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from isolab.model.markov import (
+    entropy_rate,
+    sample_markov,
+    stationary_distribution,
+    zipf_transitions,
+)
+
+vocab_sizes = st.integers(2, 40)
+exponents = st.floats(0.0, 4.0)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(vocab_sizes, exponents, seeds)
+def test_rows_are_zipfs_law_in_some_order(vocab_size, exponent, seed):
+    zipf = np.arange(1, vocab_size + 1) ** -exponent
+    found = -np.sort(-zipf_transitions(vocab_size, exponent, seed), axis=1)
+    np.testing.assert_allclose(
+        found, np.tile(zipf / zipf.sum(), (vocab_size, 1)), rtol=1e-12
+    )  # a sum of at most 40 terms: relative error below 40 * 2**-53
+
+
+@given(vocab_sizes, exponents, seeds)
+def test_entropy_rate_is_zipfs_entropy(vocab_size, exponent, seed):
+    # The stationary distribution comes from a linear solve; its sum is 1 to about 1e-13.
+    zipf = np.arange(1, vocab_size + 1) ** -exponent
+    p = zipf / zipf.sum()
+    found = entropy_rate(zipf_transitions(vocab_size, exponent, seed))
+    np.testing.assert_allclose(found, -(p * np.log(p)).sum(), rtol=1e-10)
+
+
+@given(vocab_sizes, exponents, seeds)
+def test_stationary_distribution_stays_where_it_is(vocab_size, exponent, seed):
+    transitions = zipf_transitions(vocab_size, exponent, seed)
+    pi = stationary_distribution(transitions)
+    np.testing.assert_allclose(pi @ transitions, pi, atol=1e-12)
+    np.testing.assert_allclose(pi.sum(), 1.0, rtol=1e-12)
+    assert np.all(pi > 0)
+
+
+def test_entropy_rate_weights_unequal_rows_by_time_spent_in_them():
+    # From 0 a fair coin, from 1 always back: pi = (2/3, 1/3), H = 2/3 log 2.
+    found = entropy_rate(np.array([[0.5, 0.5], [1.0, 0.0]]))
+    np.testing.assert_allclose(found, 2 / 3 * np.log(2), rtol=1e-14)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 12), st.floats(0.0, 8.0), seeds, st.integers(1, 300), st.integers(2, 60))
+def test_chain_does_not_depend_on_the_number_of_blocks(vocab_size, exponent, seed, length, blocks):
+    transitions = zipf_transitions(vocab_size, exponent, seed)
+    plain = sample_markov(transitions, length, np.random.default_rng(seed), blocks=1)
+    assert plain.shape == (length,)
+    found = sample_markov(transitions, length, np.random.default_rng(seed), blocks=blocks)
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_no_impossible_transition_is_taken():
+    # A cycle with a rare pause: blocks never meet by chance, every join must be repaired.
+    size = 7
+    transitions = 0.999 * np.roll(np.eye(size), 1, axis=1) + 0.001 * np.eye(size)
+    tokens = sample_markov(transitions, 20_000, np.random.default_rng(0), blocks=50).astype(int)
+    assert set((tokens[1:] - tokens[:-1]) % size) == {0, 1}
+
+
+@pytest.mark.parametrize(("vocab_size", "exponent"), [(64, 1.0), (16, 0.0), (256, 1.5), (8, 3.0)])
+def test_samples_cost_the_entropy_rate_under_the_true_matrix(vocab_size, exponent):
+    # The rank of a successor is independent of all before it, so the terms of the mean are
+    # independent and five standard errors are std / sqrt(N) each.
+    transitions = zipf_transitions(vocab_size, exponent, seed=3)
+    tokens = sample_markov(transitions, 400_000, np.random.default_rng(3))
+    nats = -np.log(transitions[tokens[:-1], tokens[1:]])
+    error = 5 * nats.std() / np.sqrt(nats.size)
+    assert abs(nats.mean() - entropy_rate(transitions)) <= error + 1e-12
+
+
+def test_samples_visit_and_follow_tokens_as_often_as_the_matrix_says():
+    transitions = zipf_transitions(6, exponent=1.0, seed=1)
+    tokens = sample_markov(transitions, 400_000, np.random.default_rng(1))
+    counts = np.zeros((6, 6))
+    np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
+    visits = counts.sum(axis=1, keepdims=True)
+    # Given the visits a row's counts are multinomial; 36 entries, five standard errors each.
+    error = 5 * np.sqrt(transitions * (1 - transitions) / visits)
+    assert np.all(np.abs(counts / visits - transitions) < error)
+    # Visits are correlated in time; the chain forgets within a few steps, so allow 5 * 3 errors.
+    pi = stationary_distribution(transitions)
+    assert np.all(np.abs(visits[:, 0] / visits.sum() - pi) < 15 * np.sqrt(pi / visits.sum()))
+
+
+def test_low_tokens_are_common():
+    pi = stationary_distribution(zipf_transitions(64, exponent=1.0, seed=0))
+    entropy = -(pi * np.log(pi)).sum()
+    # Between the rate of pairs and a fair die: single frequencies alone are worth learning.
+    assert pi[:8].sum() > 2 * 8 / 64
+    assert entropy_rate(zipf_transitions(64, 1.0, 0)) + 0.3 < entropy < np.log(64) - 0.2

@@ -1,0 +1,350 @@
+"""Per-layer rates for a foreign model: nothing changes at the base width, the rule's factor else.
+
+The model is a plain ``nnx`` MLP that knows nothing of isolab. At the base width updates are
+compared bit for bit. Elsewhere an update is the plain one times a Python float, one float32
+rounding: 1e-6 relative is eight units in the last place.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+
+from isolab.model.transformer import Transformer, TransformerConfig, roles
+from isolab.optimizers.catalog import CATALOG, optimizer
+from isolab.optimizers.per_layer import parameter_roles, per_layer_optimizer, scale_by_role
+from isolab.theory.parameterization import PARAMETERIZATIONS, per_layer_rates
+
+
+class MLP(nnx.Module):
+    """Somebody else's model: inputs and classes of fixed size, everything between grows."""
+
+    def __init__(self, width, rngs, depth=2):
+        self.enter = nnx.Linear(8, width, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth)])
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.enter(x))
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.head(self.norm(x))
+
+
+ROLES = {"enter": "embedding", "layers": "hidden", "norm": "vector", "head": "readout"}
+BY_PATH = {
+    "enter/bias": "vector",
+    "enter/kernel": "embedding",
+    "head/bias": "fixed",
+    "head/kernel": "readout",
+    "layers/0/bias": "vector",
+    "layers/0/kernel": "hidden",
+    "layers/1/bias": "vector",
+    "layers/1/kernel": "hidden",
+    "norm/bias": "vector",
+    "norm/scale": "vector",
+}
+RATES = {"sgd": 0.1, "adafactor": 0.1}
+X = jax.random.normal(jax.random.key(1), (64, 8))
+Y = (jnp.abs(X[:, 0]) + X[:, 1] > 0.5).astype(jnp.int32) + (X[:, 2] > 1)
+
+
+def model_of(width, depth=2):
+    return MLP(width, nnx.Rngs(0), depth)
+
+
+def loss_of(model):
+    return optax.softmax_cross_entropy_with_integer_labels(model(X), Y).mean()
+
+
+def flat(tree):
+    return {
+        "/".join(str(k) for k in path): np.asarray(leaf)
+        for path, leaf in nnx.to_flat_state(nnx.as_pure(tree))
+    }
+
+
+def steps(tx, model, count=2):
+    """The updates of a few steps, each on fresh gradients, by path."""
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    state, seen = tx.init(params), []
+    update = jax.jit(tx.update)
+    for i in range(count):
+        grads = jax.tree.map(lambda p, i=i: jax.random.normal(jax.random.key(i), p.shape), params)
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(flat(updates))
+    return seen
+
+
+# --- what it does ---
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_at_the_base_width_nothing_changes(name):
+    model, rate = model_of(16, depth=1), RATES.get(name, 0.01)
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: "matrix" if "layers" in str(path) and leaf.ndim == 2 else "vector",
+            params,
+        )
+
+    ours = per_layer_optimizer(model, name, rate, width=16, base_width=16, roles=ROLES)
+    plain = optimizer(name, rate, labels=labels)
+    for mine, theirs in zip(steps(ours, model), steps(plain, model), strict=True):
+        assert len(mine) == 8
+        for path in mine:
+            np.testing.assert_array_equal(mine[path], theirs[path], err_msg=path)
+
+
+widths = st.integers(4, 4096)
+a_role = st.sampled_from(["embedding", "hidden", "readout", "vector", "fixed"])
+PARAMS = {"a": {"kernel": jnp.full((3, 2), 0.5)}, "b": jnp.array([2.0, -1.0])}
+GRADS = {"a": {"kernel": jnp.array([[1.0, -2.0]] * 3)}, "b": jnp.array([0.3, -4.0])}
+
+
+@settings(max_examples=40)
+@given(
+    st.fixed_dictionaries({"a/kernel": a_role, "b": a_role}),
+    st.sampled_from(["sgd", "adam", "adafactor"]),
+    st.sampled_from(list(PARAMETERIZATIONS)),
+    st.one_of(st.sampled_from(["full", "none"]), st.floats(0.5, 1)),
+    widths,
+    widths,
+    st.floats(0.1, 10),
+)
+def test_elsewhere_each_update_is_multiplied_by_its_roles_factor(
+    named, name, parameterization, alignment, width, base_width, gamma
+):
+    plain = optimizer(name, 0.25)
+    tx = per_layer_optimizer(
+        PARAMS, name, 0.25, width=width, base_width=base_width, roles=named,
+        parameterization=parameterization, alignment=alignment, gamma={"hidden": gamma},
+    )  # fmt: skip
+    factors = {"fixed": 1.0} | per_layer_rates(
+        parameterization, name, width, base_width, alignment, {"hidden": gamma}
+    )
+    ours, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    theirs, _ = plain.update(GRADS, plain.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(
+        ours["a"]["kernel"], factors[named["a/kernel"]] * theirs["a"]["kernel"], rtol=1e-6
+    )
+    np.testing.assert_allclose(ours["b"], factors[named["b"]] * theirs["b"], rtol=1e-6)
+
+
+def moves(width, base_width):
+    """rms by which one step of Adam moves each layer's output through that layer's own weights."""
+    model = model_of(width)
+    tx = per_layer_optimizer(
+        model, "adam", 1e-3, width=width, base_width=base_width, roles=ROLES, eps=1e-30
+    )
+
+    @nnx.jit
+    def changes_of(model):
+        grads = nnx.as_pure(nnx.grad(loss_of)(model))
+        updates, _ = tx.update(grads, tx.init(grads), grads)
+        first = nnx.relu(model.enter(X))
+        second = nnx.relu(model.layers[0](first))
+        third = model.norm(nnx.relu(model.layers[1](second)))
+        return {
+            "enter": X @ updates["enter"]["kernel"],
+            "layers/0": first @ updates["layers"][0]["kernel"],
+            "layers/1": second @ updates["layers"][1]["kernel"],
+            "head": third @ updates["head"]["kernel"],
+        }
+
+    return {
+        name: float(np.sqrt(np.mean(np.square(change))))
+        for name, change in changes_of(model).items()
+    }
+
+
+def test_a_step_moves_every_layer_alike_at_every_width():
+    """Widths 32 and 256: eight times as many inputs whose updates add up.
+
+    Measured ratios are within 10% of 1 at 64 and 512, and with one rate for all within 10% of 8.
+    """
+    narrow, wide, one_rate = moves(32, 32), moves(256, 32), moves(256, 256)
+    for name, move in narrow.items():
+        assert 0.7 < wide[name] / move < 1.4
+        assert (one_rate[name] / move > 5) == (name != "enter")
+
+
+# --- forms of model, roles and optimizer ---
+
+
+def test_module_state_and_arrays_get_the_same_updates():
+    model = model_of(32)
+    state = nnx.state(model, nnx.Param)
+    arrays = nnx.as_pure(state)
+    nested = nnx.to_pure_dict(state)
+    grads = nnx.jit(nnx.grad(loss_of))(model)
+    expected = None
+    for given_model, params, gradients in (
+        (model, state, grads),
+        (state, arrays, nnx.as_pure(grads)),
+        (arrays, state, grads),
+        (nested, nested, nnx.to_pure_dict(grads)),
+        (nnx.state(model), nested, nnx.to_pure_dict(grads)),
+    ):
+        tx = per_layer_optimizer(given_model, "sgd", 0.01, width=32, base_width=8, roles=ROLES)
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        assert jax.tree.structure(updates) == jax.tree.structure(gradients)
+        found = [np.asarray(leaf) for leaf in jax.tree.leaves(updates)]
+        expected = expected or found
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "isoadam"])
+def test_nnx_optimizer_trains_a_foreign_model_and_traces_it_once(name):
+    model = model_of(32)
+    schedule = optax.linear_schedule(0.02, 0.0, 60)
+    tx = per_layer_optimizer(model, name, schedule, width=32, base_width=16, roles=ROLES)
+    trainer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    traces = 0
+
+    @nnx.jit
+    def step(model, trainer):
+        nonlocal traces
+        traces += 1
+        loss, grads = nnx.value_and_grad(loss_of)(model)
+        trainer.update(model, grads)
+        return loss
+
+    losses = [float(step(model, trainer)) for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert traces == 1
+
+
+def test_metadata_gives_the_roles_of_our_own_models():
+    model = Transformer(TransformerConfig(width=32, depth=1), "mup", rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    nested = roles(model)
+    assert parameter_roles(model) == parameter_roles(params, nested)
+    assert set(parameter_roles(model).values()) == {"embedding", "hidden", "readout", "vector"}
+
+    tx = per_layer_optimizer(model, "sgd", 1.0, width=32, base_width=8, parameterization="mup")
+    updates, _ = tx.update(params, tx.init(params), params)
+    factors = per_layer_rates("mup", "sgd", 32, 8)
+    wanted = jax.tree.map(lambda role, p: -factors[role] * p, nested, params)
+    jax.tree.map(lambda u, w: np.testing.assert_allclose(u, w, rtol=1e-6), updates, wanted)
+
+
+def test_roles_by_pattern_by_pytree_and_by_function_agree():
+    model = model_of(4)
+    nested = {
+        "enter": {"bias": "vector", "kernel": "embedding"},
+        "head": {"bias": "fixed", "kernel": "readout"},
+        "layers": {i: {"bias": "vector", "kernel": "hidden"} for i in range(2)},
+        "norm": {"bias": "vector", "scale": "vector"},
+    }
+    seen = {}
+
+    def by_function(path, leaf):
+        seen[path] = leaf.shape
+        return BY_PATH[path]
+
+    patterns = {"head/bias": "fixed", "*bias": "vector", "norm": "vector", "enter": "embedding",
+                "layers/*": "hidden", "*": "readout"}  # fmt: skip
+    for given_roles in (ROLES, nested, BY_PATH, by_function, patterns):
+        assert parameter_roles(model, given_roles) == BY_PATH
+    assert seen["enter/kernel"] == (8, 4)
+
+
+def test_the_first_pattern_that_fits_is_taken_and_a_whole_path_at_its_word():
+    model = model_of(4)
+    found = parameter_roles(model, {"layers/0/bias": "hidden", "layers/1": "readout", **ROLES})
+    assert found["layers/0/bias"] == "hidden"
+    assert found["layers/0/kernel"] == "hidden"
+    assert (found["layers/1/bias"], found["layers/1/kernel"]) == ("fixed", "readout")
+
+
+def test_a_function_or_a_transformation_with_a_rule_will_do():
+    model = model_of(16)
+    shape = {"width": 16, "base_width": 4, "roles": ROLES}
+    made = per_layer_optimizer(model, optax.adam, 0.01, rule="adam", b2=0.9, **shape)
+    ready = per_layer_optimizer(model, optax.adam(0.01, b2=0.9), rule="adam", **shape)
+    named = per_layer_optimizer(model, "adam", 0.01, b2=0.9, **shape)
+    other = per_layer_optimizer(model, optax.adam, 0.01, rule="sgd", b2=0.9, **shape)
+    expected = steps(named, model)[-1]
+    for tx in (made, ready):
+        for path, update in steps(tx, model)[-1].items():
+            np.testing.assert_array_equal(update, expected[path])
+    assert not np.allclose(steps(other, model)[-1]["enter/kernel"], expected["enter/kernel"])
+
+
+def test_updates_keep_their_dtype_under_traced_factors():
+    tx = scale_by_role({"hidden": jnp.float32(0.5)}, {"w": "hidden", "v": "fixed"})
+    updates = {"w": jnp.ones(2, jnp.bfloat16), "v": jnp.ones(2, jnp.float16)}
+    scaled, _ = tx.update(updates, tx.init(updates))
+    assert scaled["w"].dtype == jnp.bfloat16
+    assert scaled["v"].dtype == jnp.float16
+    assert scaled["w"].tolist() == [0.5, 0.5]
+
+
+def test_a_missing_gradient_stays_missing():
+    tx = per_layer_optimizer(PARAMS, "adam", 0.1, width=8, base_width=2,
+                             roles={"a": "hidden", "b": "vector"})  # fmt: skip
+    updates, _ = tx.update({**GRADS, "b": None}, tx.init(PARAMS), PARAMS)
+    assert updates["b"] is None
+    assert np.all(np.asarray(updates["a"]["kernel"]) != 0)
+
+
+# --- refusals ---
+
+
+def call(optimizer="adam", rate=0.1, model=PARAMS, **changes):
+    given_arguments = {"width": 8, "base_width": 2, "roles": {"a": "hidden", "b": "vector"}}
+    return per_layer_optimizer(model, optimizer, rate, **{**given_arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: call(roles={"a": "hidden"}), "no role for 'b'; give one of ['embedding', 'fixed'"),
+        (lambda: call(roles=None), "no role for 'a/kernel', 'b'"),
+        (lambda: call(model=model_of(4), roles=None), "no role for 'enter/bias', 'enter/kernel'"),
+        (lambda: call(roles=lambda path, leaf: None), "no role for 'a/kernel', 'b'"),
+        (lambda: call(roles={"a": "head", "b": "vector"}), "'a/kernel' has unknown role 'head'"),
+        (lambda: call(roles={"a": "hidden", "c": "vector"}), "roles name 'c', no parameter"),
+        (lambda: call(roles={"a": {"w": "hidden"}, "b": "vector"}), "roles name 'a/w', no param"),
+        (lambda: call(roles={"a": {"kernel": "hidden"}}), "no role for 'b'"),
+        (lambda: call(model={}), "the model has no parameters: dict"),
+        (lambda: call(width=0), "width must be a positive number, got 0"),
+        (lambda: call(base_width=math.nan), "base_width must be a positive number, got nan"),
+        (lambda: call("adamm"), "unknown optimizer 'adamm'; known: ['adafactor'"),
+        (lambda: call(rate=None), "learning_rate is missing"),
+        (lambda: call(rule="sgd"), "rule is 'sgd'; allowed for 'adam': 'adam' or none"),
+        (lambda: call(optax.adam), "rule is missing: 'sgd', 'adam'"),
+        (lambda: call(optax.adam, rule="lion"), "unknown rule 'lion'; known: ['adafactor', 'adam'"),
+        (lambda: call(optax.adam(0.1), rule="adam"), "learning_rate was given with a transfor"),
+        (lambda: call(optax.adam(0.1), None, rule="adam", b1=0.5), "b1 was given with a transfor"),
+        (lambda: call("sgd", eps=1e-8), "sgd has no eps"),
+        (lambda: call(parameterization="sp"), "unknown parameterization 'sp'"),
+        (lambda: call(alignment="half"), "unknown alignment 'half'"),
+        (lambda: call(gamma={"head": 2.0}), "unknown role 'head'"),
+        (lambda: scale_by_role({"hidden": 1.0}, {"w": "readout"}), "'w' has role 'readout'; known"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_parameter_and_what_is_allowed(attempt, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attempt()
+
+
+def test_a_parameter_that_was_not_in_the_model_is_named():
+    tx = call()
+    other = {**GRADS, "new": jnp.ones(2)}
+    with pytest.raises(ValueError, match="'new' has no role: it was not in the model"):
+        tx.update(other, tx.init(other), other)

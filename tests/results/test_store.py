@@ -1,0 +1,587 @@
+"""The store under real kills, full disks, damaged files and several processes at once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import polars as pl
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+import isolab.results.store
+from isolab.results.store import Store, StoreError, StoreWarning, export
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(isolab.results.store.__file__).parents[1])}
+
+CHILDREN: list[subprocess.Popen[bytes]] = []
+
+# A child process starts in a quarter of a second where `isolab` itself is not run, which loads jax.
+BARE = """
+import importlib.util, sys, types
+bare = types.ModuleType("isolab")
+bare.__path__ = importlib.util.find_spec("isolab").submodule_search_locations
+sys.modules["isolab"] = bare
+"""
+
+# What a child process runs. Its rows follow from their keys alone, so that the parent knows them.
+ROWS = """
+import sys, random
+import polars as pl
+from isolab.results.store import Store
+
+def rows(numbers):
+    return pl.DataFrame({
+        "key": [f"run-{n:05d}" for n in numbers],
+        "width": [2 ** (n % 8) for n in numbers],
+        "curve_step": [list(range(n % 5)) for n in numbers],
+        "final_validation_loss": [n / 7 for n in numbers],
+    }, schema_overrides={"curve_step": pl.List(pl.Int32)})
+
+def say(text):
+    print(text, flush=True)
+"""
+exec(ROWS, namespace := {})
+rows = namespace["rows"]
+
+SWEEP = (
+    ROWS
+    + """
+path, total, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+store = Store(path, compact_at=4)
+say("ready")
+missing = [int(key[4:]) for key in store.missing(rows(range(total))["key"])]
+while missing:
+    chunk, missing = missing[:batch], missing[batch:]
+    store.append(rows(chunk))
+    say(" ".join(map(str, chunk)))
+    if random.random() < 0.05:
+        store.compact()
+"""
+)
+
+PRUNE = (
+    ROWS
+    + """
+store = Store(sys.argv[1], compact_at=4)
+say("ready")
+for width in sorted(store.runs(columns=["width"])["width"].unique()):
+    store.prune(pl.col("width") == width)
+    say(width)
+"""
+)
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "error", "-c", BARE + script, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    # Unbuffered, or reading the first line would take later ones from `communicate`.
+    child = subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, bufsize=0)
+    CHILDREN.append(child)
+    return child
+
+
+@pytest.fixture(autouse=True)
+def no_child_outlives_its_test() -> Iterator[None]:
+    yield
+    while CHILDREN:
+        with CHILDREN.pop() as child:  # closes its pipes and waits
+            child.kill()
+
+
+def finish(child: subprocess.Popen[bytes]) -> list[str]:
+    """Waits for a child that was killed or ran to its end; returns its complete lines."""
+    out, err = child.communicate(timeout=60)
+    assert child.returncode in (0, -signal.SIGKILL), err.decode()
+    return [line for line in out.decode().split("\n")[:-1] if line != "ready"]
+
+
+def wait_until_ready(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdout is not None and child.stderr is not None
+    assert child.stdout.readline() == b"ready\n", child.stderr.read().decode()
+
+
+def files(path: Path, suffix: str = ".parquet") -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.name.endswith(suffix))
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """Two processes at once run one sweep, compacting as they go; 24 of them are killed."""
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    draw, total, kills, sweeps = random.Random(seed), 600, 0, 0
+    while kills < 24:
+        path = tmp_path / f"sweep-{sweeps}"
+        sweeps += 1
+        acknowledged: set[int] = set()
+        while True:
+            pair = [start(SWEEP, path, total, draw.randint(1, 4)) for _ in range(2)]
+            if kills < 24:
+                for child in pair:
+                    wait_until_ready(child)
+                    time.sleep(draw.uniform(0, 0.1))
+                    child.kill()
+            said = [finish(child) for child in pair]
+            kills += sum(child.returncode == -signal.SIGKILL for child in pair)
+            acknowledged.update(int(n) for lines in said for line in lines for n in line.split())
+            with no_warnings():
+                stored = Store(path).runs()
+            numbers = [int(key[4:]) for key in stored["key"]]
+            assert acknowledged <= set(numbers) and len(set(numbers)) == len(numbers)
+            if numbers:
+                assert_frame_equal(stored, rows(numbers))
+            if len(numbers) == total:
+                break
+        assert numbers == list(range(total))
+        assert not files(path, ".damaged")
+    print(f"{kills} kills, {sweeps} sweeps")
+
+
+def test_a_killed_prune_removes_a_group_whole_or_not_at_all(tmp_path: Path) -> None:
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    draw, group = random.Random(seed), {2**k: set(rows(range(k, 160, 8))["key"]) for k in range(8)}
+    for n in range(0, 160, 20):
+        Store(tmp_path, compact_at=1000).append(rows(range(n, n + 20)))
+    gone: set[int] = set()
+    for _ in range(6):
+        child = start(PRUNE, tmp_path)
+        wait_until_ready(child)
+        time.sleep(draw.uniform(0, 0.03))
+        child.kill()
+        gone.update(int(line) for line in finish(child))
+        left = Store(tmp_path).keys()
+        for width, keys in group.items():
+            assert keys <= left or keys.isdisjoint(left)
+            assert width not in gone or keys.isdisjoint(left)
+        gone.update(width for width, keys in group.items() if keys.isdisjoint(left))
+    finish(start(PRUNE, tmp_path))
+    assert Store(tmp_path).keys() == set()
+    assert not files(tmp_path)
+
+
+def test_a_prune_that_was_killed_before_it_freed_the_space_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.append(rows(range(4)))
+    with monkeypatch.context() as killed:
+        killed.setattr(store.folder, "remove", lambda name: None)
+        assert store.prune(pl.col("key").is_not_null()) == 4
+    assert store.keys() == set() and files(tmp_path)
+    assert Store(tmp_path).prune(pl.col("key").is_not_null()) == 0
+    assert not files(tmp_path)
+
+
+def test_two_processes_with_the_same_batches_store_each_row_once(tmp_path: Path) -> None:
+    """While they write and compact, a reader never sees a run vanish."""
+    total, seen = 400, set[str]()
+    children = [start(SWEEP, tmp_path, total, 4) for _ in range(2)]
+    for child in children:
+        wait_until_ready(child)
+    with no_warnings():
+        while any(child.poll() is None for child in children):
+            keys = Store(tmp_path).keys()
+            assert seen <= keys
+            seen = keys
+    said = [finish(child) for child in children]
+    assert_frame_equal(Store(tmp_path).runs(), rows(range(total)))
+    assert sum(map(len, said)) >= total // 4
+
+
+class TornListing(MemoryFileSystem):
+    """Runs `meanwhile` during its next listing, which shows only what outlives it.
+
+    That is all that readdir promises of files that come or go while a folder is listed.
+    """
+
+    meanwhile: Callable[[], None] | None = None
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        before = super().ls(path, detail=True, **kwargs)
+        if TornListing.meanwhile is not None:
+            (call, TornListing.meanwhile) = (TornListing.meanwhile, None)
+            call()
+        after = [info["name"] for info in super().ls(path, detail=True, **kwargs)]
+        infos = [info for info in before if info["name"] in after]
+        return infos if detail else [info["name"] for info in infos]
+
+
+def test_a_compaction_during_a_listing_hides_nothing() -> None:
+    fsspec.register_implementation("torn", TornListing, clobber=True)
+    path = "torn://runs"
+    for n in range(6):
+        Store(path).append(rows([n]))
+    reader = Store(path)
+    TornListing.meanwhile = Store(path).compact
+    assert_frame_equal(reader.runs(), rows(range(6)))
+    assert TornListing.meanwhile is None
+    assert len(TornListing().ls(path)) == 1
+
+
+def test_operations_match_a_dictionary() -> None:
+    """Appends, prunes, compactions and reopenings in any order; the first row of a key stays."""
+    number = st.integers(0, 12)
+    operation = st.one_of(
+        st.tuples(st.just("append"), st.sets(number, min_size=1, max_size=5)),
+        st.tuples(st.just("prune"), st.sets(number, min_size=1, max_size=3)),
+        st.tuples(st.sampled_from(["compact", "reopen"]), st.none()),
+    )
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(operation, max_size=12), st.sampled_from([2, 3, 64]))
+    def check(operations: list[tuple[str, set[int] | None]], compact_at: int) -> None:
+        expected: dict[str, int] = {}
+        with tempfile.TemporaryDirectory() as path, no_warnings():
+            store = Store(path, compact_at=compact_at)
+            for turn, (what, numbers) in enumerate(operations):
+                keys = [f"run-{n:02d}" for n in sorted(numbers or ())]
+                if what == "append":
+                    store.append(pl.DataFrame({"key": keys, "turn": [turn] * len(keys)}))
+                    expected = dict.fromkeys(keys, turn) | expected
+                elif what == "prune":
+                    pruned = [expected.pop(key) for key in keys if key in expected]
+                    assert store.prune(pl.col("key").is_in(keys)) == len(pruned)
+                elif what == "compact":
+                    store.compact()
+                else:
+                    store = Store(path, compact_at=compact_at)
+                assert store.keys() == expected.keys()
+            if expected:
+                stored = store.runs(columns=["key", "turn"])
+                assert stored.rows() == sorted(expected.items())
+
+    check()
+
+
+@settings(max_examples=15, deadline=None)
+@given(fraction=st.floats(0, 1, exclude_max=True), flip=st.booleans())
+def test_damage_is_reported_by_name_and_recomputed(fraction: float, flip: bool) -> None:
+    """Any shorter length and any flipped bit; the other file's runs stay."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        victim = Path(Store(path).append(rows(range(10))))
+        Store(path).append(rows(range(10, 20)))
+        content = bytearray(victim.read_bytes())
+        place = int(fraction * len(content))
+        if flip:
+            content[place] ^= 1
+        victim.write_bytes(content if flip else content[:place])
+        store = Store(path)
+        with pytest.warns(StoreWarning, match=victim.name):
+            missing = store.missing(rows(range(20))["key"])
+        assert missing == rows(range(10))["key"].to_list()
+        assert store.damaged() == [str(victim)]
+        assert_frame_equal(store.runs(), rows(range(10, 20)))
+        store.append(rows(range(10)))
+        with no_warnings():
+            assert_frame_equal(Store(path).runs(), rows(range(20)))
+        assert files(path, ".damaged") == [victim.with_name(victim.name + ".damaged")]
+
+
+def test_a_file_cut_while_the_store_is_open_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    victim = Path(store.append(rows(range(3))))
+    assert len(store.keys()) == 3
+    os.truncate(victim, 100)
+    with pytest.warns(StoreWarning, match=victim.name):
+        assert store.keys() == set()
+
+
+def test_a_file_restored_after_damage_is_read_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    victim = Path(store.append(rows(range(3))))
+    content = victim.read_bytes()
+    victim.write_bytes(b"")
+    with pytest.warns(StoreWarning, match="0 bytes"):
+        assert store.keys() == set()
+    victim.write_bytes(content)
+    store.append(rows([3]))
+    assert_frame_equal(store.runs(), rows(range(4)))
+
+
+def test_a_file_of_somebody_else_is_reported_and_left_alone(tmp_path: Path) -> None:
+    foreign = tmp_path / "table.parquet"
+    rows(range(3)).write_parquet(foreign)
+    store = Store(tmp_path)
+    with pytest.warns(StoreWarning, match=r"table\.parquet"):
+        store.keys()
+    store.append(rows(range(2)))
+    with pytest.warns(StoreWarning, match=r"table\.parquet"):
+        assert len(Store(tmp_path).keys()) == 2
+    assert foreign.exists()
+
+
+FILL = (
+    ROWS
+    + """
+import resource
+store = Store(sys.argv[1])
+store.append(rows(range(10)))
+if sys.argv[2] == "limit":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    store.append(rows(range(10, 300_000)))
+except Exception as error:
+    say(type(error).__name__)
+    say(error)
+store.append(rows(range(10, 20)))
+"""
+)
+
+
+def check_full_disk(path: Path, how: str, reason: str) -> None:
+    name, message = finish(start(FILL, path, how))
+    assert name == "StoreError"
+    assert reason in message and str(path) in message and "299,990 rows" in message
+    with no_warnings():
+        assert_frame_equal(Store(path).runs(), rows(range(20)))
+    assert len(list(path.iterdir())) == 2  # the temporary file is gone
+
+
+def test_a_refused_write_keeps_what_was_stored(tmp_path: Path) -> None:
+    check_full_disk(tmp_path, "limit", "File too large")
+
+
+def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not permitted here; see the test above")
+    try:
+        check_full_disk(tmp_path, "disk", "No space left on device")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_compaction_that_fails_does_not_fail_the_append(tmp_path: Path) -> None:
+    """The batch fits under the limit on a file's size, and the merged file does not."""
+    script = ROWS + (
+        "import resource, warnings\n"
+        "store = Store(sys.argv[1], compact_at=2)\n"
+        "store.append(rows(range(1_500)))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, 25_000))\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    store.append(rows(range(1_500, 3_000)))\n"
+        "say([str(w.message) for w in caught])\n"
+    )
+    (said,) = finish(start(script, tmp_path))
+    assert "could not compact" in said and "File too large" in said
+    assert len(files(tmp_path)) == 2
+    assert_frame_equal(Store(tmp_path).runs(), rows(range(3_000)))
+
+
+def test_columns_may_be_added_and_widened(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(
+        pl.DataFrame({"key": ["a"], "curve": [[]], "divergence_step": [None], "rate": [1]})
+    )
+    later = {"key": ["b"], "new": [True], "curve": [[2.5]], "divergence_step": [7], "rate": [0.5]}
+    store.append(pl.DataFrame(later))
+    expected = pl.DataFrame(
+        {
+            "key": ["a", "b"],
+            "new": [None, True],
+            "curve": [[], [2.5]],
+            "divergence_step": [None, 7],
+            "rate": [1.0, 0.5],
+        }
+    )
+    assert_frame_equal(store.runs(), expected)
+    store.compact()
+    assert len(files(tmp_path)) == 1
+    assert_frame_equal(Store(tmp_path).runs(), expected)
+
+
+@pytest.mark.parametrize("other", ["64", [64], True])
+def test_columns_of_irreconcilable_types_are_refused_by_name(tmp_path: Path, other: object) -> None:
+    """Polars alone would turn the number 64 and the string "64" into strings."""
+    Store(tmp_path).append(pl.DataFrame({"key": ["a"], "width": [64]}))
+    Store(tmp_path).append(pl.DataFrame({"key": ["b"], "width": [other]}))
+    with pytest.raises(StoreError, match=r"'width' is .* and "):
+        Store(tmp_path).runs()
+
+
+def test_a_run_computed_again_after_a_prune_is_stored_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(rows(range(6)))
+    assert store.prune(pl.col("key") == "run-00002") == 1
+    assert store.missing(rows(range(6))["key"]) == ["run-00002"]
+    store.append(rows([2]))
+    assert_frame_equal(Store(tmp_path).runs(), rows(range(6)))
+
+
+def test_pruned_runs_stay_away_when_a_slow_compaction_writes_them_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = Path(store.append(rows(range(6))))
+    content = file.read_bytes()
+    store.prune(pl.col("width") == 4)
+    file.write_bytes(content)
+    assert Store(tmp_path).missing(["run-00002"])
+    Store(tmp_path).compact()
+    assert Store(tmp_path).missing(["run-00002"])
+    assert not file.exists()
+
+
+def test_tombstones_go_a_day_after_their_rows(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(rows(range(6)))
+    store.prune(pl.col("width") == 4)
+    (tombstone,) = files(tmp_path, ".pruned")
+    store.compact()
+    assert tombstone.exists()
+    frame, buffer = pl.read_parquet(tombstone), io.BytesIO()
+    frame.with_columns(pl.col("pruned_at") - pl.duration(days=2)).write_parquet(buffer)
+    tombstone.unlink()
+    old = hashlib.sha256(buffer.getvalue()).hexdigest() + ".pruned"
+    (tmp_path / old).write_bytes(buffer.getvalue())
+    store.compact()
+    assert not files(tmp_path, ".pruned")
+    assert len(store.keys()) == 5
+
+
+def test_temporary_files_are_ignored_and_removed_after_a_day(tmp_path: Path) -> None:
+    fresh, stale = tmp_path / ".a.parquet.1-ff.tmp", tmp_path / ".b.parquet.1-ff.tmp"
+    fresh.write_bytes(b"half")
+    stale.write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 86400
+    os.utime(stale, (two_days_ago, two_days_ago))
+    store = Store(tmp_path)
+    with no_warnings():
+        assert store.keys() == set()
+        store.append(rows([1]))
+    assert fresh.exists() and not stale.exists()
+
+
+def test_many_small_files_become_few(tmp_path: Path) -> None:
+    store = Store(tmp_path, compact_at=8)
+    for n in range(50):
+        store.append(rows([n]))
+        assert len(files(tmp_path)) < 8
+    assert_frame_equal(Store(tmp_path).runs(), rows(range(50)))
+
+
+def test_an_object_store_serves_as_well() -> None:
+    path = "memory://runs-of-test-store"
+    store = Store(path, compact_at=4)
+    assert store.missing(["run-00001"]) == ["run-00001"]
+    for n in range(10):
+        store.append(rows([n, n + 1]))
+    assert store.prune(pl.col("key") > "run-00008") == 2
+    with no_warnings():
+        assert_frame_equal(Store(path).runs(), rows(range(9)))
+    names = [Path(name).suffix for name in fsspec.filesystem("memory").ls(path, detail=False)]
+    assert sorted(names) == [".parquet", ".pruned"]
+
+
+def test_filters_and_columns(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.runs(pl.col("width") > 3).shape == (0, 1)
+    assert store.runs(columns=["key", "width"]).columns == ["key", "width"]
+    assert not any(tmp_path.iterdir())
+    store.append(rows(range(20)))
+    big = store.runs(pl.col("width") >= 64, ["final_validation_loss", "key"])
+    numbers = [n for n in range(20) if n % 8 >= 6]
+    assert_frame_equal(big, rows(numbers).select("final_validation_loss", "key"))
+    assert store.runs(columns=["stored_at"]).height == 20
+    with pytest.raises(ValueError, match=r"depth.*known: \['key', 'width'"):
+        store.runs(pl.col("depth") == 1)
+    with pytest.raises(ValueError, match="depth"):
+        store.prune(pl.col("depth") == 1)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (rows([]), "no rows"),
+        (rows([1]).drop("key"), "string column 'key'"),
+        (rows([1]).with_columns(key=pl.lit(3)), "string column 'key'"),
+        (rows([1, 2]).with_columns(key=pl.lit(None, pl.String)), "2 are null"),
+        (rows([1, 2, 1]), "'run-00001' is repeated"),
+        (rows([1]).with_columns(stored_at=0), "stored_at"),
+    ],
+)
+def test_batches_that_are_not_runs_are_refused(
+    tmp_path: Path, frame: pl.DataFrame, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Store(tmp_path).append(frame)
+    assert not any(tmp_path.iterdir())
+
+
+def test_export_round_trips(tmp_path: Path) -> None:
+    runs = rows(range(5)).with_columns(final_validation_loss=pl.lit(float("inf")))
+    export(runs, tmp_path / "runs.parquet")
+    assert_frame_equal(pl.read_parquet(tmp_path / "runs.parquet"), runs)
+    export(runs, tmp_path / "runs.csv")
+    table = pl.read_csv(tmp_path / "runs.csv")
+    assert table["curve_step"].to_list()[2:] == ["0 1", "0 1 2", "0 1 2 3"]
+    assert table["final_validation_loss"].to_list() == [float("inf")] * 5
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["runs.csv", "runs.parquet"]
+    with pytest.raises(ValueError, match=r"allowed are \.csv and \.parquet"):
+        export(runs, tmp_path / "runs.json")
+    with pytest.raises(StoreError, match="runs"):
+        export(runs, tmp_path / "runs.csv" / "runs.csv")
+
+
+def test_100_000_runs_open_and_filter(tmp_path: Path) -> None:
+    """Prints the time (budget: 1 s); the rows are what is tested."""
+    count, draw = 100_000, np.random.default_rng()
+    curve = np.tile(np.arange(0, 200, 10, dtype=np.int32), (count, 1))
+    frame = pl.DataFrame(
+        {"key": [hashlib.sha256(str(n).encode()).hexdigest() for n in range(count)]}
+        | {f"name_{j}": draw.choice(["sgd", "adam", "isoadam"], count) for j in range(10)}
+        | {f"size_{j}": 2 ** draw.integers(4, 10, count) for j in range(15)}
+        | {f"rate_{j}": 2.0 ** draw.integers(-12, 0, count) for j in range(15)}
+        | {f"flag_{j}": draw.random(count) < 0.5 for j in range(5)}
+        | {f"provenance_{j}": ["0.1.0 of something"] * count for j in range(5)}
+        | {"curve_step": pl.Series(curve).arr.to_list()}
+        | {
+            f"curve_{kind}": pl.Series(
+                draw.normal(size=(count, 20)).astype(np.float32)
+            ).arr.to_list()
+            for kind in ("train_loss", "validation_loss")
+        }
+    )
+    store = Store(tmp_path)
+    for begin in range(0, count, 1_000):
+        store.append(frame[begin : begin + 1_000])
+    wanted = (pl.col("name_0") == "isoadam") & (pl.col("size_0") == 64)
+    began = time.perf_counter()
+    found = Store(tmp_path).runs(wanted)
+    elapsed = time.perf_counter() - began
+    print(f"{count:,} runs in {len(files(tmp_path))} files: open and filter in {elapsed:.2f} s")
+    assert_frame_equal(found, frame.filter(wanted).sort("key"))
+
+
+def test_the_store_needs_no_jax() -> None:
+    script = (
+        "import isolab.results.store, isolab.results.provenance, sys; print('jax' in sys.modules)"
+    )
+    assert finish(start(script)) == ["False"]

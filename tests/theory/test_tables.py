@@ -1,0 +1,344 @@
+"""The table of CLAIMS section 2 out of the rule, and the solver against definition and simulation.
+
+Exponents in the table are sums of halves, exact in binary, and compared with ``==``. Typed ones are
+sums of at most five numbers below 3, whose rounding is below 1e-14; 1e-9, below which the solver
+takes two exponents for equal, is far above that and far below any exponent that matters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from fractions import Fraction
+
+import hypothesis.strategies as st
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+
+from isolab.theory.parameterization import PARAMETERIZATIONS, RULES, Parameterization, Scaling
+from isolab.theory.solution import MATRIX_ROLES, fraction_text
+from isolab.theory.tables import exponents, rate_lines, solve
+
+CONSTANTS = """
+standard   | 0 / 0 / 0      | 0 / 1/2 / 1/2   | 1/2 / 1/2 / 0
+ntk        | 0 / 1/2 / 1/2  | 0 / 0 / 0       | 1/2 / 1 / 1/2
+mup        | -1/2 / 0 / 1/2 | 1/2 / 1/2 / 1/2 | 1/2 / 1 / 1/2
+mean_field | 0 / 1/2 / 1    | 0 / 0 / 0       | 1 / 3/2 / 1
+"""
+
+# Largest stable rate as a power of the width: full, then no alignment.
+POWERS = """
+standard: embedding   | 1/2, 1/2  | 0, 0       | 0, 0
+standard: hidden      | -1/2, 0   | -1, -1/2   | -1/2, 0
+standard: readout     | -1, -1/2  | -1, -1/2   | -1/2, 0
+ntk: embedding        | 1/2, 1/2  | 0, 0       | 0, 0
+ntk: hidden           | 1/2, 1    | -1/2, 0    | -1/2, 0
+ntk: readout          | 0, 1/2    | -1/2, 0    | -1/2, 0
+mup: embedding        | 0, 0      | -1/2, -1/2 | 0, 0
+mup: hidden           | 0, 1/2    | -1, -1/2   | -1/2, 0
+mup: readout          | 0, 1/2    | -1/2, 0    | 0, 1/2
+mean_field: embedding | 1, 1      | 0, 0       | 0, 0
+mean_field: hidden    | 1, 3/2    | -1/2, 0    | -1/2, 0
+mean_field: readout   | 1, 3/2    | 0, 1/2     | 0, 1/2
+"""
+
+
+def lines(table):
+    return [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
+
+
+def table_of_claims():
+    constants = {
+        name: [[float(Fraction(x)) for x in re.split(r" / ", cell)] for cell in cells]
+        for name, *cells in lines(CONSTANTS)
+    }
+    for place, *cells in lines(POWERS):
+        name, role = place.split(": ")
+        a, b, g = (column[MATRIX_ROLES.index(role)] for column in constants[name])
+        for rule, cell in zip(RULES, cells, strict=True):
+            for alignment, power in zip(("full", "none"), cell.split(", "), strict=True):
+                yield (name, rule, alignment, role, a, b, g, float(Fraction(power)))
+
+
+def test_every_cell_of_the_table():
+    expected = set(table_of_claims())
+    columns = ("parameterization", "rule", "alignment", "role", "a", "b", "g", "power")
+    found = exponents()
+    assert len(expected) == 4 * 3 * 2 * 3 == found.height
+    assert set(found.select(columns).iter_rows()) == expected
+    assert (found["c"] + found["power"] == 0).all()
+
+
+def test_a_moved_exponent_moves_its_cell():
+    other = Parameterization("other", Scaling(0, 0), Scaling(0.25, 0.25), Scaling(0, 0.5))
+    found = exponents([other], ["adam"], [0.75])
+    assert found.filter(role="hidden").row(0) == (
+        "other", "adam", "3/4", "hidden", 0.25, 0.25, 0.75, 0.5, -0.5
+    )  # fmt: skip
+
+
+def test_rate_lines_are_straight_with_the_slope_of_the_table():
+    widths = [32, 64, 256, 4096]
+    found = rate_lines(widths, base_width=64)
+    keys = ["parameterization", "rule", "alignment", "role"]
+    joined = found.join(exponents(), on=keys, validate="m:1")
+    assert joined.height == found.height == 72 * len(widths)
+    slopes = joined.with_columns(
+        error=pl.col("factor").log() - pl.col("power") * (pl.col("width") / 64).log()
+    )
+    assert slopes["error"].abs().max() < 1e-12
+    assert (found.filter(width=64)["factor"] == 1).all()
+
+
+def test_powers_of_other_widths_and_selections():
+    found = rate_lines([16], 64, ["ntk"], ["sgd"], ["none"])
+    assert found["factor"].to_list() == [0.5, 0.25, 0.5]  # (1/4)**(1/2, 1, 1/2)
+
+
+# --- the solver ---
+
+typed = st.floats(-1.5, 1.5)
+pairs = st.tuples(typed, typed)
+rules = st.sampled_from(RULES)
+alphas = st.floats(0.5, 1.0)
+
+
+def stable(a_embedding, a_hidden, a_readout, extra):
+    """Pairs of a stable start, from the multipliers' exponents and how far the logits shrink."""
+    return (
+        (a_embedding, -a_embedding),
+        (a_hidden, 0.5 - a_hidden),
+        (a_readout, 0.5 + extra - a_readout),
+    )
+
+
+@given(pairs, pairs, pairs, alphas, rules)
+def test_c_is_the_edge_of_stability(embedding, hidden, readout, alpha, rule):
+    solution = solve(embedding, hidden, readout, alpha, rule)
+    assert solution.per_layer.binding == MATRIX_ROLES
+    larger_rate = solution.judge({role: c - 0.01 for role, c in solution.c.items()})
+    assert larger_rate.growing == MATRIX_ROLES
+    assert not larger_rate.stable
+    smaller_rate = solution.judge({role: c + 0.01 for role, c in solution.c.items()})
+    assert smaller_rate.vanishing == MATRIX_ROLES
+    assert smaller_rate.stable
+    assert not smaller_rate.non_trivial
+
+
+@given(pairs, pairs, pairs, alphas, rules)
+def test_the_common_rate_is_the_largest_that_no_role_forbids(e, h, r, alpha, rule):
+    solution = solve(e, h, r, alpha, rule)
+    common = solution.global_rate
+    limit = max(solution.c.values())
+    assume(not any(1e-10 < limit - c < 1e-8 for c in solution.c.values()))  # a tie or none
+    assert common.stable
+    assert common.non_trivial
+    assert not solution.judge(limit - 1e-6).stable
+    for role in MATRIX_ROLES:
+        assert math.isclose(common.margins[role], limit - solution.c[role], abs_tol=1e-12)
+    assert set(common.binding) == {x for x in MATRIX_ROLES if limit - solution.c[x] <= 1e-9}
+
+
+@given(typed, typed, typed, st.floats(0, 1), st.floats(0, 1))
+def test_alignment_by_role_moves_that_role_alone(a_e, a_h, a_r, alpha_hidden, alpha_readout):
+    given_pairs = stable(a_e, a_h, a_r, 0)
+    measured = {"hidden": alpha_hidden, "readout": alpha_readout}
+    by_role, full = solve(*given_pairs, measured), solve(*given_pairs, 1.0)
+    assert by_role.c["embedding"] == full.c["embedding"]
+    assert math.isclose(by_role.c["hidden"], full.c["hidden"] - 1 + alpha_hidden, abs_tol=1e-12)
+    assert math.isclose(by_role.c["readout"], full.c["readout"] - 1 + alpha_readout, abs_tol=1e-12)
+
+
+@given(typed, typed, typed, st.floats(0, 1))
+def test_a_stable_start_is_recognized(a_embedding, a_hidden, a_readout, extra):
+    solution = solve(*stable(a_embedding, a_hidden, a_readout, extra))
+    assert solution.stable_at_initialization
+    assert "The start is stable." in solution.explain()
+
+
+@given(st.sampled_from(MATRIX_ROLES), st.floats(-1, 1))
+def test_an_unstable_start_names_its_role(role, off):
+    assume(abs(off) > 1e-6)
+    given_pairs = dict(zip(MATRIX_ROLES, stable(0, 0, 0, 0), strict=True))
+    given_pairs[role] = (given_pairs[role][0] + off, given_pairs[role][1])
+    solution = solve(**given_pairs)
+    harmless = role == "readout" and off > 0  # logits that start at zero
+    assert solution.unstable_roles == (() if harmless else (role,))
+    assert math.isclose(solution.initial_powers[role], -off, abs_tol=1e-9)
+    assert ("not stable" in solution.explain()) != harmless
+
+
+SIZES = (2**10, 2**16)
+
+
+def moves(solution, n, rng):
+    """Returns the rms move of each role's output by one step at rate n**-c, fully aligned.
+
+    Embedding -> hidden -> readout, the derivatives by hand. A hidden matrix with Gaussian entries
+    of standard deviation s turns x into a Gaussian of standard deviation s * |x|, and an update
+    outer(u, x) turns x into u * |x|**2, so that no n x n matrix is needed.
+    """
+    p, c, rule = solution.parameterization, solution.c, solution.rule
+    m = {role: n ** -p.scaling(role).a for role in MATRIX_ROLES}
+    s = {role: n ** -p.scaling(role).b for role in MATRIX_ROLES}
+    x0 = m["embedding"] * s["embedding"] * rng.normal(size=n)
+    x1 = m["hidden"] * s["hidden"] * np.linalg.norm(x0) * rng.normal(size=n)
+    g_logit = 1.0  # one logit whose loss has slope 1
+    g1 = m["readout"] * s["readout"] * rng.normal(size=n) * g_logit
+    g0 = m["hidden"] * s["hidden"] * np.linalg.norm(g1) * rng.normal(size=n)
+
+    def step(role, outer_left, outer_right):
+        """Move of the output, by -rate * the rule's step for the gradient outer(left, right)."""
+        rate = n ** -c[role]
+        if rule == "sgd":
+            left, right = outer_left, outer_right
+        else:  # entries of size one; Adafactor then takes the size of the weights
+            left, right = np.sign(outer_left), np.sign(outer_right)
+            rate *= s[role] if rule == "adafactor" else 1.0
+        inputs = {"embedding": np.ones(1), "hidden": x0, "readout": x1}[role]
+        return m[role] * rate * left * float(right @ inputs)
+
+    outputs = {
+        "embedding": step("embedding", m["embedding"] * g0, np.ones(1)),
+        "hidden": step("hidden", m["hidden"] * g1, x0),
+        "readout": step("readout", np.array([m["readout"] * g_logit]), x1),
+    }
+    return {role: float(np.sqrt(np.mean(y**2))) for role, y in outputs.items()}
+
+
+@settings(max_examples=30)
+@given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 0.5), rules)
+def test_steps_at_the_largest_rates_move_outputs_alike_at_every_width(a_e, a_h, a_r, extra, rule):
+    """One simulated step at two widths that are a factor of 64 apart.
+
+    The move's square is a mean over n >= 1024 Gaussians times up to two more such means, whose
+    relative standard deviations are sqrt(2 / 1024) = 0.044 each: in log64 of the root, 3 * 0.022
+    / log(64) = 0.016 at worst; 0.05 is three of those, and the exponents tested differ by more.
+    """
+    solution = solve(*stable(a_e, a_h, a_r, extra), "full", rule)
+    small, large = (moves(solution, n, np.random.default_rng(0)) for n in SIZES)
+    for role in MATRIX_ROLES:
+        slope = math.log(large[role] / small[role]) / math.log(SIZES[1] / SIZES[0])
+        assert abs(slope) < 0.05
+
+
+def test_with_half_a_power_more_they_do_not():
+    solution = solve(rule="adam")
+    faster = type(solution)(
+        solution.parameterization, "adam", solution.alpha, solution.g,
+        {role: c - 0.5 for role, c in solution.c.items()},
+    )  # fmt: skip
+    small, large = (moves(faster, n, np.random.default_rng(0)) for n in SIZES)
+    for role in MATRIX_ROLES:
+        slope = math.log(large[role] / small[role]) / math.log(SIZES[1] / SIZES[0])
+        assert abs(slope - 0.5) < 0.05
+
+
+def named(name, rule):
+    p = PARAMETERIZATIONS[name]
+    return solve(p.embedding, p.hidden, p.readout, "full", rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "c", "binding", "features"),
+    [
+        ("standard", "adam", 1.0, ("hidden", "readout"), True),
+        ("standard", "sgd", 1.0, ("readout",), False),
+        ("ntk", "sgd", 0.0, ("readout",), False),  # the kernel regime
+        ("mup", "sgd", 0.0, MATRIX_ROLES, True),
+        ("mean_field", "sgd", -1.0, MATRIX_ROLES, True),
+        ("mup", "adam", 1.0, ("hidden",), True),
+        ("mup", "adafactor", 0.5, ("hidden",), True),
+    ],
+)
+def test_what_limits_one_rate_for_all(name, rule, c, binding, features):
+    common = named(name, rule).global_rate
+    assert set(common.c.values()) == {c}
+    assert common.binding == binding
+    assert common.features_move == features
+    text = named(name, rule).explain()
+    assert ("only the readout learns" in text) == (not features)
+    assert ("Every role sets that limit" in text) == (binding == MATRIX_ROLES)
+
+
+def test_the_explanation_of_standard_with_adam():
+    *_, embedding, hidden, readout, _, common = solve().explain().splitlines()
+    assert embedding == "Largest stable rate, embedding: n^0, since c = alpha - a = 0 - 0 = 0."
+    assert hidden == "Largest stable rate, hidden: n^(-1), since c = alpha - a = 1 - 0 = 1."
+    assert readout == "Largest stable rate, readout: n^(-1), since c = alpha - a = 1 - 0 = 1."
+    assert common == (
+        "One rate for all roles: n^(-1) at most. Each hidden layer and the readout set that limit."
+        " The embedding could take n^0; at the common rate its updates move its output by n^(-1),"
+        " which vanishes as the width grows."
+    )
+
+
+def test_the_explanation_of_a_start_that_grows():
+    text = str(solve((0.5, -1.0), (0, 0.25), (0, 0.25)))
+    assert (
+        "embedding: a + b = -1/2 is too small, so its output grows as n^(1/2): it must be 0" in text
+    )
+    assert "each layer's output grows as n^(1/4): it must be 1/2." in text
+    assert "the logits grow as n^(1/4): it must be 1/2 or more." in text
+    assert "change a or b of the embedding, each hidden layer and the readout first" in text
+    assert "nothing stands still" not in text
+
+
+def test_markdown_is_a_table_and_the_same_sentences():
+    solution = named("mup", "adafactor")
+    head, _, *rest = solution._repr_markdown_().splitlines()
+    assert head == "| role | a | b | alpha | g | c | rate |"
+    assert rest[0] == "| embedding | -1/2 | 1/2 | 0 | 1/2 | 0 | n^0 |"
+    assert rest[1] == "| hidden | 0 | 1/2 | 1 | 1 | 1/2 | n^(-1/2) |"
+    assert [line.removeprefix("- ") for line in rest[4:]] == solution.explain().splitlines()
+    assert not re.search(r"\d\.\d", solution._repr_markdown_())  # fractions, no decimals
+
+
+def test_its_table_is_the_row_of_exponents():
+    ours = named("ntk", "sgd").table().drop("alpha")
+    theirs = exponents(["ntk"], ["sgd"], ["full"]).select(ours.columns)
+    assert ours.equals(theirs)
+
+
+@given(st.integers(-40, 40), st.integers(1, 16))
+def test_exponents_are_written_as_fractions(numerator, denominator):
+    text = fraction_text(numerator / denominator)
+    assert Fraction(text) == Fraction(numerator, denominator)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: solve(hidden=(0, math.nan)), "b of hidden must be a finite number, got nan"),
+        (lambda: solve(embedding=(math.inf, 0)), "a of embedding must be a finite number, got inf"),
+        (lambda: solve(readout=("1/2", 0)), "a of readout must be a finite number, got '1/2'"),
+        (lambda: solve(readout=0.5), "readout must be a pair (a, b) of numbers, got 0.5"),
+        (lambda: solve(readout=(1, 2, 3)), "readout must be a pair (a, b) of numbers, got (1, 2"),
+        (lambda: solve(readout="01"), "readout must be a pair (a, b) of numbers, got '01'"),
+        (lambda: solve(alignment=0.4), "must lie in [0.5, 1], got 0.4"),
+        (lambda: solve(alignment=math.nan), "alignment must be a finite number, got nan"),
+        (lambda: solve(alignment=None), "alignment must be a finite number, got None"),
+        (lambda: solve(alignment="half"), "unknown alignment 'half'; allowed: ['full', 'none']"),
+        (lambda: solve(alignment={"hidden": 1.0}), "no number for role 'readout'"),
+        (lambda: solve(alignment={"hidden": 2.0, "readout": 1}), "'hidden' must lie in [0, 1]"),
+        (lambda: solve(alignment={"hidden": "1"}), "alignment of hidden must be a finite number"),
+        (lambda: solve(rule="lion"), "unknown rule 'lion'; known: ['adafactor', 'adam', 'sgd']"),
+        (lambda: solve().judge(math.inf), "c of embedding must be a finite number, got inf"),
+        (lambda: solve().judge({"hidden": 1}), "c names ['hidden']; needed: ['embedding'"),
+        (lambda: exponents(["sp"]), "unknown parameterization 'sp'"),
+        (lambda: exponents(rules=["lion"]), "unknown rule 'lion'"),
+        (lambda: exponents(alignments=[2.0]), "must lie in [0.5, 1], got 2.0"),
+        (lambda: rate_lines([0], 64), "width must be a positive number, got 0"),
+    ],
+)
+def test_errors_name_the_value_and_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_generators_serve_as_selections():
+    found = exponents((p for p in ("mup", "ntk")), (r for r in RULES), (a for a in ("full",)))
+    assert found.height == len(list(itertools.product(range(2), RULES, MATRIX_ROLES)))

@@ -1,0 +1,121 @@
+"""Runs divided among devices: the same rows, and each device holds and trains its own part."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isolab.training.config import RunConfig
+from isolab.training.devices import padded
+
+BASE = RunConfig(
+    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=8,
+    learning_rate=0.01, steps=10, warmup_steps=2, evaluate_every=5, validation_windows=16,
+    corpus="zipf_markov:vocab_size=16,length=20000",
+)  # fmt: skip
+RUNS = 11  # not a multiple of the devices: two on each, the last repeated
+
+SCRIPT = """
+import collections, json, sys
+import jax, jax.numpy as jnp
+from isolab import RunConfig, Sweep
+from isolab.sweeps import plan as scheduling
+from isolab.training import train as training
+from isolab.model.corpus import load_corpus, validation_windows
+from isolab.training.devices import device_count, on_each, padded
+
+base, seeds = RunConfig(**json.loads(sys.argv[1])), range(int(sys.argv[2]))
+grid = Sweep(base, seed=seeds)
+scheduling.BATCH_RUNS = 2
+about = {"devices": device_count(), "batches": [len(b) for b in scheduling.plan(grid).batches]}
+reports = []
+results = training.train(grid.configs, on_progress=reports.append)
+with jax.default_device(jax.devices()[3]):
+    about["devices_if_one_is_chosen"] = device_count()
+    alone = training.train(grid.configs)
+about["curves"] = [[[*r.curve_train_loss, *r.curve_validation_loss] for r in rows]
+                   for rows in (results, alone)]
+about["seeds"] = [r.config.seed for r in results]
+about["reported"] = [len(r.validation_loss) for r in reports]
+
+# the same program, from the inside
+program = training.compile_program(training.program_of(base), 16, 8)
+corpus = load_corpus(base.corpus)
+traced = training._stack_traced(padded(grid.configs, 8))
+windows = on_each(tuple(map(jnp.asarray, validation_windows(corpus, 16, base.context))), 8)
+state, _ = program.init(traced, windows)
+step = (state, traced, jnp.int32(0), training._device_tokens(corpus, 8), windows)
+compiled = program.advance.lower(*step).compile().as_text()
+about["collectives"] = [n for n in ("all-reduce", "all-gather", "all-to-all", "collective-permute",
+                                    "reduce-scatter") if n + "(" in compiled]
+about["branches"] = compiled.count(" conditional(")
+state, losses, _ = program.advance(*step)
+leaves = jax.tree.leaves(state)
+about["counters"] = [leaf.sharding.is_fully_replicated for leaf in leaves if leaf.shape == ()]
+held = collections.Counter()
+about["shards"] = []
+for leaf in (leaf for leaf in [*leaves, losses] if leaf.shape):
+    where = {str(s.device): s.data.shape for s in leaf.addressable_shards}
+    held.update(where)
+    about["shards"].append([len(leaf), len(where), sorted({shape[0] for shape in where.values()})])
+about["leaves_by_device"] = sorted(held.values())
+print(json.dumps(about))
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+def on_eight_devices(cache, config):
+    env = os.environ | {
+        # unoptimized code compiles in half the time
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    fields = json.dumps(dataclasses.asdict(config))
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, fields, str(RUNS)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("isoadam", marks=pytest.mark.slow)])
+def test_eight_devices_give_the_rows_of_one(cache, optimizer):
+    base = dataclasses.replace(BASE, optimizer=optimizer)
+    there = on_eight_devices(cache, base)
+    assert there["devices"] == 8
+    assert there["batches"] == [RUNS]  # two a device fit, on one device it would be six batches
+    assert there["seeds"] == list(range(RUNS))
+    assert there["reported"] == [RUNS] * 2
+    assert there["devices_if_one_is_chosen"] == 1
+    eight, one = there["curves"]
+    # the program is compiled for two runs a device and sums in another order: rounding
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    assert len({tuple(curve) for curve in eight}) == RUNS
+
+    # every array of the state lies in eight parts of two runs, and nothing is sent about
+    assert there["shards"] and all(parts == [16, 8, [2]] for parts in there["shards"])
+    assert len(there["leaves_by_device"]) == 8
+    assert there["counters"] and all(there["counters"])
+    assert there["collectives"] == []
+    assert (there["branches"] > 0) == (optimizer == "isoadam")  # refreshes are skipped, not masked
+
+
+@given(count=st.integers(1, 40), devices=st.integers(1, 9))
+def test_padding_repeats_the_last_item_up_to_a_multiple(count, devices):
+    items = list(range(count))
+    filled = padded(items, devices)
+    assert len(filled) % devices == 0 and len(filled) - count < devices
+    assert filled[:count] == items and set(filled[count:]) <= {items[-1]}
