@@ -148,7 +148,7 @@ def carried(part, case, width, column="grid_steps"):
 
 
 def equal_from():
-    """The log2 of the smallest loss scale down to which Adam-atan2's losses are equal to the bit."""
+    """The log2 of the least loss scale to which Adam-atan2 ends on the same bits."""
     high = number(THREE, "flat", "log2_to_scale", case="adam_atan2")
     return high - number(THREE, "flat", "equal_decades", case="adam_atan2") / math.log10(2)
 
