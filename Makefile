@@ -43,7 +43,7 @@ $(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation $(ITSELF)
 endef
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: help workbook lab test test-slow bench $(STAGES) install lock clean
+.PHONY: help workbook lab test test-slow bench results $(STAGES) install lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,9 +65,14 @@ test: .venv/.installed ## lint, typecheck, notebooks, pytest, browser; seconds p
 	printf "\n== seconds per stage\n$$report"; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi
 
-lint: .venv/.installed ## ruff, over code and notebooks
+results: .venv/.installed ## golden verdicts and README's tables from data/reference
+	@$(BIN)/python -m isolab.golden
+	@$(BIN)/python -m isolab.golden --readme
+
+lint: .venv/.installed ## ruff, over code and notebooks; README's results against golden.json
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m isolab.golden --check
 
 typecheck: .venv/.installed ## mypy --strict over isolab/
 	@$(BIN)/mypy

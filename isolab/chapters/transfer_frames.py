@@ -59,7 +59,7 @@ def tuned_runs(runs: pl.DataFrame) -> pl.DataFrame:
     tuned = both.filter(pl.col("hidden") == "1/4 of the others")
     there = tuned.select("parameterization", "width").unique()
     kept = both.join(there, on=["parameterization", "width"], how="semi", maintain_order="left")
-    return _common_seeds(kept, ["parameterization", "hidden"])
+    return _common_seeds(kept, ["parameterization"], ["hidden", "width"])
 
 
 def predicted_exponents(runs: pl.DataFrame) -> pl.DataFrame:
@@ -106,7 +106,7 @@ def embedding_runs(runs: pl.DataFrame) -> pl.DataFrame:
     wider = falling.filter(pl.col("width") > pl.col("base_width"))
     there = wider.select("parameterization").unique()
     kept = both.join(there, on="parameterization", how="semi", maintain_order="left")
-    return _common_seeds(kept, ["parameterization", "embedding"])
+    return _common_seeds(kept, ["parameterization"], ["embedding", "width"])
 
 
 def gamma_runs(runs: pl.DataFrame) -> pl.DataFrame:
@@ -128,7 +128,8 @@ def gamma_runs(runs: pl.DataFrame) -> pl.DataFrame:
         frames.append(alone.with_columns(role=pl.lit(role), gamma=pl.col(f"gamma_{role}")))
     whole = pl.concat(frames)
     there = whole.filter(pl.col("gamma") != 1).select("parameterization").unique()
-    return whole.join(there, on="parameterization", how="semi", maintain_order="left")
+    kept = whole.join(there, on="parameterization", how="semi", maintain_order="left")
+    return _common_seeds(kept, ["parameterization"], ["role", "gamma"])
 
 
 def paired(runs: pl.DataFrame) -> pl.DataFrame:
@@ -142,7 +143,7 @@ def paired(runs: pl.DataFrame) -> pl.DataFrame:
 def _common_seeds(
     runs: pl.DataFrame, by: Sequence[str], across: Sequence[str] = ("width",)
 ) -> pl.DataFrame:
-    """Keeps the seeds that every width of a group has: intervals pair the widths by seed."""
+    """Keeps the seeds that every cell of a group has: comparisons pair the cells by seed."""
     group, cells = list(by), pl.struct(across).n_unique()
     return (
         runs.with_columns(cells.over([*group, "seed"]).alias("has"), cells.over(group).alias("of"))
