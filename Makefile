@@ -66,13 +66,14 @@ test: .venv/.installed ## lint, typecheck, notebooks, pytest, browser; seconds p
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi
 
 results: .venv/.installed ## golden verdicts and README's tables from data/reference
-	@$(BIN)/python -m isolab.golden
-	@$(BIN)/python -m isolab.golden --readme
+	@$(BIN)/python -m isolab.chapters.golden
+	@$(BIN)/python -m isolab.chapters.golden --readme
 
 lint: .venv/.installed ## ruff, over code and notebooks; README's results against golden.json
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m isolab.golden --check
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m isolab.chapters.golden --check
 
 typecheck: .venv/.installed ## mypy --strict over isolab/
 	@$(BIN)/mypy
@@ -99,7 +100,7 @@ install: .venv/.installed ## set up .venv and nothing else
 lock: ## bring requirements.lock up to pyproject.toml (needs uv; LOCK_FLAGS=--upgrade renews all)
 	@uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --quiet $(LOCK_FLAGS) \
-		--extra test --extra dev --extra cluster -o requirements.lock
+		--extra test --extra dev -o requirements.lock
 
 clean: ## remove .venv, build/ and the caches; results in data/ stay
 	@rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

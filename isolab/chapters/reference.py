@@ -27,7 +27,7 @@ from isolab.chapters import (
     transfer_coordinates,
     transfer_reference,
 )
-from isolab.results.provenance import provenance
+from isolab.results.provenance import PACKAGE, provenance
 from isolab.results.store import Store
 from isolab.sweeps.sweep import Sweep, run
 from isolab.training.config import with_later_fields
@@ -55,7 +55,7 @@ def folder(name: str) -> Path:
     """
     if name not in SWEEPS | TABLES:
         raise ValueError(f"unknown reference results {name!r}; known: {sorted(SWEEPS | TABLES)}")
-    return Path(__file__).resolve().parents[2] / "data" / "reference" / name
+    return PACKAGE.parent / "data" / "reference" / name
 
 
 def load(name: str) -> pl.DataFrame:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from isolab.results.provenance import PACKAGE
+
 
 class Entry(NamedTuple):
     """A file of a folder as listed; a changed size or time means that it must be read again."""
@@ -135,9 +137,8 @@ def runs_folder() -> str:
     named = os.environ.get("ISOLAB_RUNS")
     if named:
         return named
-    root = Path(__file__).resolve().parents[2]
-    if (root / "pyproject.toml").is_file():
-        return str(root / "data" / "runs")
+    if (PACKAGE.parent / "pyproject.toml").is_file():
+        return str(PACKAGE.parent / "data" / "runs")
     from platformdirs import user_data_path
 
     return str(user_data_path("isolab") / "runs")

@@ -13,14 +13,13 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
 
 from isolab.model.corpus import load_corpus
 from isolab.results.folder import Folder, runs_folder
-from isolab.results.provenance import provenance
+from isolab.results.provenance import PACKAGE, provenance
 from isolab.training.config import RunConfig
 
 Frames = TypeVar("Frames", pl.DataFrame, tuple[pl.DataFrame, ...])
@@ -80,10 +79,9 @@ def _key(measure: Callable[..., Any], arguments: Any, options: Any) -> str:
 @functools.cache
 def _code() -> str:
     """Returns a hash of all of isolab's sources."""
-    root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -10,6 +10,9 @@ import subprocess
 from pathlib import Path
 
 UNKNOWN = "unknown"
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder of isolab's own files; in a checkout its parent is the repository."""
+
 COMMAND_SECONDS = 10  # no result waits longer than this for git
 
 
@@ -35,7 +38,7 @@ def _gathered() -> tuple[tuple[str, str], ...]:
             "isolab_version": _version("isolab"),
             "jax_version": _version("jax"),
             "device": device(),
-            "git_revision": git_revision(Path(__file__).resolve().parents[1]),
+            "git_revision": git_revision(PACKAGE),
             "python_version": platform.python_version(),
             "cpu": cpu_model(),
         }.items()

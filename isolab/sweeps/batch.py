@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 
 from isolab.model.corpus import load_corpus
-from isolab.results.provenance import provenance
+from isolab.results.provenance import PACKAGE, provenance
 from isolab.training.config import RunConfig
 from isolab.training.memory import runs_that_fit
 from isolab.training.result import Result
@@ -85,11 +84,9 @@ def check_keys(batch: Batch, keys: Sequence[str]) -> None:
     Raises:
         ValueError: they differ, so that the results would not be those that the caller asked for.
     """
-    from isolab import __file__ as package
-
     if keys_of(batch) != list(keys):
         raise ValueError(
-            f"the corpus {batch[0].corpus!r} (or isolab, at {os.path.dirname(package)}) of this"
+            f"the corpus {batch[0].corpus!r} (or isolab, at {PACKAGE}) of this"
             " worker is not the caller's: the same Python, isolab and files are needed on both"
         )
 

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from isolab import golden, golden_text
-from isolab.golden_text import number
+from isolab.chapters import golden, golden_text
+from isolab.chapters.golden_text import number
 
 CHAPTERS = ("speedup", "transfer", "epsilon")
 NOTEBOOKS = golden.ROOT / "notebooks"

@@ -1,7 +1,8 @@
 """Golden verdicts: every claim and quoted number of the chapters, from the reference runs alone.
 
-``python -m isolab.golden`` writes them to ``data/reference/golden.json``; with ``--readme`` it
-writes README.md's sections of results from that file, with ``--check`` it says which are stale.
+``python -m isolab.chapters.golden`` writes them to ``data/reference/golden.json``; with
+``--readme`` it writes README.md's sections of results from that file, with ``--check`` it says
+which are stale.
 Nothing is trained: seconds on one core.
 """
 
@@ -10,20 +11,21 @@ from __future__ import annotations
 import json
 import math
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
 import typer
 
-from isolab import coordinates, golden_text, gradients, presets, reference
+from isolab import chapters as presets
 from isolab.analysis import epsilon, optimum, speedup, transfer
-from isolab.analysis import epsilon_claims as about_epsilon
-from isolab.analysis import transfer_claims as about_transfer
 from isolab.analysis.claim import Claim
-from isolab.benchmarks import step_time
+from isolab.chapters import epsilon_claims as about_epsilon
+from isolab.chapters import golden_text, reference
+from isolab.chapters import transfer_claims as about_transfer
+from isolab.measure import coordinates, gradients, step_time
+from isolab.results.provenance import PACKAGE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
 GOLDEN = ROOT / "data" / "reference" / "golden.json"
 README = ROOT / "README.md"
 
