@@ -29,6 +29,7 @@ from isolab.chapters import (
 )
 from isolab.results.provenance import PACKAGE, provenance
 from isolab.results.store import Store
+from isolab.sweeps.batch import rows_of as find_rows
 from isolab.sweeps.sweep import Sweep, run
 from isolab.training.config import with_later_fields
 
@@ -78,15 +79,15 @@ def load(name: str) -> pl.DataFrame:
 
 
 def rows_of(runs: pl.DataFrame, sweep: Sweep) -> pl.DataFrame:
-    """Returns the runs of a frame that are a sweep's.
+    """Returns the runs of a frame that are a sweep's, a row for each config, in its order.
 
     Args:
-        runs: a row per run, with ``key`` and ``corpus_fingerprint``.
+        runs: a row per run, with ``key``, ``corpus`` and ``corpus_fingerprint``.
         sweep: what to look for; runs that the frame does not hold are left out.
     """
-    fingerprints = runs["corpus_fingerprint"].unique()
-    keys = {config.key(fingerprint) for config in sweep for fingerprint in fingerprints}
-    return runs.filter(pl.col("key").is_in(list(keys)))
+    trained_on = dict(runs.select("corpus", "corpus_fingerprint").unique().iter_rows())
+    configs = [config for config in sweep if config.corpus in trained_on]
+    return find_rows(configs, runs, trained_on)
 
 
 def beside(reference: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from isolab.benchmarks import step_time
 from isolab.chapters.settings import choose, rates, require_several
+from isolab.measure import step_time
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -71,11 +71,46 @@ def results_frame(results: Sequence[Result]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides=_SCHEMA, infer_schema_length=None)
 
 
+def fingerprints_of(configs: Iterable[RunConfig]) -> dict[str, str]:
+    """Returns each corpus's fingerprint by its name; looking one up takes some 10 ms."""
+    return {name: load_corpus(name).fingerprint for name in {c.corpus for c in configs}}
+
+
 def keys_of(configs: Sequence[RunConfig]) -> list[str]:
-    """Returns the runs' keys; each corpus is looked up once, as that takes some 10 ms."""
-    names = {config.corpus for config in configs}
-    fingerprints = {name: load_corpus(name).fingerprint for name in names}
+    """Returns the runs' keys."""
+    fingerprints = fingerprints_of(configs)
     return [config.key(fingerprints[config.corpus]) for config in configs]
+
+
+def rows_of(
+    configs: Sequence[RunConfig], runs: pl.DataFrame, fingerprints: Mapping[str, str] | None = None
+) -> pl.DataFrame:
+    """Returns a row for each config whose run a frame holds, in order, with the config's fields.
+
+    A frame that holds a run once, as at the base width, where all rules are one, gives it to every
+    config that means it.
+
+    Args:
+        configs: what to look for.
+        runs: a row per run, with ``key``.
+        fingerprints: of the corpora that the runs were trained on, by name; default: as they are
+            on this machine.
+    """
+    if fingerprints is None:
+        fingerprints = fingerprints_of(configs)
+    place = {key: number for number, key in enumerate(runs["key"])}
+    found = []
+    for config in configs:
+        keys = config.keys(fingerprints[config.corpus])
+        at = next((place[key] for key in keys if key in place), None)
+        if at is not None:
+            found.append((at, keys[0], config.rate_rule, config.eps_rule))
+    names = ("key", "rate_rule", "eps_rule")
+    rows = runs[[at for at, *_ in found]]
+    values = zip(*(labels for _, *labels in found), strict=True) if found else ((), (), ())
+    return rows.with_columns(
+        pl.Series(name, list(column), pl.String) for name, column in zip(names, values, strict=True)
+    )
 
 
 def check_keys(batch: Batch, keys: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import polars as pl
 
 from isolab.results.provenance import provenance
 from isolab.results.store import Store
-from isolab.sweeps.batch import Batch, evenly, keys_of
+from isolab.sweeps.batch import Batch, evenly, fingerprints_of
 from isolab.training.config import TRACED, RunConfig
 from isolab.training.devices import device_count
 from isolab.training.train import program_of
@@ -29,13 +29,13 @@ class Plan:
     """What a sweep will do.
 
     Attributes:
-        keys: key of every run, in the sweep's order.
-        cached: keys whose results are stored.
+        keys: key of every run, in the sweep's order, each once.
+        stored: every key, present or former, of the runs whose results are stored.
         batches: the rest, as batches of runs that share a program and a horizon.
     """
 
     keys: tuple[str, ...]
-    cached: frozenset[str]
+    stored: frozenset[str]
     batches: tuple[Batch, ...]
 
     def __str__(self) -> str:
@@ -60,8 +60,14 @@ def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int 
             that none costs more than a process's share of the whole over ``BATCHES_EACH``.
     """
     listed = list(sweep)
-    configs = dict(zip(keys_of(listed), listed, strict=True))
-    cached = frozenset(configs) - set(store.missing(configs)) if store else frozenset()
+    fingerprints = fingerprints_of(listed)
+    spelled = {config: config.keys(fingerprints[config.corpus]) for config in listed}
+    configs: dict[str, RunConfig] = {}
+    for config, keys in spelled.items():
+        configs.setdefault(keys[0], config)
+    every = [key for keys in spelled.values() for key in keys]
+    stored = frozenset(every) - set(store.missing(every)) if store else frozenset()
+    cached = {keys[0] for keys in spelled.values() if not stored.isdisjoint(keys)}
     groups: dict[Any, list[str]] = {}
     for key, config in configs.items():
         groups.setdefault((program_of(config), config.steps), []).append(key)
@@ -71,7 +77,7 @@ def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int 
         for (program, _), group in groups.items()
         for keys in evenly(group, limits[program])
     ]
-    return Plan(tuple(configs), cached, tuple(batch for batch in batches if batch))
+    return Plan(tuple(configs), stored, tuple(batch for batch in batches if batch))
 
 
 def _limits(runs: Mapping[tuple[RunConfig, int], int], processes: int) -> dict[RunConfig, int]:

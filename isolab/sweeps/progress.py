@@ -74,7 +74,8 @@ class Board:
 
     def stopped(self, place: str) -> str:
         """Returns what to tell when Ctrl-C has stopped the sweep."""
-        stored = len(self._planned.cached) + self._runs
+        todo = sum(len(batch) for batch in self._planned.batches)
+        stored = len(self._planned.keys) - todo + self._runs
         return (
             f"stopped by Ctrl-C: {stored} of {len(self._planned.keys)} runs are stored in {place};"
             " the same call goes on from there"

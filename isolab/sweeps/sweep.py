@@ -16,7 +16,7 @@ import polars as pl
 
 from isolab.results.folder import runs_folder
 from isolab.results.store import Store
-from isolab.sweeps.batch import Batch, train_batch
+from isolab.sweeps.batch import Batch, rows_of, train_batch
 from isolab.sweeps.plan import plan
 from isolab.sweeps.pool import process_count, train_in_processes
 from isolab.sweeps.progress import Board
@@ -163,15 +163,14 @@ def run(
             kept = Store(kept)
         planned = plan(configs, kept, several)
         frames = []
-        if planned.cached and kept:
-            frames.append(kept.runs(pl.col("key").is_in(list(planned.cached))))
+        if planned.stored and kept:
+            frames.append(kept.runs(pl.col("key").is_in(list(planned.stored))))
         if planned.batches:
             board = Board(planned, kept, progress)
             several = process_count(processes, len(planned.batches))
             frames += _train(planned.batches, kept, board, client, resources, memory_bytes, several)
     table = with_later_fields(pl.concat(frames, how="diagonal_relaxed"))
-    order = pl.DataFrame({"key": planned.keys})
-    return order.join(table, on="key", how="left", maintain_order="left").select(table.columns)
+    return rows_of(configs, table)
 
 
 def _train(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from isolab.model.transformer import TransformerConfig
@@ -258,9 +258,27 @@ class RunConfig:
     def key(self, fingerprint: str) -> str:
         """Returns the run's identity: SHA-256 of its canonical JSON, recipe and corpus.
 
-        Fields at their default are left out, so that a field which is added later, with a default
-        that means what was done before, leaves the keys of stored runs as they are.
+        At the base width all rate rules and eps rules are one run, and have one key. Fields at
+        their default are left out, so that a field which is added later, with a default that means
+        what was done before, leaves the keys of stored runs as they are.
         """
+        return self.keys(fingerprint)[0]
+
+    def keys(self, fingerprint: str) -> list[str]:
+        """Returns the run's key, and the others under which an earlier version may have stored it.
+
+        Until keys became canonical, a run at the base width was stored under its own rules' names.
+        """
+        if self.width != self.base_width:
+            return [self._key(fingerprint)]
+        takes = entry(self.optimizer).takes_eps_by_parameter
+        return [
+            replace(self, rate_rule=rate_rule, eps_rule=eps_rule)._key(fingerprint)
+            for eps_rule in (_CHOICES["eps_rule"] if takes else ("same",))
+            for rate_rule in _CHOICES["rate_rule"]
+        ]
+
+    def _key(self, fingerprint: str) -> str:
         usual = {field.name: field.default for field in fields(self)}
         content = {name: value for name, value in self.row().items() if value != usual[name]}
         content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}

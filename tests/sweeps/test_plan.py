@@ -39,7 +39,7 @@ def test_batches_do_not_depend_on_what_is_stored(data, seeds):
     key = dict(zip(sweep, whole.keys, strict=True))
     left = [tuple(c for c in batch if key[c] not in stored) for batch in whole.batches]
     assert rest.batches == tuple(batch for batch in left if batch)
-    assert rest.cached == stored
+    assert rest.stored == stored
     assert rest.keys == whole.keys
 
 

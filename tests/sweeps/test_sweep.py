@@ -132,7 +132,7 @@ def test_stored_runs_are_not_trained_again(first):
     assert again["seed"].to_list() == [1, 0]
     # step_seconds is a time: equal bits mean that nothing ran
     assert again["step_seconds"].to_list() == before["step_seconds"].to_list()[::-1]
-    assert plan(Sweep(BASE, seed=[0, 1, 2]), store).cached == set(before["key"])
+    assert plan(Sweep(BASE, seed=[0, 1, 2]), store).stored == set(before["key"])
 
 
 def test_a_stored_and_a_new_run_make_one_table(first):
