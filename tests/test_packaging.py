@@ -16,7 +16,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("cluster", "test", "dev")  # those that requirements.lock and environment.yml install
+EXTRAS = ("test", "dev")  # those that requirements.lock and environment.yml install
 LOCK = (ROOT / "requirements.lock").read_text()
 
 

@@ -62,7 +62,7 @@ def test_star_import_gives_every_name():
 
 def test_names_do_not_change_when_their_modules_are_loaded():
     code = (
-        "import isolab, isolab.parameterization, isolab.optimizers.iso, isolab.sweeps.sweep;"
+        "import isolab, isolab.theory.parameterization, isolab.optimizers.iso, isolab.sweeps.sweep;"
         "print(callable(isolab.parameterization), callable(isolab.iso), callable(isolab.run))"
     )
     assert fresh(code).split() == ["True"] * 3

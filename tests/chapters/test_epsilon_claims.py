@@ -5,7 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from isolab.analysis import epsilon, epsilon_claims, transfer
+from isolab.analysis import epsilon, transfer
+from isolab.chapters import epsilon_claims
 
 
 def runs(losses_by_scale):

@@ -38,7 +38,7 @@ def test_provenance_says_what_is_there(name):
     assert not any("unknown" in value for value in said["sources"].values())
 
 
-@pytest.mark.parametrize("name", sorted(reference.TABLES))
+@pytest.mark.parametrize("name", ["alignment", "coordinates", "gradients"])
 def test_tables_hold_every_parameterization_with_their_provenance(name):
     table = reference.load(name)
     assert table["parameterization"].n_unique() == 4
@@ -66,7 +66,7 @@ def test_unknown_and_absent_results_are_said_in_words(tmp_path):
     # an installed package: the module without the repository around it
     script = (
         "import pathlib, isolab.chapters.reference as r;"
-        f" r.__file__ = {str(tmp_path / 'isolab' / 'reference.py')!r}; r.load({NAMES[0]!r})"
+        f" r.PACKAGE = pathlib.Path({str(tmp_path / 'isolab')!r}); r.load({NAMES[0]!r})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode

@@ -7,7 +7,7 @@ import math
 import polars as pl
 import pytest
 
-from isolab.analysis import transfer_claims
+from isolab.chapters import transfer_claims
 
 
 def row(name, middle, half, rule, scaling="standard", optimizer="adam", **more):

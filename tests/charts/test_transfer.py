@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolab import charts, theory
+from isolab import charts
 from isolab.analysis.exponent import exponents
 from isolab.analysis.optimum import optima
 from isolab.analysis.ranking import ranking
 from isolab.analysis.regret import regrets, sensitivities
 from isolab.charts import renderer
 from isolab.charts.picture import size
+from isolab.theory import tables
 
 RATES = tuple(2.0**k for k in range(-11, -3))
 BY = ["parameterization", "rate_rule"]
@@ -71,7 +72,7 @@ def fitted(runs, by=BY):
 
 
 def lines():
-    return theory.rate_lines([32, 128, 512], 32, ["mup", "standard"], ["adam", "sgd"])
+    return tables.rate_lines([32, 128, 512], 32, ["mup", "standard"], ["adam", "sgd"])
 
 
 GONE = tuple(("mup", 128, rate, seed) for rate, seed in ((RATES[-1], 0), (RATES[-1], 1)))
@@ -133,7 +134,7 @@ def test_every_chart_is_strict_json_with_titles_and_is_drawn_by_both_vega_lites(
 def test_theory_draws_every_line_with_its_power(drawn, titles):
     chart = charts.theory_rates(lines())
     assert titles(chart) == ["standard; SGD", "standard; Adam", "muP; SGD", "muP; Adam"]
-    table = theory.exponents()
+    table = tables.exponents()
     names = {"full": "full alignment", "none": "no alignment"}
     rows = list(itertools.chain(*drawn(chart, "line", "muP; Adam")))
     for role, alignment in itertools.product(("embedding", "hidden", "readout"), ("full", "none")):

@@ -316,7 +316,8 @@ assert callable(isolab.parameterization) and isolab.parameterization("mup")
 assert callable(isolab.isoadam) and isinstance(isolab.optimizers, types.ModuleType)
 assert "jax" in sys.modules
 from isolab import *
-import isolab.sweeps.sweep, isolab.parameterization, isolab.optimizers.iso, isolab.model.transformer
+import isolab.sweeps.sweep, isolab.theory.parameterization, isolab.optimizers.iso
+import isolab.model.transformer
 for name in isolab.__all__:
     assert not isinstance(getattr(isolab, name), types.ModuleType), name
     assert getattr(isolab, name) is globals()[name], name
