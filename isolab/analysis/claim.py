@@ -177,7 +177,7 @@ class Claim:
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {"text/plain": str(self), "text/html": self._html(), MIME: self._json()}
+        return {"text/plain": str(self), "text/html": self._html(), MIME: self.to_dict()}
 
     def _html(self) -> str:
         # No table (JupyterLab stripes those) and no text colour: it inherits the theme's.
@@ -196,7 +196,7 @@ class Claim:
             f"<div><b>{html.escape(self.question)}</b></div>{''.join(rows)}</div>"
         )
 
-    def _json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Returns the claim as strict JSON; an infinite number is null, as JSON has none."""
         pair = self.threshold if isinstance(self.threshold, tuple) else None
         return {

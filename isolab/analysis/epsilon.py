@@ -7,8 +7,8 @@ r"""What epsilon and the scale of the loss do to the final loss, and where 1e-8 
 :func:`eps_map`          mean final loss of every cell of a map of eps and width, or loss scale
 :func:`flat_decades`     decades of loss scale over which the final loss stays as it is
 :func:`eps_lines`        the eps that equals a role's gradient, for a map
-:func:`bite_width`       width at which eps is as large as a role's gradient, extrapolated
-:func:`equivalence`      are two sweeps the same at their best rates, within a margin?
+:func:`crossing_width`       width at which eps is as large as a role's gradient, extrapolated
+:func:`tost`           are two sweeps the same at their best rates, within a margin?
 =======================  ===========================================================================
 
 Reference: Everett et al., arXiv:2407.05872, section 4.3.
@@ -23,28 +23,29 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.bite import bite_width, eps_lines
-from isolab.analysis.equivalence import Equivalence, check_positive, equivalence
+from isolab.analysis.crossing import crossing_width, eps_lines
 from isolab.analysis.seeds import (
     Array,
     LossTable,
     check_confidence,
+    check_positive,
     loss_table,
     require_columns,
     student_interval,
 )
+from isolab.analysis.tost import TostResult, tost
 from isolab.training.config import with_later_fields
 
 __all__ = [
-    "Equivalence",
+    "TostResult",
     "at_best_eps",
-    "bite_width",
     "cases",
+    "crossing_width",
     "eps_lines",
     "eps_map",
-    "equivalence",
+    "eps_text",
     "flat_decades",
-    "said",
+    "tost",
     "variants",
 ]
 
@@ -113,19 +114,19 @@ def cases(runs: pl.DataFrame) -> pl.DataFrame:
     named = variants(runs)
     require_columns(named, ["eps"])
     values = named["eps"].unique().drop_nulls()
-    words = [f", eps = {said(eps)}" for eps in values]
+    words = [f", eps = {eps_text(eps)}" for eps in values]
     eps = pl.col("eps").replace_strict(values, words, default=None, return_dtype=pl.String)
     return named.with_columns(
         pl.concat_str(pl.col("variant"), eps, ignore_nulls=True).alias("case")
     )
 
 
-def said(eps: float) -> str:
+def eps_text(eps: float) -> str:
     """Returns an eps as people write it.
 
     Example:
-        >>> said(1e-8), said(1e-5), said(0.01), said(0.0)
-        ('1e-8', '1e-5', '0.01', '0')
+        >>> [eps_text(eps) for eps in (1e-8, 1e-5, 0.01, 0.0)]
+        ['1e-8', '1e-5', '0.01', '0']
     """
     return f"{eps:.3g}".replace("e-0", "e-")
 

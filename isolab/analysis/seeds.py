@@ -204,7 +204,20 @@ def student_interval(values: Array, confidence: float = 0.95) -> tuple[float, fl
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def seed_interval(values: Array, confidence: float) -> tuple[float, float]:
+    """Returns Student's interval of a mean over seeds; (-inf, inf) for one seed, or not finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return -math.inf, math.inf
+    return student_interval(values, confidence)
+
+
 def check_confidence(confidence: float) -> None:
     """Raises ValueError unless ``confidence`` lies strictly between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` is a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; allowed: a finite number above 0")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import Array, require_columns, student_interval
+from isolab.analysis.seeds import Array, require_columns
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,6 @@ def width_lines(sizes: Array, widths: Sequence[float]) -> WidthLines:
     misfit = (y - intercepts[:, None] - slopes[:, None] * x).mean(axis=0)
     residual = float(np.sqrt(np.mean(misfit**2)))
     return WidthLines(tuple(map(float, widths)), slopes, intercepts, residual)
-
-
-def seed_interval(values: Array, confidence: float) -> tuple[float, float]:
-    """Returns Student's interval of a mean over seeds; (-inf, inf) for one seed, or not finite."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return -math.inf, math.inf
-    return student_interval(values, confidence)
 
 
 def size_tables(

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.claim import Claim, interval_of, reason_of
-from isolab.analysis.equivalence import Equivalence
+from isolab.analysis.tost import TostResult
 
 SOURCE = "arXiv:2407.05872, section 4.3"
 DECADES = 12.0
@@ -70,7 +70,7 @@ def shift_claim(shifts: pl.DataFrame, case: str, breaks: bool) -> Claim:
     )
 
 
-def equivalence_claim(found: Equivalence, against: str) -> Claim:
+def equivalence_claim(found: TostResult, against: str) -> Claim:
     """Asks whether Adam-atan2 ends on the loss of Adam, both at their best rates.
 
     Args:

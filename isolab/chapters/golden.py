@@ -215,7 +215,7 @@ def epsilon_tables() -> dict[str, pl.DataFrame]:
         "gradients": gradients.gradient_exponents(measured).select(
             "parameterization", "role", "theory", *_with_ends("exponent")
         ),
-        "bite": epsilon.bite_width(hidden).select(
+        "bite": epsilon.crossing_width(hidden).select(
             "parameterization",
             *_with_ends("width"),
             "theory_width",
@@ -258,7 +258,7 @@ def compute() -> dict[str, Any]:
     }
     return {
         name: {
-            "claims": {key: claim._json() for key, claim in claims().items()},
+            "claims": {key: claim.to_dict() for key, claim in claims().items()},
             "tables": {key: _columns(table) for key, table in tables().items()},
         }
         for name, (claims, tables) in chapters.items()
@@ -374,10 +374,10 @@ def _tuned(name: str, seeds: int | None = None) -> pl.DataFrame:
     return runs.filter(pl.col("case") == case)
 
 
-def _equivalence(one: str, other: str, seeds: int | None = None) -> epsilon.Equivalence:
+def _equivalence(one: str, other: str, seeds: int | None = None) -> epsilon.TostResult:
     """Compares runs of :func:`_tuned`, of the first so many seeds alone (None: of all)."""
     first, second = _tuned(one, seeds), _tuned(other, seeds)
-    return epsilon.equivalence(first, second, about_epsilon.MARGIN, across=["width"])
+    return epsilon.tost(first, second, about_epsilon.MARGIN, across=["width"])
 
 
 def _gap(by_width: pl.DataFrame, part: str, said: str) -> float:

@@ -35,8 +35,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from isolab.analysis.seeds import check_confidence, require_columns
-from isolab.analysis.width_lines import seed_interval, width_lines
+from isolab.analysis.seeds import check_confidence, require_columns, seed_interval
+from isolab.analysis.width_lines import width_lines
 from isolab.model.corpus import load_corpus
 from isolab.model.probe import Layer, activations, rms
 from isolab.training.config import RunConfig

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isolab.analysis.seeds import check_confidence
-from isolab.analysis.width_lines import seed_interval, size_tables, width_lines
+from isolab.analysis.seeds import check_confidence, seed_interval
+from isolab.analysis.width_lines import size_tables, width_lines
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.model.probe import rms
 from isolab.model.transformer import next_token_loss, roles

@@ -145,7 +145,7 @@ def test_a_number_is_contained_or_not_and_its_rival_must_not_be(interval, verdic
     claim = Claim("Which exponent?", interval[0], interval, -1.0, "contains", rival=-0.5)
     assert claim.verdict == verdict
     assert "contains -1 and not -0.5" in str(claim)
-    assert claim._json()["rival"] == -0.5
+    assert claim.to_dict()["rival"] == -0.5
     if verdict == "inconclusive":
         assert "also contains -0.5" in claim.reason
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolab.analysis.epsilon import bite_width, eps_lines, eps_map, flat_decades, variants
+from isolab.analysis.epsilon import crossing_width, eps_lines, eps_map, flat_decades, variants
 
 
 def scaled(offsets, seeds=3, spread=0.0, rng=None, **columns):
@@ -169,7 +169,7 @@ def gradients(power=1.0, seeds=3, widths=(32, 64, 128), spread=0.1, name="mup", 
 @settings(max_examples=25)
 @given(power=st.floats(0.3, 2), eps=st.floats(-12, -2), ratio=st.floats(0.1, 10))
 def test_the_line_crosses_eps_where_it_must(power, eps, ratio):
-    row = bite_width(gradients(power), 10.0**eps, ratio).row(0, named=True)
+    row = crossing_width(gradients(power), 10.0**eps, ratio).row(0, named=True)
     wanted = 32 * (1e-3 * ratio / 10.0**eps) ** (1 / power)
     assert row["width"] == pytest.approx(wanted, rel=1e-6)
     assert row["width_low"] < row["width"] < row["width_high"]
@@ -181,7 +181,7 @@ def test_the_line_crosses_eps_where_it_must(power, eps, ratio):
 
 
 def test_the_interval_over_seeds_is_that_of_the_logarithm():
-    row = bite_width(gradients(1.0, spread=1.0), 1e-8).row(0, named=True)
+    row = crossing_width(gradients(1.0, spread=1.0), 1e-8).row(0, named=True)
     # crossings a factor of 2 apart: s = 1 in log2, t(2) = 4.303
     half = 4.302653 / math.sqrt(3)
     assert math.log2(row["width"] / row["width_low"]) == pytest.approx(half, rel=1e-5)
@@ -189,16 +189,16 @@ def test_the_interval_over_seeds_is_that_of_the_logarithm():
 
 
 def test_how_far_it_reaches_is_said():
-    assert "extrapolated 4.4 decades beyond width 128" in bite_width(gradients())["note"][0]
-    assert bite_width(gradients(), eps=5e-4)["note"][0] == "within the measured widths"
-    assert bite_width(gradients(), eps=1e-2)["note"][0] == "extrapolated below width 32"
-    one = bite_width(gradients(seeds=1)).row(0, named=True)
+    assert "extrapolated 4.4 decades beyond width 128" in crossing_width(gradients())["note"][0]
+    assert crossing_width(gradients(), eps=5e-4)["note"][0] == "within the measured widths"
+    assert crossing_width(gradients(), eps=1e-2)["note"][0] == "extrapolated below width 32"
+    one = crossing_width(gradients(seeds=1)).row(0, named=True)
     assert one["note"].endswith("one seed: no interval")
     assert (one["width_low"], one["width_high"]) == (0.0, math.inf)
 
 
 def test_a_gradient_that_does_not_fall_never_meets_eps():
-    flat = bite_width(gradients(0.0, name="standard", role="readout")).row(0, named=True)
+    flat = crossing_width(gradients(0.0, name="standard", role="readout")).row(0, named=True)
     assert flat["width"] == flat["theory_width"] == math.inf and flat["width_low"] == 0
     assert "does not fall with the width" in flat["note"]
 
@@ -207,7 +207,7 @@ def test_a_slope_that_may_be_0_leaves_the_upper_end_open():
     uneven = gradients(0.2).with_columns(
         pl.col("gradient_rms") * (pl.col("width") / 32) ** (0.15 * (pl.col("seed") - 1))
     )
-    row = bite_width(uneven).row(0, named=True)
+    row = crossing_width(uneven).row(0, named=True)
     assert row["width"] < row["width_high"] == math.inf
 
 
@@ -238,10 +238,10 @@ def test_lines_of_a_map():
         (lambda: flat_decades(scaled({-1: 0.0, -2: 0.0}), 0.1), "needs 1 and another one"),
         (lambda: flat_decades(scaled({0: 0.0, -1: 0.0}), 0.0), "margin is 0.0; allowed"),
         (lambda: flat_decades(scaled({0: 0.0, -1: 0.0})[1:], 0.1), "unequal seeds"),
-        (lambda: bite_width(gradients(), eps=0.0), "eps is 0.0; allowed"),
-        (lambda: bite_width(gradients(), ratio=-1.0), "ratio is -1.0; allowed"),
-        (lambda: bite_width(gradients(widths=(32,))), "needs at least 2 widths"),
-        (lambda: bite_width(gradients().with_columns(gradient_rms=0.0)), "must be positive"),
+        (lambda: crossing_width(gradients(), eps=0.0), "eps is 0.0; allowed"),
+        (lambda: crossing_width(gradients(), ratio=-1.0), "ratio is -1.0; allowed"),
+        (lambda: crossing_width(gradients(widths=(32,))), "needs at least 2 widths"),
+        (lambda: crossing_width(gradients().with_columns(gradient_rms=0.0)), "must be positive"),
         (lambda: eps_lines(gradients(), 32, loss_scales=[1.0]), "without a width"),
         (lambda: eps_lines(gradients(), 32, 48, [1.0]), "no gradients at width 48"),
         (lambda: eps_lines(pl.concat([gradients(), gradients(name="ntk")]), 32), "keep one param"),

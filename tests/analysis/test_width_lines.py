@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolab.analysis.width_lines import seed_interval, size_tables, width_lines
+from isolab.analysis.seeds import seed_interval
+from isolab.analysis.width_lines import size_tables, width_lines
 
 
 @settings(max_examples=30)

@@ -89,10 +89,10 @@ def test_equivalence_needs_its_interval_within_the_margin():
     both = sweep({("adam", 1e-8): 0.0, ("adam_atan2", None): 0.0})
     adam = both.filter(optimizer="adam")
     atan2 = both.filter(optimizer="adam_atan2")
-    same = epsilon.equivalence(atan2, adam, epsilon_claims.MARGIN, across=["width"])
+    same = epsilon.tost(atan2, adam, epsilon_claims.MARGIN, across=["width"])
     assert epsilon_claims.equivalence_claim(same, "eps = 1e-8").verdict == "reproduced"
     worse = atan2.with_columns(pl.col("final_validation_loss") + 0.1)
-    other = epsilon.equivalence(worse, adam, epsilon_claims.MARGIN, across=["width"])
+    other = epsilon.tost(worse, adam, epsilon_claims.MARGIN, across=["width"])
     assert epsilon_claims.equivalence_claim(other, "eps = 1e-8").verdict == "not reproduced"
 
 

@@ -1,4 +1,4 @@
-"""Equivalence needs its interval within the margin; a mere failure to differ is not enough."""
+"""TostResult needs its interval within the margin; a mere failure to differ is not enough."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from isolab.analysis.epsilon import equivalence
+from isolab.analysis.epsilon import tost
 
 
 def sweep(losses, rates=(0.5,), best=0):
@@ -27,7 +27,7 @@ def sweep(losses, rates=(0.5,), best=0):
 @given(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=6, unique=True), st.floats(0.01, 0.3))
 def test_both_one_sided_tests_agree_with_scipys(differences, margin):
     shared = np.random.default_rng(0).normal(2, 0.2, len(differences))
-    found = equivalence(sweep(shared + differences), sweep(shared), margin, confidence=0.9)
+    found = tost(sweep(shared + differences), sweep(shared), margin, confidence=0.9)
     d = np.array(found.differences)
     np.testing.assert_allclose(d, differences, atol=1e-9)
     if d.std() < 1e-7:
@@ -41,26 +41,26 @@ def test_both_one_sided_tests_agree_with_scipys(differences, margin):
 
 def test_unlike_sides_far_apart_or_too_noisy_are_not_equivalent():
     same = sweep([2.0, 2.1, 2.2])
-    assert equivalence(same, same, 0.01).equivalent
-    assert equivalence(same, same, 0.01).p_value == 0.0
-    worse = equivalence(sweep([2.3, 2.4, 2.5]), same, 0.1)
+    assert tost(same, same, 0.01).equivalent
+    assert tost(same, same, 0.01).p_value == 0.0
+    worse = tost(sweep([2.3, 2.4, 2.5]), same, 0.1)
     assert not worse.equivalent and worse.difference == pytest.approx(0.3)
-    noisy = equivalence(sweep([2.1, 2.0, 2.3]), same, 0.1)  # no difference found, and no equality
+    noisy = tost(sweep([2.1, 2.0, 2.3]), same, 0.1)  # no difference found, and no equality
     assert noisy.interval[0] < 0 < noisy.interval[1] and not noisy.equivalent
 
 
 def test_each_side_stands_at_its_own_best_rate_and_edges_are_told():
     rates = (0.25, 0.5, 1.0)
-    found = equivalence(sweep([2.0, 2.1], rates, 0), sweep([2.0, 2.1], rates, 1), 0.1)
+    found = tost(sweep([2.0, 2.1], rates, 0), sweep([2.0, 2.1], rates, 1), 0.1)
     assert found.rates == ((0.25, 0.5),)
     assert found.equivalent and found.difference == 0
     assert "the first side's best rate, 0.25, is the lowest of its grid" in found.reason
-    assert equivalence(sweep([2.0, 2.1], rates, 1), sweep([2.0, 2.1], rates, 1), 0.1).reason is None
+    assert tost(sweep([2.0, 2.1], rates, 1), sweep([2.0, 2.1], rates, 1), 0.1).reason is None
 
 
 def test_a_margin_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"margin is 0; allowed: a finite number above 0"):
-        equivalence(sweep([2.0, 2.1]), sweep([2.0, 2.1]), 0)
+        tost(sweep([2.0, 2.1]), sweep([2.0, 2.1]), 0)
 
 
 def test_groups_take_their_own_best_rates_and_seeds_are_averaged_over_them():
@@ -71,20 +71,18 @@ def test_groups_take_their_own_best_rates_and_seeds_are_averaged_over_them():
 
     ours = pl.concat([at(32, [2.0, 2.1, 2.2], 1), at(64, [1.8, 1.9, 2.0], 2)])
     theirs = pl.concat([at(64, [1.7, 1.9, 2.0], 1), at(32, [2.0, 2.0, 2.3], 1)])
-    found = equivalence(ours, theirs, 0.2, across=["width"])
+    found = tost(ours, theirs, 0.2, across=["width"])
     assert found.rates == ((0.5, 0.5), (1.0, 0.5))
     np.testing.assert_allclose(found.differences, [0.05, 0.05, -0.05], atol=1e-12)
     assert found.reason.startswith("width 64: the first side's best rate, 1")
-    half = equivalence(
-        ours.filter(pl.col("width") == 32), theirs.filter(pl.col("width") == 32), 0.2
-    )
+    half = tost(ours.filter(pl.col("width") == 32), theirs.filter(pl.col("width") == 32), 0.2)
     np.testing.assert_allclose(half.differences, [0.0, 0.1, -0.1], atol=1e-12)
 
 
 def test_groups_must_be_the_same_on_both_sides():
     runs = sweep([2.0, 2.1]).with_columns(width=pl.lit(32))
     with pytest.raises(ValueError, match=r"the sides' \['width'\] are \[\(32,\)\] and \[\(64,\)\]"):
-        equivalence(runs, runs.with_columns(width=pl.lit(64)), 0.1, across=["width"])
+        tost(runs, runs.with_columns(width=pl.lit(64)), 0.1, across=["width"])
     uneven = pl.concat([runs, sweep([2.0, 2.1, 2.2]).with_columns(width=pl.lit(64))])
     with pytest.raises(ValueError, match="different seeds"):
-        equivalence(uneven, uneven, 0.1, across=["width"])
+        tost(uneven, uneven, 0.1, across=["width"])

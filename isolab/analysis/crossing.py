@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.equivalence import check_positive
-from isolab.analysis.seeds import check_confidence
-from isolab.analysis.width_lines import seed_interval, size_tables, width_lines
+from isolab.analysis.seeds import check_confidence, check_positive, seed_interval
+from isolab.analysis.width_lines import size_tables, width_lines
 from isolab.theory.parameterization import parameterization
 
 _GROUP = ["parameterization", "step", "role"]
-_BITE = {
+_CROSSING = {
     **dict.fromkeys(
         ["eps", "ratio", "width", "width_low", "width_high", "beyond", "theory_width", "residual"],
         pl.Float64,
@@ -24,7 +23,7 @@ _BITE = {
 }
 
 
-def bite_width(
+def crossing_width(
     gradients: pl.DataFrame, eps: float = 1e-8, ratio: float = 1.0, confidence: float = 0.95
 ) -> pl.DataFrame:
     r"""Extrapolates to the width at which eps is ``ratio`` times a role's gradient RMS.
@@ -54,7 +53,7 @@ def bite_width(
     Example:
         >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
         ...     "width": [32, 64], "seed": 0, "gradient_rms": [2.0**-10, 2.0**-11]})
-        >>> bite_width(gradients, eps=2.0**-20).select("width", "theory_width").rows()
+        >>> crossing_width(gradients, eps=2.0**-20).select("width", "theory_width").rows()
         [(32768.0, 32768.0)]
     """
     check_confidence(confidence)
@@ -83,7 +82,7 @@ def bite_width(
         row |= {"width": width, "beyond": width / widths[-1], "width_low": low}
         row["width_high"] = high if steepest < 0 else math.inf
         rows.append(row | {"note": _reach(width, widths, len(sizes))})
-    schema: dict[str, Any] = {column: gradients.schema[column] for column in _GROUP} | _BITE
+    schema: dict[str, Any] = {column: gradients.schema[column] for column in _GROUP} | _CROSSING
     return pl.DataFrame(rows, schema=schema)
 
 

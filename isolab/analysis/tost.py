@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import require_columns, student_interval
+from isolab.analysis.seeds import check_positive, require_columns, student_interval
 from isolab.analysis.speedup import paired_difference
 
 
 @dataclass(frozen=True)
-class Equivalence:
-    """The outcome of :func:`equivalence`.
+class TostResult:
+    """The outcome of :func:`tost`.
 
     difference: mean over seeds of a's loss less b's, nats/token, above 0 where a is worse;
     interval: of the mean; margin: stated before; p_value: the larger of the two one-sided tests';
@@ -42,7 +42,7 @@ class Equivalence:
         return -self.margin <= self.interval[0] and self.interval[1] <= self.margin
 
 
-def equivalence(
+def tost(
     runs_a: pl.DataFrame,
     runs_b: pl.DataFrame,
     margin: float,
@@ -51,7 +51,7 @@ def equivalence(
     loss: str = "final_validation_loss",
     seed: str = "seed",
     confidence: float = 0.95,
-) -> Equivalence:
+) -> TostResult:
     r"""Tests whether two sweeps end on the same loss, each at its best rate, within a margin.
 
     Two one-sided tests, that the difference is below -margin and that it is above +margin, each at
@@ -76,7 +76,7 @@ def equivalence(
         >>> def runs(losses):
         ...     return pl.DataFrame({"learning_rate": 0.1, "seed": [0, 1, 2],
         ...                          "final_validation_loss": losses})
-        >>> found = equivalence(runs([1.50, 1.60, 1.55]), runs([1.50, 1.601, 1.549]), 0.02)
+        >>> found = tost(runs([1.50, 1.60, 1.55]), runs([1.50, 1.601, 1.549]), 0.02)
         >>> found.equivalent, found.p_value < 0.01
         (True, True)
     """
@@ -101,7 +101,7 @@ def equivalence(
     said = "; ".join(reasons) or None
     if said is not None:  # there the sides are called baseline and challenger
         said = said.replace("baseline's", "first side's").replace("challenger's", "second's")
-    return Equivalence(
+    return TostResult(
         float(each.mean()),
         student_interval(each, confidence) if len(each) > 1 else (-math.inf, math.inf),
         margin,
@@ -132,9 +132,3 @@ def _groups(
 
 def _said(across: Sequence[str], name: tuple[Any, ...]) -> str:
     return "".join(f"{column} {value}: " for column, value in zip(across, name, strict=True))
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}; allowed: a finite number above 0")
