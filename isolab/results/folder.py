@@ -6,11 +6,11 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from isolab.results.provenance import PACKAGE
@@ -21,15 +21,7 @@ class Entry(NamedTuple):
 
     name: str
     size: int  # bytes
-    modified: int  # ns since the epoch, 0 where the filesystem does not say
-
-
-def _local_entry(file: os.DirEntry[str]) -> Entry | None:
-    try:
-        stat = file.stat()
-    except FileNotFoundError:  # removed since it was listed
-        return None
-    return Entry(file.name, stat.st_size, stat.st_mtime_ns) if file.is_file() else None
+    modified: float  # seconds since the epoch, 0 where the filesystem does not say
 
 
 class Folder:
@@ -59,25 +51,21 @@ class Folder:
     def entries(self) -> dict[str, Entry]:
         """Returns the stored files by name; an absent folder is an empty one."""
         try:
-            if self.local:
-                with os.scandir(self._root) as found:
-                    every = [entry for file in found if (entry := _local_entry(file)) is not None]
-            else:
-                self._fs.invalidate_cache()
-                infos = self._fs.ls(self._root, detail=True)
-                every = [
-                    Entry(PurePosixPath(info["name"]).name, info["size"], 0)
-                    for info in infos
-                    if info["type"] == "file"
-                ]
+            self._fs.invalidate_cache()
+            infos = self._fs.ls(self._root, detail=True)
         except FileNotFoundError:
             return {}
-        return {entry.name: entry for entry in every}
+        if self.local and [info["name"] for info in infos] == [self._root]:
+            raise NotADirectoryError(f"{self.path!r} is a file; allowed: a folder")
+        entries = [
+            Entry(PurePosixPath(info["name"]).name, info["size"], info.get("mtime") or 0.0)
+            for info in infos
+            if info["type"] != "directory"
+        ]
+        return {entry.name: entry for entry in entries}
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a file; FileNotFoundError if it vanished."""
-        if self.local:
-            return Path(self._root, name).read_bytes()
         return bytes(self._fs.cat_file(f"{self._root}/{name}"))
 
     def write(self, name: str, content: bytes) -> None:
@@ -107,32 +95,35 @@ class Folder:
                 os.close(handle)
 
     def remove(self, name: str) -> None:
-        """Removes a file that is no longer needed; one that cannot go may stay."""
-        with contextlib.suppress(OSError):
-            if self.local:
-                os.unlink(Path(self._root, name))
-            else:
-                self._fs.rm_file(f"{self._root}/{name}")
+        """Removes a file; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{name}")
 
-    def set_aside(self, name: str) -> None:
-        """Renames a damaged file out of the way (local disks only)."""
-        if self.local:
-            with contextlib.suppress(OSError):
-                os.replace(Path(self._root, name), Path(self._root, name + ".damaged"))
+    def rename(self, name: str, other: str) -> None:
+        """Gives a file of this folder another name."""
+        self._fs.mv(f"{self._root}/{name}", f"{self._root}/{other}")
 
-    def sweep(self, entries: Iterable[Entry], seconds: float) -> None:
-        """Removes the temporary files of writers that were killed longer ago than this."""
-        for entry in entries:
-            old = time.time() - entry.modified / 1e9 > seconds
-            if self.local and old and entry.name.startswith(".") and entry.name.endswith(".tmp"):
+    def lock(self, seconds: float) -> contextlib.AbstractContextManager[object]:
+        """Returns a lock that one process at a time holds; behind fsspec it holds nobody back.
+
+        Entering raises filelock.Timeout, an OSError, after so many seconds of waiting.
+        """
+        if not self.local:
+            return contextlib.nullcontext()
+        return FileLock(Path(self._root, ".lock"), timeout=seconds)
+
+    def remove_temporary(self, seconds: float) -> None:
+        """Removes the files that writers were killed over longer ago than this."""
+        for entry in self.entries().values():
+            if entry.name.endswith(".tmp") and time.time() - entry.modified > seconds:
                 self.remove(entry.name)
 
 
 def runs_folder() -> str:
-    """Returns where runs are kept: ``$ISOLAB_RUNS``, or in this checkout or the user's data folder.
+    """Returns where runs are stored: ``$ISOLAB_RUNS``, or in this checkout or the user's folder.
 
-    That is ``data/runs`` of a checkout, and ``isolab/runs`` of the data folder for an installed
-    package.
+    That is ``data/runs`` of a checkout, and ``isolab/runs`` of the user's data folder for an
+    installed package.
     """
     named = os.environ.get("ISOLAB_RUNS")
     if named:

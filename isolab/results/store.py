@@ -1,28 +1,19 @@
-"""Results on disk: content-addressed, append-only Parquet that several writers share without locks.
+"""Runs on disk: one Parquet file a batch, named by its hash, that several processes share.
 
-A folder (local, or any fsspec address) holds files of three kinds:
+A folder (local, or any fsspec address) holds ``<sha256>.parquet``: rows, one a run; the name is the
+SHA-256 of the file's bytes. A file appears whole or not at all and never changes afterwards. A row
+carries the time ``stored_at`` (UTC, microseconds) of its append; where two processes stored the
+same run, the earlier row is the run, so that what was read once is never replaced.
 
-========================  ======================================================================
-``<sha256>.parquet``      rows, one a run; the name is the SHA-256 of the file's bytes
-``<sha256>.pruned``       a tombstone: rows ``(key, stored_at, pruned_at)`` of runs that are pruned
-``<sha256>.*.damaged``    a file whose bytes did not match its name, set aside, never read again
-========================  ======================================================================
-
-Every file appears whole or not at all, and never changes afterwards. Each row carries the time
-``stored_at`` (UTC, microseconds) of its append; where two processes stored the same run, the
-earlier row is the run and the later one is ignored, so that what was read once is never replaced.
-
-- *Append* writes one file: temporary name, fsync, rename (one whole object on an object store).
-- *Compact* merges small files: the merged file is written before its parts are removed, and a
-  reader drops the rows that it meets twice, so a kill at any point loses and doubles nothing.
-- *Prune* is the appearance of one tombstone, so it happens as a whole or not at all; compaction
-  then frees the space. A tombstone names rows, not keys: a run computed again is stored again.
-  Tombstones outlive by a day the rows that they name, because a slow compaction may still write
-  those rows again.
-- *Damage* (truncation, zero bytes, flipped bits, a foreign file) is a content that does not match
-  the name. A reader reports it by name and counts its runs as missing; the next append or
-  compaction of the same Store renames the file to ``*.damaged`` (on a local disk; elsewhere it
-  stays where it is).
+- *Append* writes one file: temporary name, fsync, rename. It waits for nobody.
+- *Compact* and *prune* write the rows that stay to one new file, which names in its metadata the
+  files that it replaces: from its appearance on those are not read, so that a kill at any moment
+  loses nothing, doubles nothing and prunes all or nothing. A lock file keeps other processes from
+  doing so at the same time. Behind fsspec there is no lock: there, prune while nobody else writes,
+  or a compaction that had read the pruned runs before may bring them back.
+- *Damage* (truncation, flipped bits, a foreign file) is a content that does not match the name. A
+  reader reports the file and counts its runs as missing; the next append or compaction of the same
+  Store renames it to ``*.damaged``.
 """
 
 from __future__ import annotations
@@ -36,17 +27,21 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import cast
+from typing import NamedTuple, cast
 
 import polars as pl
+from filelock import Timeout
 
 from isolab.results.folder import Entry, Folder
 
-ROWS, TOMBSTONE = ".parquet", ".pruned"
-STORED_AT, PRUNED_AT = "stored_at", "pruned_at"  # Datetime("us"), UTC
+ROWS = ".parquet"
+TOMBSTONE = ".pruned"  # (key, stored_at) of pruned rows; isolab wrote them before it had a lock
+STORED_AT = "stored_at"  # Datetime("us"), UTC
+REPLACES = "isolab_replaces"  # in a file's metadata: names, separated by spaces
 HASH = re.compile("[0-9a-f]{64}")
 SMALL_BYTES = 4 << 20  # files below this size are merged; about 10,000 runs
-STALE_SECONDS = 24 * 60 * 60  # longer than any process keeps rows in memory before it writes them
+STALE_SECONDS = 24 * 60 * 60  # longer than a writer takes over a temporary file
+LOCK_SECONDS = 60  # waited for another process that compacts or prunes
 READ_ATTEMPTS = 100  # listings tried while other processes compact under a reader
 
 
@@ -56,6 +51,13 @@ class StoreError(RuntimeError):
 
 class StoreWarning(UserWarning):
     """Issued, with the file's name, for damage that was met and for upkeep that failed."""
+
+
+class File(NamedTuple):
+    """What a file holds."""
+
+    rows: pl.DataFrame | None  # None: damaged
+    replaces: frozenset[str] = frozenset()  # files whose rows are in this one, or pruned
 
 
 class Store:
@@ -82,10 +84,10 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str], *, compact_at: int = 64) -> None:
         if compact_at < 2:
-            raise ValueError(f"compact_at must be 2 or more, not {compact_at}")
+            raise ValueError(f"compact_at is {compact_at}; allowed: 2 or more")
         self.folder = Folder(path)
         self.compact_at = compact_at
-        self._frames: dict[Entry, pl.DataFrame | None] = {}  # None: damaged
+        self._files: dict[Entry, File] = {}
         self._live: tuple[frozenset[Entry], pl.DataFrame] | None = None
 
     def append(self, frame: pl.DataFrame) -> str:
@@ -100,13 +102,15 @@ class Store:
         """
         _check(frame)
         self._set_aside()
-        name = self._write(frame.with_columns(_now().alias(STORED_AT)))
+        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        name = self._write(frame.with_columns(pl.lit(now, pl.Datetime("us")).alias(STORED_AT)))
         try:
-            entries = self.folder.entries()
-            self.folder.sweep(entries.values(), STALE_SECONDS)
-            small = [entry for entry in _rows(entries) if entry.size < SMALL_BYTES]
+            entries = self.folder.entries().values()
+            small = [e for e in entries if e.name.endswith(ROWS) and e.size < SMALL_BYTES]
             if len(small) >= self.compact_at:
-                self._merge(small, self._tombstones(entries))
+                self._rewrite(None, seconds=0)
+        except Timeout:  # another process is at it
+            pass
         except (StoreError, OSError) as error:  # the batch is stored: upkeep can wait
             warnings.warn(f"could not compact: {error}", StoreWarning, stacklevel=2)
         return self.folder / name
@@ -124,16 +128,10 @@ class Store:
             ValueError: a column that no stored run has (an empty store takes any).
             StoreError: files that cannot be read, or whose columns have irreconcilable types.
         """
-        runs = self._read()
-        if runs.width == 0:
+        rows = self._read(self._load())
+        if rows.width == 0:
             return pl.DataFrame(schema=dict.fromkeys(columns or ["key"], pl.String))
-        try:
-            if filter is not None:
-                runs = runs.filter(filter)
-            return runs.drop(STORED_AT) if columns is None else runs.select(columns)
-        except pl.exceptions.ColumnNotFoundError as error:
-            unknown = str(error).splitlines()[0]
-            raise ValueError(f"no stored run has {unknown}; known: {runs.columns}") from error
+        return _select(rows, filter, columns or [c for c in rows.columns if c != STORED_AT])
 
     def keys(self) -> set[str]:
         """Returns the keys of all stored runs."""
@@ -147,143 +145,139 @@ class Store:
     def prune(self, filter: pl.Expr) -> int:
         """Removes the runs that match, all or (if killed or refused) none; returns how many.
 
-        One that was killed after its tombstone, before it had freed the space, is finished by the
-        next one.
-
         Raises:
-            ValueError, StoreError: as for `runs`; nothing was removed.
+            ValueError: as for `runs`; nothing was removed.
+            StoreError: likewise, or the rows that stay could not be written, or another process
+                holds the lock; nothing was removed.
         """
-        doomed = self.runs(filter, ["key"])
-        entries, frames = self._load()
-        if doomed.height:
-            rows = pl.concat(frame.select("key", STORED_AT) for frame in frames.values())
-            pruned = rows.join(doomed, on="key", how="semi").with_columns(_now().alias(PRUNED_AT))
-            self._write(pruned, TOMBSTONE)
-        elif not _tombstone_entries(entries):
-            return 0
-        try:
-            self.compact()
-        except (StoreError, OSError) as error:  # the tombstone is stored: the runs are gone
-            warnings.warn(f"pruned, but space not freed: {error}", StoreWarning, stacklevel=2)
-        return doomed.height
+        return self._upkeep(filter)
 
     def compact(self) -> None:
-        """Merges the small files, and those that hold pruned or repeated rows, into one.
+        """Merges small files into one, and frees the space of runs that are stored twice.
 
         Raises:
-            StoreError: the merged file could not be written; nothing stored is touched.
+            StoreError: the merged file could not be written, or another process holds the lock;
+                nothing stored is touched.
         """
-        entries, frames = self._load()
         self._set_aside()
-        self.folder.sweep(entries.values(), STALE_SECONDS)
-        tombstones = self._tombstones(entries)
-        live = _live(frames, tombstones).select("key", STORED_AT) if frames else pl.DataFrame()
-        merged = [
-            entry
-            for entry, frame in frames.items()
-            if entry.size < SMALL_BYTES
-            or frame.join(live, on=["key", STORED_AT], how="semi").height < frame.height
-        ]
-        self._merge(merged, tombstones)
-        for entry in _tombstone_entries(entries):
-            frame = self._frames[entry]
-            if frame is not None and _age_seconds(frame[PRUNED_AT]) > STALE_SECONDS:
-                self.folder.remove(entry.name)
+        self._upkeep(None)
 
     def damaged(self) -> list[str]:
         """Returns the paths of the files whose content does not match their name."""
-        entries, _ = self._load()
-        every = [*_rows(entries), *_tombstone_entries(entries)]
-        return [self.folder / entry.name for entry in every if self._frames[entry] is None]
+        self._load()
+        return [
+            self.folder / entry.name for entry, file in self._files.items() if file.rows is None
+        ]
 
-    def _read(self) -> pl.DataFrame:
-        """Returns the live rows; a frame without columns where nothing is stored."""
-        entries, frames = self._load()
-        state = frozenset(frames) | frozenset(_tombstone_entries(entries))
+    def _read(self, frames: dict[Entry, pl.DataFrame]) -> pl.DataFrame:
+        """Returns the rows of all files; a frame without columns where nothing is stored."""
+        state = frozenset(self._files)
         if self._live is None or self._live[0] != state:
-            rows = _live(frames, self._tombstones(entries)) if frames else pl.DataFrame()
-            self._live = state, rows
+            self._live = state, _merged(frames)
         return self._live[1]
 
-    def _load(self) -> tuple[dict[str, Entry], dict[Entry, pl.DataFrame]]:
-        """Lists the folder and reads what is new in it; starts again if a file vanished."""
+    def _load(self) -> dict[Entry, pl.DataFrame]:
+        """Reads what is new in the folder; returns the rows of the files that count.
+
+        A single listing is no snapshot: it can miss a merged file (made after its place in the
+        folder was passed) and its parts as well (removed before theirs was reached). So the folder
+        is listed until nothing vanishes between two listings, nor before it is read.
+        """
         for _ in range(READ_ATTEMPTS):
-            entries = self._list()
             try:
-                for entry in _tombstone_entries(entries):
-                    self._frame(entry)
-                read = {entry: self._frame(entry) for entry in _rows(entries)}
-            except FileNotFoundError:  # compacted by another process since it was listed
+                before, entries = self.folder.entries(), self.folder.entries()
+                if before.keys() <= entries.keys():
+                    names = [name for name in sorted(entries) if name.endswith((ROWS, TOMBSTONE))]
+                    self._files = {entries[name]: self._file(entries[name]) for name in names}
+                    return self._counted()
+            except FileNotFoundError:
                 continue
             except OSError as error:
                 raise StoreError(f"cannot read {self.folder.path!r}: {error}") from error
-            present = set(entries.values())
-            self._frames = {key: frame for key, frame in self._frames.items() if key in present}
-            return entries, {entry: frame for entry, frame in read.items() if frame is not None}
         raise StoreError(f"{self.folder.path!r} changed {READ_ATTEMPTS} times while it was read")
 
-    def _list(self) -> dict[str, Entry]:
-        """Lists until no file vanishes between two listings.
+    def _file(self, entry: Entry) -> File:
+        """Returns what a file holds, read once; warns if it is damaged."""
+        if entry in self._files:
+            return self._files[entry]
+        content = self.folder.read(entry.name)
+        if not _matches(entry, content):
+            warnings.warn(
+                f"{self.folder / entry.name!r} is damaged: its {len(content):,} bytes do not match "
+                "its name; its runs count as missing, to be computed again",
+                StoreWarning,
+                stacklevel=2,
+            )
+            return File(None)
+        replaces = pl.read_parquet_metadata(io.BytesIO(content)).get(REPLACES, "")
+        return File(pl.read_parquet(io.BytesIO(content)), frozenset(replaces.split()))
 
-        A single listing is not a snapshot: it can miss a merged file (made after its place in
-        the folder was passed) and its parts as well (removed before theirs was reached).
+    def _counted(self) -> dict[Entry, pl.DataFrame]:
+        """Returns the rows of the files that are neither damaged nor replaced by another."""
+        replaced = self._replaced()
+        counted = {
+            entry: file.rows
+            for entry, file in self._files.items()
+            if file.rows is not None and entry.name not in replaced
+        }
+        pruned = [counted.pop(e) for e in list(counted) if e.name.endswith(TOMBSTONE)]
+        if pruned:
+            gone, row = pl.concat(pruned), ["key", STORED_AT]
+            counted = {e: rows.join(gone, on=row, how="anti") for e, rows in counted.items()}
+        return counted
+
+    def _replaced(self) -> set[str]:
+        """Returns the names of the files that are still there, but in another by now."""
+        names = {name for file in self._files.values() for name in file.replaces}
+        return names & {entry.name for entry in self._files}
+
+    def _upkeep(self, filter: pl.Expr | None) -> int:
+        """Rewrites; raises StoreError where that is not possible."""
+        try:
+            return self._rewrite(filter, LOCK_SECONDS) if self.folder.entries() else 0
+        except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+            raise StoreError(f"cannot rewrite {self.folder.path!r}: {error}") from error
+
+    def _rewrite(self, filter: pl.Expr | None, seconds: float) -> int:
+        """Writes one file in place of several, without repeated rows and the runs that match.
+
+        Without a filter small files are merged. Returns how many runs matched.
         """
-        before = self.folder.entries()
-        while not before.keys() <= (now := self.folder.entries()).keys():
-            before = now
-        return now
+        with self.folder.lock(seconds):
+            frames = self._load()
+            live, matched = self._read(frames), 0
+            if filter is not None and live.width:
+                gone = _select(live, filter, ["key"])
+                live, matched = live.join(gone, on="key", how="anti"), gone.height
+            tombstones = [e.name for e in self._files if e.name.endswith(TOMBSTONE)]
+            old = {
+                entry: rows
+                for entry, rows in frames.items()
+                if tombstones
+                or (filter is None and entry.size < SMALL_BYTES)
+                or _among(rows, live).height < rows.height
+            }
+            replaced = self._replaced()
+            empty = [entry.name for entry, rows in frames.items() if rows.is_empty()]
+            rows = _among(_merged(old), live)
+            if len(old) > 1 or rows.height < sum(map(len, old.values())) or (old and tombstones):
+                replaced |= {entry.name for entry in old}
+                written = self._write(rows, replaced)
+                empty += [] if rows.height else [written]
+            try:  # what is replaced goes before the file that says so
+                for name in [*sorted(replaced - set(empty)), *tombstones, *empty]:
+                    self.folder.remove(name)
+                self.folder.remove_temporary(STALE_SECONDS)
+            except OSError as error:
+                warnings.warn(f"could not free space: {error}", StoreWarning, stacklevel=4)
+            return matched
 
-    def _frame(self, entry: Entry) -> pl.DataFrame | None:
-        """Returns a file's rows, or None (after a warning) if it is damaged."""
-        if entry not in self._frames:
-            content = self.folder.read(entry.name)
-            if _matches(entry, content):
-                self._frames[entry] = pl.read_parquet(io.BytesIO(content))
-            else:
-                self._frames[entry] = None
-                lost = "its runs count as missing, to be computed again"
-                if entry.name.endswith(TOMBSTONE):
-                    lost = "runs that it pruned may be back"
-                warnings.warn(
-                    f"{self.folder / entry.name!r} is damaged: its {len(content):,} bytes do not "
-                    f"match its name; {lost}",
-                    StoreWarning,
-                    stacklevel=2,
-                )
-        return self._frames[entry]
-
-    def _tombstones(self, entries: dict[str, Entry]) -> list[pl.DataFrame]:
-        """Returns the rows that were pruned; a tombstone that has just been retired is empty."""
-        frames = []
-        for entry in _tombstone_entries(entries):
-            with contextlib.suppress(FileNotFoundError):
-                frames.append(self._frame(entry))
-        return [frame for frame in frames if frame is not None]
-
-    def _merge(self, entries: Iterable[Entry], tombstones: list[pl.DataFrame]) -> None:
-        """Rewrites files as one, without rows that are repeated among them or pruned."""
-        frames: dict[Entry, pl.DataFrame] = {}
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # another process has merged it
-                frame = self._frame(entry)
-                if frame is not None:
-                    frames[entry] = frame
-        if not frames:
-            return
-        rows = _live(frames, tombstones)
-        if len(frames) == 1 and rows.height == next(iter(frames.values())).height:
-            return
-        merged = self._write(rows) if rows.height else None
-        for entry in frames:
-            if entry.name != merged:
-                self.folder.remove(entry.name)
-
-    def _write(self, frame: pl.DataFrame, suffix: str = ROWS) -> str:
+    def _write(self, frame: pl.DataFrame, replaces: Iterable[str] = ()) -> str:
         """Writes a frame under the hash of its bytes and returns the file's name."""
         buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="lz4")
+        frame.write_parquet(buffer, compression="lz4", metadata={REPLACES: " ".join(replaces)})
         content = buffer.getvalue()
-        name = hashlib.sha256(content).hexdigest() + suffix
+        name = hashlib.sha256(content).hexdigest() + ROWS
         try:
             self.folder.write(name, content)
         except OSError as error:
@@ -296,12 +290,12 @@ class Store:
 
     def _set_aside(self) -> None:
         """Renames the damaged files that were reported, not files that the store never wrote."""
-        for entry in [entry for entry, frame in self._frames.items() if frame is None]:
-            del self._frames[entry]
-            with contextlib.suppress(FileNotFoundError):
+        for entry in [entry for entry, file in self._files.items() if file.rows is None]:
+            del self._files[entry]
+            with contextlib.suppress(OSError):
                 restored = _matches(entry, self.folder.read(entry.name))
                 if not restored and HASH.fullmatch(PurePosixPath(entry.name).stem):
-                    self.folder.set_aside(entry.name)
+                    self.folder.rename(entry.name, entry.name + ".damaged")
 
 
 def export(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -323,7 +317,7 @@ def export(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
         text = [pl.col(column).cast(pl.List(pl.String)).list.join(" ") for column in lists]
         frame.with_columns(text).write_csv(buffer)
     else:
-        raise ValueError(f"cannot export to {target!r}: allowed are .csv and .parquet")
+        raise ValueError(f"cannot export to {target!r}; allowed: .csv and .parquet")
     try:
         Folder(target.removesuffix(name) or ".").write(name, buffer.getvalue())
     except OSError as error:
@@ -332,75 +326,68 @@ def export(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
 
 def _check(frame: pl.DataFrame) -> None:
     """Raises ValueError unless the frame is a batch of runs."""
-    if frame.height == 0:
-        raise ValueError("a batch needs one run at least; this frame has no rows")
-    if frame.schema.get("key") != pl.String:
-        raise ValueError(f"a batch needs a string column 'key'; found {dict(frame.schema)}")
-    if STORED_AT in frame.columns:
-        raise ValueError(f"column {STORED_AT!r} is the store's own; drop it before appending")
-    if frame["key"].null_count():
-        raise ValueError(f"every run needs a key; {frame['key'].null_count()} are null")
-    if frame["key"].n_unique() < frame.height:
-        repeated = frame["key"].filter(frame["key"].is_duplicated())[0]
-        raise ValueError(f"keys must be unique in a batch; {repeated!r} is repeated")
-
-
-def _rows(entries: dict[str, Entry]) -> list[Entry]:
-    return [entries[name] for name in sorted(entries) if name.endswith(ROWS)]
-
-
-def _tombstone_entries(entries: dict[str, Entry]) -> list[Entry]:
-    return [entries[name] for name in sorted(entries) if name.endswith(TOMBSTONE)]
-
-
-def _now() -> pl.Expr:
-    return pl.lit(datetime.datetime.now(datetime.UTC).replace(tzinfo=None), pl.Datetime("us"))
-
-
-def _latest(times: pl.Series) -> datetime.datetime:
-    return cast(datetime.datetime, times.max()).replace(tzinfo=datetime.UTC)
-
-
-def _age_seconds(times: pl.Series) -> float:
-    return (datetime.datetime.now(datetime.UTC) - _latest(times)).total_seconds()
+    if frame.schema.get("key") != pl.String or STORED_AT in frame.columns:
+        raise ValueError(
+            f"a batch's columns are {frame.schema}; allowed: 'key' of strings, and any others but"
+            f" {STORED_AT!r}"
+        )
+    keys = frame["key"]
+    bad = keys.filter(keys.is_null() | keys.is_duplicated())
+    if len(bad) or keys.is_empty():
+        raise ValueError(
+            f"a batch of {len(keys)} rows with keys {bad.unique().to_list()} null or repeated;"
+            " allowed: 1 row or more, each with a key of its own"
+        )
 
 
 def _matches(entry: Entry, content: bytes) -> bool:
     return hashlib.sha256(content).hexdigest() == PurePosixPath(entry.name).stem
 
 
-def _kind(dtype: pl.DataType) -> tuple[int, object]:
-    """Returns what dtypes of one column must share: how deep a list, and of what."""
-    depth = 0
-    while isinstance(dtype, pl.List):
-        depth, dtype = depth + 1, cast(pl.DataType, dtype.inner)
-    return depth, "number" if dtype.is_numeric() else dtype
+def _select(rows: pl.DataFrame, filter: pl.Expr | None, columns: Sequence[str]) -> pl.DataFrame:
+    """Returns columns of the rows that match; ValueError for columns that are not there."""
+    try:
+        return (rows if filter is None else rows.filter(filter)).select(columns)
+    except pl.exceptions.ColumnNotFoundError as error:
+        unknown = str(error).splitlines()[0]
+        raise ValueError(f"no stored run has {unknown}; known: {rows.columns}") from error
+
+
+def _kind(dtype: pl.DataType) -> str:
+    """Returns what dtypes of one column must share."""
+    if isinstance(dtype, pl.List):
+        return f"list of {_kind(cast(pl.DataType, dtype.inner))}"
+    return "number" if dtype.is_numeric() else str(dtype)
 
 
 def _check_types(frames: dict[Entry, pl.DataFrame]) -> None:
     """Raises StoreError where files disagree beyond nulls and kinds of number."""
-    first: dict[str, tuple[pl.DataType, Entry]] = {}
+    kinds: dict[str, dict[str, str]] = {}
     for entry, frame in frames.items():
         for column, dtype in frame.schema.items():
-            if _kind(dtype)[1] == pl.Null:  # a batch that has no value in this column
-                continue
-            known, other = first.setdefault(column, (dtype, entry))
-            if _kind(known) != _kind(dtype):
-                raise StoreError(
-                    f"column {column!r} is {known} in {other.name} and {dtype} in {entry.name}; "
-                    "move one of the files out of the store"
-                )
+            kind = _kind(dtype)
+            if not kind.endswith("Null"):  # a batch that has no value in this column
+                kinds.setdefault(column, {}).setdefault(kind, entry.name)
+    for column, files in kinds.items():
+        if len(files) > 1:
+            found = " and ".join(f"{kind} in {name}" for kind, name in files.items())
+            raise StoreError(f"column {column!r} is {found}; move one of the files elsewhere")
 
 
-def _live(frames: dict[Entry, pl.DataFrame], tombstones: list[pl.DataFrame]) -> pl.DataFrame:
-    """Returns each run once (its earliest row that was not pruned), sorted by key.
+def _merged(frames: dict[Entry, pl.DataFrame]) -> pl.DataFrame:
+    """Returns each run once, its earliest row, sorted by key.
 
     Columns follow the newest file, so that a column added lately has its place.
     """
-    newest_first = sorted(frames.values(), key=lambda f: _latest(f[STORED_AT]), reverse=True)
+    if not frames:
+        return pl.DataFrame()
     _check_types(frames)
-    rows = pl.concat(newest_first, how="diagonal_relaxed")
-    if tombstones:
-        rows = rows.join(pl.concat(tombstones), on=["key", STORED_AT], how="anti")
-    rows = rows.sort("key", STORED_AT, maintain_order=True)
+    never = datetime.datetime.min
+    newest = sorted(frames.values(), key=lambda f: f[STORED_AT].max() or never, reverse=True)
+    rows = pl.concat(newest, how="diagonal_relaxed").sort("key", STORED_AT, maintain_order=True)
     return rows.unique("key", keep="first", maintain_order=True)
+
+
+def _among(rows: pl.DataFrame, live: pl.DataFrame) -> pl.DataFrame:
+    """Returns the rows, not just the keys, that are among the live ones."""
+    return rows.join(live, on=["key", STORED_AT], how="semi") if rows.width else rows

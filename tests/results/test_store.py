@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +56,7 @@ def rows(numbers):
         "width": [2 ** (n % 8) for n in numbers],
         "curve_step": [list(range(n % 5)) for n in numbers],
         "final_validation_loss": [n / 7 for n in numbers],
-    }, schema_overrides={"curve_step": pl.List(pl.Int32)})
+    }, schema_overrides={"key": pl.String, "curve_step": pl.List(pl.Int32)})
 
 def say(text):
     print(text, flush=True)
@@ -184,17 +187,68 @@ def test_a_killed_prune_removes_a_group_whole_or_not_at_all(tmp_path: Path) -> N
     assert not files(tmp_path)
 
 
-def test_a_prune_that_was_killed_before_it_freed_the_space_is_finished_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("prune", [True, False])
+def test_what_a_kill_left_to_remove_is_not_read_and_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prune: bool
 ) -> None:
     store = Store(tmp_path)
-    store.append(rows(range(4)))
+    for n in range(4):
+        store.append(rows([n]))
+
+    def upkeep() -> None:
+        Store(tmp_path).prune(pl.col("key").is_not_null()) if prune else Store(tmp_path).compact()
+
     with monkeypatch.context() as killed:
-        killed.setattr(store.folder, "remove", lambda name: None)
-        assert store.prune(pl.col("key").is_not_null()) == 4
-    assert store.keys() == set() and files(tmp_path)
-    assert Store(tmp_path).prune(pl.col("key").is_not_null()) == 0
-    assert not files(tmp_path)
+        killed.setattr(isolab.results.store.Folder, "remove", lambda folder, name: None)
+        upkeep()
+    assert len(files(tmp_path)) == 5
+    assert Store(tmp_path).runs().height == (0 if prune else 4)
+    upkeep()
+    assert len(files(tmp_path)) == (0 if prune else 1)
+    assert Store(tmp_path).runs().height == (0 if prune else 4)
+
+
+COMPACT = (
+    ROWS
+    + """
+say("ready")
+store = Store(sys.argv[1])
+for n in range(200, 300):
+    store.append(rows([n]))
+    store.compact()
+    say(n)
+"""
+)
+
+
+def test_pruned_runs_stay_away_while_another_process_compacts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for n in range(0, 200, 5):
+        store.append(rows(range(n, n + 5)))
+    child = start(COMPACT, tmp_path)
+    wait_until_ready(child)
+    for n in range(0, 200, 10):
+        keys = rows(range(n, n + 10))["key"].to_list()
+        assert store.prune(pl.col("key").is_in(keys)) == 10
+        assert store.keys().isdisjoint(keys)
+    assert len(finish(child)) == 100
+    assert_frame_equal(Store(tmp_path).runs(), rows(range(200, 300)))
+
+
+def test_a_store_that_another_process_holds_can_still_be_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolab.results.store, "LOCK_SECONDS", 0.1)
+    store = Store(tmp_path, compact_at=2)
+    store.append(rows([0]))
+    with store.folder.lock(0), no_warnings():
+        with ThreadPoolExecutor(1) as other:
+            other.submit(store.append, rows([1])).result()
+            with pytest.raises(StoreError, match="lock"):
+                other.submit(store.prune, pl.col("width") == 1).result()
+        assert len(store.keys()) == 2
+    store.compact()
+    assert len(files(tmp_path)) == 1
 
 
 def test_two_processes_with_the_same_batches_store_each_row_once(tmp_path: Path) -> None:
@@ -303,15 +357,6 @@ def test_damage_is_reported_by_name_and_recomputed(fraction: float, flip: bool) 
         assert files(path, ".damaged") == [victim.with_name(victim.name + ".damaged")]
 
 
-def test_a_file_cut_while_the_store_is_open_is_noticed(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    victim = Path(store.append(rows(range(3))))
-    assert len(store.keys()) == 3
-    os.truncate(victim, 100)
-    with pytest.warns(StoreWarning, match=victim.name):
-        assert store.keys() == set()
-
-
 def test_a_file_restored_after_damage_is_read_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     victim = Path(store.append(rows(range(3))))
@@ -354,29 +399,24 @@ store.append(rows(range(10, 20)))
 )
 
 
-def check_full_disk(path: Path, how: str, reason: str) -> None:
-    name, message = finish(start(FILL, path, how))
-    assert name == "StoreError"
-    assert reason in message and str(path) in message and "299,990 rows" in message
-    with no_warnings():
-        assert_frame_equal(Store(path).runs(), rows(range(20)))
-    assert len(list(path.iterdir())) == 2  # the temporary file is gone
-
-
-def test_a_refused_write_keeps_what_was_stored(tmp_path: Path) -> None:
-    check_full_disk(tmp_path, "limit", "File too large")
-
-
-def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here; see the test above")
+@pytest.mark.parametrize(
+    ("how", "reason"), [("limit", "File too large"), ("disk", "No space left on device")]
+)
+def test_a_full_disk_keeps_what_was_stored(tmp_path: Path, how: str, reason: str) -> None:
+    """A limit on the size of files stands for a full disk where mounting one is not permitted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]
+    if how == "disk" and subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
     try:
-        check_full_disk(tmp_path, "disk", "No space left on device")
+        name, message = finish(start(FILL, tmp_path, how))
+        assert name == "StoreError"
+        assert reason in message and str(tmp_path) in message and "299,990 rows" in message
+        with no_warnings():
+            assert_frame_equal(Store(tmp_path).runs(), rows(range(20)))
+        assert len(list(tmp_path.iterdir())) == 2  # the temporary file is gone
     finally:
-        subprocess.run(["umount", tmp_path], check=True)
+        if how == "disk":
+            subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_compaction_that_fails_does_not_fail_the_append(tmp_path: Path) -> None:
@@ -428,42 +468,52 @@ def test_columns_of_irreconcilable_types_are_refused_by_name(tmp_path: Path, oth
         Store(tmp_path).runs()
 
 
-def test_a_run_computed_again_after_a_prune_is_stored_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append(rows(range(6)))
-    assert store.prune(pl.col("key") == "run-00002") == 1
-    assert store.missing(rows(range(6))["key"]) == ["run-00002"]
-    store.append(rows([2]))
-    assert_frame_equal(Store(tmp_path).runs(), rows(range(6)))
+# -- what isolab wrote before it had a lock
+
+FORMER = Path(__file__).parent / "data"  # 9 runs of chapter 3's sweep `smoke`, 4 of base width
 
 
-def test_pruned_runs_stay_away_when_a_slow_compaction_writes_them_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    file = Path(store.append(rows(range(6))))
-    content = file.read_bytes()
-    store.prune(pl.col("width") == 4)
-    file.write_bytes(content)
-    assert Store(tmp_path).missing(["run-00002"])
-    Store(tmp_path).compact()
-    assert Store(tmp_path).missing(["run-00002"])
-    assert not file.exists()
+def test_former_runs_are_found_and_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of the base width had a key for each rule: these were stored under rate_rule "full"."""
+    import isolab
+    from isolab.model.corpus import Corpus, load_corpus
+
+    shutil.copytree(FORMER, tmp_path / "runs")
+    stored = Store(tmp_path / "runs").runs().filter(pl.col("width") == pl.col("base_width"))
+    fields = [field.name for field in dataclasses.fields(isolab.RunConfig)]
+    configs = [isolab.RunConfig(**row) for row in stored.select(fields).to_dicts()]
+    assert {config.rate_rule for config in configs} == {"full"} and len(configs) == 4
+    load_corpus()  # the runs' own is the library of the Python that trained them
+    there = property(lambda corpus: stored["corpus_fingerprint"][0], lambda corpus, found: None)
+    monkeypatch.setattr(Corpus, "fingerprint", there, raising=False)
+    for rule in ("full", "global", "none"):
+        asked = [dataclasses.replace(config, rate_rule=rule) for config in configs]
+        found = pl.concat(isolab.run(c, tmp_path / "runs", progress=False) for c in asked)
+        columns = ["final_validation_loss", "curve_train_loss", "step_seconds"]
+        assert_frame_equal(found.select(columns), stored.select(columns))
+    assert {file.name for file in files(tmp_path / "runs")} == {f.name for f in files(FORMER)}
 
 
-def test_tombstones_go_a_day_after_their_rows(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append(rows(range(6)))
-    store.prune(pl.col("width") == 4)
-    (tombstone,) = files(tmp_path, ".pruned")
-    store.compact()
-    assert tombstone.exists()
-    frame, buffer = pl.read_parquet(tombstone), io.BytesIO()
-    frame.with_columns(pl.col("pruned_at") - pl.duration(days=2)).write_parquet(buffer)
-    tombstone.unlink()
-    old = hashlib.sha256(buffer.getvalue()).hexdigest() + ".pruned"
-    (tmp_path / old).write_bytes(buffer.getvalue())
-    store.compact()
-    assert not files(tmp_path, ".pruned")
-    assert len(store.keys()) == 5
+@pytest.mark.parametrize("prune", [True, False])
+def test_former_prunes_hold(tmp_path: Path, prune: bool) -> None:
+    """They were files that named rows (key, stored_at); a run stored later is another row."""
+    store = Store(shutil.copytree(FORMER, tmp_path / "runs"))
+    every = store.runs(columns=["key", "stored_at", "seed"])
+    buffer = io.BytesIO()
+    gone = every.filter(seed=0).select("key", "stored_at", pruned_at="stored_at")
+    gone.write_parquet(buffer)
+    name = hashlib.sha256(buffer.getvalue()).hexdigest() + ".pruned"
+    (tmp_path / "runs" / name).write_bytes(buffer.getvalue())
+    left = every.filter(seed=1)
+    assert_frame_equal(Store(store.folder.path).runs(columns=every.columns), left)
+    store.append(pl.DataFrame({"key": gone["key"][:1], "seed": [2]}))
+    store.prune(pl.col("seed") == 3) if prune else store.compact()
+    assert not files(tmp_path / "runs", ".pruned") and len(files(tmp_path / "runs")) == 1
+    now = Store(store.folder.path).runs(pl.col("seed") < 2, every.columns)
+    assert_frame_equal(now, left)  # stored_at as well
+    assert len(store.keys()) == left.height + 1
 
 
 def test_temporary_files_are_ignored_and_removed_after_a_day(tmp_path: Path) -> None:
@@ -476,28 +526,21 @@ def test_temporary_files_are_ignored_and_removed_after_a_day(tmp_path: Path) -> 
     with no_warnings():
         assert store.keys() == set()
         store.append(rows([1]))
+        store.compact()
     assert fresh.exists() and not stale.exists()
 
 
-def test_many_small_files_become_few(tmp_path: Path) -> None:
-    store = Store(tmp_path, compact_at=8)
-    for n in range(50):
-        store.append(rows([n]))
-        assert len(files(tmp_path)) < 8
-    assert_frame_equal(Store(tmp_path).runs(), rows(range(50)))
-
-
-def test_an_object_store_serves_as_well() -> None:
-    path = "memory://runs-of-test-store"
-    store = Store(path, compact_at=4)
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_many_small_files_become_few(tmp_path: Path, where: str) -> None:
+    path = str(tmp_path) if where == "disk" else "memory://runs-of-test-store"
+    store = Store(path, compact_at=8)
     assert store.missing(["run-00001"]) == ["run-00001"]
-    for n in range(10):
+    for n in range(30):
         store.append(rows([n, n + 1]))
-    assert store.prune(pl.col("key") > "run-00008") == 2
+        assert sum(name.endswith(".parquet") for name in store.folder.entries()) < 8
+    assert store.prune(pl.col("key") > "run-00008") == 22
     with no_warnings():
         assert_frame_equal(Store(path).runs(), rows(range(9)))
-    names = [Path(name).suffix for name in fsspec.filesystem("memory").ls(path, detail=False)]
-    assert sorted(names) == [".parquet", ".pruned"]
 
 
 def test_filters_and_columns(tmp_path: Path) -> None:
@@ -519,12 +562,12 @@ def test_filters_and_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (rows([]), "no rows"),
-        (rows([1]).drop("key"), "string column 'key'"),
-        (rows([1]).with_columns(key=pl.lit(3)), "string column 'key'"),
-        (rows([1, 2]).with_columns(key=pl.lit(None, pl.String)), "2 are null"),
-        (rows([1, 2, 1]), "'run-00001' is repeated"),
-        (rows([1]).with_columns(stored_at=0), "stored_at"),
+        (rows([]), "batch of 0 rows"),
+        (rows([1]).drop("key"), "allowed: 'key' of strings"),
+        (rows([1]).with_columns(key=pl.lit(3)), "allowed: 'key' of strings"),
+        (rows([1, 2]).with_columns(key=pl.lit(None, pl.String)), "null or repeated"),
+        (rows([1, 2, 1]), r"\['run-00001'\] null or repeated"),
+        (rows([1]).with_columns(stored_at=0), "any others but 'stored_at'"),
     ],
 )
 def test_batches_that_are_not_runs_are_refused(
@@ -544,7 +587,7 @@ def test_export_round_trips(tmp_path: Path) -> None:
     assert table["curve_step"].to_list()[2:] == ["0 1", "0 1 2", "0 1 2 3"]
     assert table["final_validation_loss"].to_list() == [float("inf")] * 5
     assert sorted(file.name for file in tmp_path.iterdir()) == ["runs.csv", "runs.parquet"]
-    with pytest.raises(ValueError, match=r"allowed are \.csv and \.parquet"):
+    with pytest.raises(ValueError, match=r"allowed: \.csv and \.parquet"):
         export(runs, tmp_path / "runs.json")
     with pytest.raises(StoreError, match="runs"):
         export(runs, tmp_path / "runs.csv" / "runs.csv")
