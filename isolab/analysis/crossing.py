@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from isolab.analysis.groups import ONE_SEED, ends, group_frame, joined
 from isolab.analysis.seeds import check_confidence, check_positive, seed_interval
 from isolab.analysis.width_lines import size_tables, width_lines
 from isolab.theory.parameterization import parameterization
 
 _GROUP = ["parameterization", "step", "role"]
-_CROSSING = {
-    **dict.fromkeys(
-        ["eps", "ratio", "width", "width_low", "width_high", "beyond", "theory_width", "residual"],
-        pl.Float64,
-    ),
-    "note": pl.String,
-}
+_CROSSING = ["eps", "ratio", *ends("width"), "beyond", "theory_width", "residual", "note"]
 
 
 def crossing_width(
@@ -69,21 +64,19 @@ def crossing_width(
         short = float(sizes[:, -1].mean()) * ratio / eps  # gradient over what it has to fall to
         row: dict[str, Any] = name | {"eps": eps, "ratio": ratio, "residual": lines.residual}
         row["theory_width"] = widths[-1] * short ** (1 / g) if g else math.inf
-        _, steepest = seed_interval(lines.slopes, confidence)
-        if not (lines.slopes < 0).all():
-            flat = dict.fromkeys(["width", "width_high", "beyond"], math.inf)
-            note = "the gradient does not fall with the width at every seed: no such width"
-            rows.append(row | flat | {"width_low": 0.0, "note": note})
-            continue
-        logs = lines.log2_width_at(eps / ratio)
-        low, high = seed_interval(logs, confidence)
-        with np.errstate(over="ignore"):  # a slope of nearly 0: beyond all numbers
-            width, low, high = np.exp2([logs.mean(), low, high]).tolist()
-        row |= {"width": width, "beyond": width / widths[-1], "width_low": low}
-        row["width_high"] = high if steepest < 0 else math.inf
-        rows.append(row | {"note": _reach(width, widths, len(sizes))})
-    schema: dict[str, Any] = {column: gradients.schema[column] for column in _GROUP} | _CROSSING
-    return pl.DataFrame(rows, schema=schema)
+        if (lines.slopes < 0).all():
+            logs = lines.log2_width_at(eps / ratio)
+            with np.errstate(over="ignore"):  # a slope of nearly 0: beyond all numbers
+                found = np.exp2([logs.mean(), *seed_interval(logs, confidence)])
+            if seed_interval(lines.slopes, confidence)[1] >= 0:
+                found[2] = math.inf
+            row["note"] = _reach(float(found[0]), widths, len(sizes))
+        else:
+            found = np.array([math.inf, 0.0, math.inf])
+            row["note"] = "the gradient does not fall with the width at every seed: no such width"
+        row |= dict(zip(ends("width"), found.tolist(), strict=True))
+        rows.append(row | {"beyond": row["width"] / widths[-1]})
+    return group_frame(rows, gradients, _GROUP, _CROSSING)
 
 
 def eps_lines(
@@ -127,26 +120,27 @@ def eps_lines(
         raise ValueError(f"gradients are of {sorted(kinds)}: keep one parameterization and step")
     if loss_scales is not None and width is None:
         raise ValueError("loss_scales without a width: say at which width they ran")
-    exponent = parameterization(kinds[0][0]).gradient_exponent
+    layers = parameterization(kinds[0][0])
+    other = "width" if loss_scales is None else "loss_scale"
     rows: list[tuple[Any, ...]] = []
     for variant, per_layer in ((f"adam{ending}", False), (f"adam, eps per layer{ending}", True)):
         for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
             if not bool((np.isfinite(sizes) & (sizes > 0)).all()):
                 raise ValueError(f"{name}: a gradient is 0 or not finite")
-            g = exponent(name["role"]) if per_layer else 0.0
-            means = np.exp2(np.log2(sizes).mean(axis=0))
-            found = {
-                w: float(m) * (w / base_width) ** g for w, m in zip(widths, means, strict=True)
-            }
+            role = name["role"]
+            g = layers.gradient_exponent(role) if per_layer else 0.0
+            eps = np.exp2(np.log2(sizes).mean(axis=0)) * (np.array(widths) / base_width) ** g
             if loss_scales is None:
-                rows += [(variant, name["role"], w, eps) for w, eps in found.items()]
-            elif width not in found:
+                rows += [(variant, role, *pair) for pair in zip(widths, eps.tolist(), strict=True)]
+            elif width not in widths:
                 raise ValueError(f"no gradients at width {width}; there are: {widths}")
             else:
-                rows += [(variant, name["role"], s, found[width] * s) for s in loss_scales]
-    other = ("width", pl.Int64) if loss_scales is None else ("loss_scale", pl.Float64)
-    schema: dict[str, Any] = {"variant": pl.String, "role": pl.String, other[0]: other[1]}
-    return pl.DataFrame(rows, schema=schema | {"eps": pl.Float64}, orient="row")
+                at = float(eps[widths.index(width)])
+                rows += [(variant, role, scale, at * scale) for scale in loss_scales]
+    schema = {"variant": pl.String, "role": pl.String, other: pl.Float64, "eps": pl.Float64}
+    if loss_scales is None:
+        schema[other] = pl.Int64
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _reach(width: float, widths: Sequence[int], seeds: int) -> str:
@@ -154,9 +148,9 @@ def _reach(width: float, widths: Sequence[int], seeds: int) -> str:
         return "beyond all numbers: the gradient hardly falls"
     beyond = math.log10(width / widths[-1])
     if beyond > 0:
-        said = f"extrapolated {beyond:.1f} decades beyond width {widths[-1]}"
+        note = f"extrapolated {beyond:.1f} decades beyond width {widths[-1]}"
     elif width < widths[0]:
-        said = f"extrapolated below width {widths[0]}"
+        note = f"extrapolated below width {widths[0]}"
     else:
-        said = "within the measured widths"
-    return said + ("; one seed: no interval" if seeds == 1 else "")
+        note = "within the measured widths"
+    return joined([note, ONE_SEED if seeds == 1 else ""])

@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from isolab.analysis.crossing import crossing_width, eps_lines
+from isolab.analysis.groups import ONE_SEED, each_group, ends, group_frame, joined, told
 from isolab.analysis.seeds import (
     Array,
     LossTable,
@@ -31,7 +33,7 @@ from isolab.analysis.seeds import (
     check_positive,
     loss_table,
     require_columns,
-    student_interval,
+    seed_interval,
 )
 from isolab.analysis.tost import TostResult, tost
 from isolab.training.config import with_later_fields
@@ -49,18 +51,9 @@ __all__ = [
     "variants",
 ]
 
-_SHOWN = ("eps_rule", "moment_dtype", "dtype", "atan2_a", "atan2_b")
-_FLAT = {
-    **dict.fromkeys(
-        [
-            *("decades", "decades_low", "decades_high", "from_scale", "to_scale"),
-            *("equal_decades", "equal_share"),
-        ],
-        pl.Float64,
-    ),
-    **dict.fromkeys(["scales", "seeds"], pl.Int64),
-    **dict.fromkeys(["note", "reason"], pl.String),
-}
+_NAMED = ("eps_rule", "moment_dtype", "dtype", "atan2_a", "atan2_b")
+_FLAT = [*ends("decades"), "from_scale", "to_scale", "equal_decades", "equal_share",
+         "scales", "seeds", "note", "reason"]  # fmt: skip
 
 
 def variants(runs: pl.DataFrame) -> pl.DataFrame:
@@ -79,19 +72,15 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
         ['adam', 'adam, eps per layer']
     """
     require_columns(runs, ["optimizer"])
-    filled = with_later_fields(runs, (*_SHOWN, "loss_scale"))
-    moments, compute = (pl.col(name) != "float32" for name in ("moment_dtype", "dtype"))
+    filled = with_later_fields(runs, (*_NAMED, "loss_scale"))
+    moments, compute = pl.col("moment_dtype"), pl.col("dtype")
+    narrow = moments != "float32", compute != "float32"
+    both = narrow[0] & narrow[1] & (moments == compute)
     parts = [
         pl.when(pl.col("eps_rule") == "per_layer").then(pl.lit(", eps per layer")),
-        pl.when(moments & compute & (pl.col("moment_dtype") == pl.col("dtype")))
-        .then(pl.format(", all in {}", pl.col("dtype")))
-        .otherwise(
-            pl.concat_str(
-                pl.when(moments).then(pl.format(", {} moments", pl.col("moment_dtype"))),
-                pl.when(compute).then(pl.format(", {} compute", pl.col("dtype"))),
-                ignore_nulls=True,
-            )
-        ),
+        pl.when(both).then(pl.format(", all in {}", compute)),
+        pl.when(narrow[0] & ~both).then(pl.format(", {} moments", moments)),
+        pl.when(narrow[1] & ~both).then(pl.format(", {} compute", compute)),
         *(
             pl.when(pl.col(name) != 1.0).then(
                 pl.format(f", {name[-1]} = {{}}", pl.col(name).round_sig_figs(3))
@@ -99,8 +88,8 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
             for name in ("atan2_a", "atan2_b")
         ),
     ]
-    said = pl.concat_str(pl.col("optimizer"), *parts, ignore_nulls=True)
-    return filled.with_columns(said.alias("variant"))
+    name = pl.concat_str(pl.col("optimizer"), *parts, ignore_nulls=True)
+    return filled.with_columns(name.alias("variant"))
 
 
 def cases(runs: pl.DataFrame) -> pl.DataFrame:
@@ -114,8 +103,8 @@ def cases(runs: pl.DataFrame) -> pl.DataFrame:
     named = variants(runs)
     require_columns(named, ["eps"])
     values = named["eps"].unique().drop_nulls()
-    words = [f", eps = {eps_text(eps)}" for eps in values]
-    eps = pl.col("eps").replace_strict(values, words, default=None, return_dtype=pl.String)
+    texts = [f", eps = {eps_text(eps)}" for eps in values]
+    eps = pl.col("eps").replace_strict(values, texts, default=None, return_dtype=pl.String)
     return named.with_columns(
         pl.concat_str(pl.col("variant"), eps, ignore_nulls=True).alias("case")
     )
@@ -255,86 +244,58 @@ def flat_decades(
     check_positive("margin", margin)
     require_columns(runs, ["optimizer", "loss_scale", loss, seed])
     runs = variants(runs)
-    require_columns(runs, by)
-    if runs.is_empty():
-        raise ValueError("no runs: the frame has no rows")
-    rows = []
-    for values, group in runs.sort(by, nulls_last=True).group_by(by, maintain_order=True):
-        name = dict(zip(by, values, strict=True))
-        try:
-            table = loss_table(group, "loss_scale", loss, seed)
-            rows.append(name | _flat(table, margin, confidence))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    schema: dict[str, Any] = {column: runs.schema[column] for column in by} | _FLAT
-    return pl.DataFrame([dict.fromkeys(schema) | row for row in rows], schema=schema)
+
+    def row(name: dict[str, Any], group: pl.DataFrame) -> dict[str, Any]:
+        return name | _flat(loss_table(group, "loss_scale", loss, seed), margin, confidence)
+
+    return group_frame(each_group(runs, by, row), runs, by, _FLAT)
 
 
 def _flat(table: LossTable, margin: float, confidence: float) -> dict[str, Any]:
     scales, losses = table.settings, table.losses
-    (ones,) = np.nonzero(scales == 1.0)
-    if not len(ones) or len(scales) < 2:
+    if 1.0 not in scales or len(scales) < 2:
         raise ValueError(f"loss scales are {scales.tolist()}: needs 1 and another one")
-    one, seeds = int(ones[0]), len(table.seeds)
+    one, last, seeds = int(np.searchsorted(scales, 1.0)), len(scales) - 1, len(table.seeds)
     row: dict[str, Any] = {"scales": len(scales), "seeds": seeds}
     if not np.isfinite(losses[one]).all():
-        why = "a run at loss scale 1 diverged: nothing to compare with"
-        return row | {"note": why, "reason": why}
+        return row | told(["a run at loss scale 1 diverged: nothing to compare with"])
     away = losses - losses[one]  # inf where diverged
-    ends = np.array([_ends(d, confidence) for d in away])
-    ends[one] = 0.0
+    intervals = np.array([seed_interval(its, confidence) for its in away])
+    intervals[~np.isfinite(away).all(axis=1)] = math.inf
+    intervals[one] = 0.0
     near = np.abs(away.mean(axis=1)) <= margin
-    surely = (np.abs(ends) <= margin).all(axis=1)
-    maybe = ~((ends[:, 0] > margin) | (ends[:, 1] < -margin))
+    surely = (np.abs(intervals) <= margin).all(axis=1)
+    maybe = (intervals[:, 0] <= margin) & (intervals[:, 1] >= -margin)
     equal = np.isfinite(losses) & (losses == losses[one])
     low, high = _around(near, one)
-    notes = [
-        f"flat down to the smallest scale tried, {scales[0]:.2g}" if low == 0 else "",
-        f"flat up to the largest scale tried, {scales[-1]:.2g}"
-        if high == len(scales) - 1 > one
-        else "",
-        "one seed: no interval" if seeds == 1 else "",
-    ]
-    return row | {
-        "decades": _decades(scales, near, one),
-        "decades_low": _decades(scales, surely, one),
-        "decades_high": _most(scales, maybe, one),
-        "from_scale": float(scales[low]),
-        "to_scale": float(scales[high]),
-        "equal_decades": _decades(scales, equal.all(axis=1), one),
-        "equal_share": float(np.delete(equal, one, axis=0).mean()),
-        "note": "; ".join(note for note in notes if note),
-        "reason": "one seed: no interval" if seeds == 1 else None,
+    widest_low, widest_high = _around(maybe, one)
+    open_end = (widest_low == 0 < one) or (widest_high == last > one)
+    widest = max(widest_low - 1, 0), min(widest_high + 1, last)
+    row |= {
+        "decades": _decades(scales, (low, high)),
+        "decades_low": _decades(scales, _around(surely, one)),
+        "decades_high": math.inf if open_end else _decades(scales, widest),
+        "from_scale": scales[low],
+        "to_scale": scales[high],
+        "equal_decades": _decades(scales, _around(equal.all(axis=1), one)),
+        "equal_share": np.delete(equal, one, axis=0).mean(),
     }
+    ends_tried = [
+        f"flat down to the smallest scale tried, {scales[0]:.2g}" if low == 0 else "",
+        f"flat up to the largest scale tried, {scales[-1]:.2g}" if high == last > one else "",
+    ]
+    one_seed = ONE_SEED if seeds == 1 else ""
+    return row | {"note": joined([*ends_tried, one_seed]), "reason": one_seed or None}
 
 
-def _ends(differences: Array, confidence: float) -> tuple[float, float]:
-    """Returns the interval of the mean difference over seeds; inf where a seed diverged."""
-    if not np.isfinite(differences).all():
-        return math.inf, math.inf
-    if len(differences) < 2:
-        return -math.inf, math.inf
-    return student_interval(differences, confidence)
-
-
-def _around(flat: np.ndarray, one: int) -> tuple[int, int]:
+def _around(flat: npt.NDArray[np.bool_], one: int) -> tuple[int, int]:
     """Returns first and last index of the stretch without a gap that holds ``one``."""
-    low = high = one
-    while low > 0 and flat[low - 1]:
-        low -= 1
-    while high < len(flat) - 1 and flat[high + 1]:
-        high += 1
-    return low, high
+    gaps = np.flatnonzero(~flat)
+    return (
+        int(max(gaps[gaps < one], default=-1)) + 1,
+        int(min(gaps[gaps > one], default=len(flat))) - 1,
+    )
 
 
-def _decades(scales: Array, flat: np.ndarray, one: int) -> float:
-    low, high = _around(flat, one)
-    return float(np.log10(scales[high] / scales[low]))
-
-
-def _most(scales: Array, flat: np.ndarray, one: int) -> float:
-    """Returns the decades up to the first scales that are not flat; inf beyond a tried end."""
-    low, high = _around(flat, one)
-    if (low == 0 and one > 0) or (high == len(scales) - 1 and one < len(scales) - 1):
-        return math.inf
-    return float(np.log10(scales[min(high + 1, len(scales) - 1)] / scales[max(low - 1, 0)]))
+def _decades(scales: Array, span: tuple[int, int]) -> float:
+    return float(np.log10(scales[span[1]] / scales[span[0]]))

@@ -8,9 +8,9 @@ in log2 units: factors of two in the rate.
 
 A width whose best rate lies at an end of its grid, or whose every rate diverged, has a bound and
 not a best rate: it is left out of the fit, ``note`` says so and which way to widen, and ``reason``
-is set, so that a claim built on the row must be inconclusive. A width counted in the fit may still
+is set. A width counted in the fit may still
 reach an end of its grid in some resamples of the seeds; the exponent is then unbounded towards
-that side in those, and the interval opens where they are more than its tails. A best rate beside a
+that side in those, and the interval opens where they are more than its tails. A best rate next to a
 diverged one is known to half a grid step, and the interval is widened by what that can do.
 The interval is over seeds: it does not say whether a power law holds; the residual does.
 
@@ -21,46 +21,29 @@ are Everett et al., arXiv:2407.05872.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
 
+from isolab.analysis.groups import ends, group_frame, told
 from isolab.analysis.seeds import Array
-from isolab.analysis.width_group import WidthGroup, group_frame, joined, width_groups
+from isolab.analysis.width_group import Options, WidthGroup, width_groups
 
-_SCHEMA = {
-    **dict.fromkeys(
-        ["exponent", "exponent_low", "exponent_high", "intercept", "residual"], pl.Float64
-    ),
-    **dict.fromkeys(["widths", "seeds"], pl.Int64),
-    **dict.fromkeys(["note", "reason"], pl.String),
-}
+_COLUMNS = [*ends("exponent"), "intercept", "residual", "widths", "seeds", "note", "reason"]
 
 
-def exponents(
-    runs: pl.DataFrame,
-    by: Sequence[str],
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> pl.DataFrame:
+def exponents(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options]) -> pl.DataFrame:
     """Fits the power of the width with which each group's best rate moves.
 
     Args:
-        runs: a row per run; columns ``by``, ``width``, ``rate``, ``loss`` (+inf or NaN where
-            diverged) and ``seed``. Two widths at least; three for the residual to say anything.
-        by: columns that tell groups apart.
-        rate, loss, seed: names of columns.
-        confidence, resamples: of the interval over seeds; the generator is seeded.
+        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`. Two widths at
+            least; three for the residual to say anything.
 
     Returns:
-        A row per group, sorted by ``by``: ``by``, exponent, exponent_low, exponent_high (infinite
-        where open), intercept (log2 of the fitted rate at width 1), residual (log2 units), widths
-        (how many the fit counts), seeds, note, and reason: why a claim on the row must be
-        inconclusive, or null. Nulls where fewer than two widths count.
+        A row per group: ``by``, exponent with its interval, intercept (log2 of the fitted rate at
+        width 1), residual (log2 units), widths (how many the fit counts), seeds, note and reason.
+        Nulls where fewer than two widths count.
 
     Raises:
         ValueError: as :func:`~isolab.analysis.width_group.width_groups`.
@@ -75,8 +58,8 @@ def exponents(
         >>> round(found["exponent"], 6), round(found["intercept"], 6), found["exponent_low"]
         (-1.0, 1.0, -inf)
     """
-    groups = width_groups(runs, by, rate, loss, seed, confidence, resamples)
-    return group_frame([group.name | _exponent(group) for group in groups], runs, by, _SCHEMA)
+    rows = [group.name | _exponent(group) for group in width_groups(runs, by, **options)]
+    return group_frame(rows, runs, by, _COLUMNS)
 
 
 def _exponent(group: WidthGroup) -> dict[str, Any]:
@@ -88,9 +71,7 @@ def _exponent(group: WidthGroup) -> dict[str, Any]:
         of = f" of {group.widths}" if len(used) < len(group.curves) else ""
         counted = f"{[curve.width for curve in used]}{of}"
         few = f"an exponent needs the best rates of 2 widths or more, got {counted}"
-        reason = joined([few, *edges])
-        return row | {"note": joined([reason, *steps]), "reason": reason}
-    left_out = "left out of the fit" if any(edges) else ""
+        return row | told([few, *edges], steps)
     x = np.log2([curve.width for curve in used])
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     best, low, high = (
@@ -98,38 +79,18 @@ def _exponent(group: WidthGroup) -> dict[str, Any]:
         for name in ("x", "low", "high")
     )
     slope = best @ weights
-    intercept = best[0].mean() - slope[0] * x.mean()
-    misfit = best[0] - intercept - slope[0] * x
-    ends = group.interval(slope, _least(weights, low, high), -_least(-weights, low, high))
-    reason = joined([*edges, left_out])
-    notes = [
-        reason,
-        *steps,
-        "two widths: the line runs through both, and the residual says nothing"
-        if len(used) == 2
-        else "",
-        "one seed: no interval" if len(group.seeds) == 1 else "",
-    ]
-    return row | {
-        "exponent": float(slope[0]),
-        "exponent_low": ends[0],
-        "exponent_high": ends[1],
-        "intercept": float(intercept),
-        "residual": float(np.sqrt(np.mean(misfit**2))),
-        "note": joined(notes),
-        "reason": reason or None,
-    }
+    row |= group.columns(
+        "exponent", slope, _least(weights, low, high), -_least(-weights, low, high)
+    )
+    row["intercept"] = best[0].mean() - slope[0] * x.mean()
+    row["residual"] = np.sqrt(np.mean((best[0] - row["intercept"] - slope[0] * x) ** 2))
+    two = "two widths: the line runs through both, and the residual says nothing"
+    left_out = "left out of the fit" if any(edges) else ""
+    return row | told([*edges, left_out], [*steps, two if len(used) == 2 else "", group.one_seed])
 
 
 def _least(weights: Array, low: Array, high: Array) -> Array:
-    """Returns the least weighted sum of each row's numbers, each within its low and high.
-
-    Args:
-        weights: (n,); low, high: (rows, n), -inf and inf where open.
-
-    Returns:
-        (rows,) float64, -inf where open.
-    """
+    """Returns each row's least weighted sum of (rows, n) numbers between low and high, (rows,)."""
     counted = np.abs(weights) > 1e-12  # the middle of three widths: 0 * inf would be NaN
     weights, low, high = weights[counted], low[:, counted], high[:, counted]
     return np.asarray((weights * np.where(weights > 0, low, high)).sum(axis=1))

@@ -1,18 +1,8 @@
 r"""The best learning rate of a sweep, with its interval over seeds.
 
-With :math:`x = \log_2(\text{rate})` and losses averaged over seeds, a parabola through the best
-grid point :math:`(x_1, y_1)` and its neighbours has its lowest point at
-
-.. math:: x^* = x_1 - \frac{1}{2}
-    \frac{(x_1 - x_0)^2 (y_1 - y_2) - (x_1 - x_2)^2 (y_1 - y_0)}
-         {(x_1 - x_0) (y_1 - y_2) - (x_1 - x_2) (y_1 - y_0)}
-
-which lies between the midpoints towards the neighbours. Where a neighbour is missing (the best is
-the first or last rate of the grid) or diverged, the grid point itself is the answer, and says so.
-A rate where any seed diverged counts as diverged: its mean is +inf and it ranks last.
-
-The interval resamples seeds, the same ones at every rate, since a seed fixes initialization and
-batches. See :mod:`isolab.analysis.seeds` for how it is kept honest with few seeds.
+It is the lowest point of the seed-averaged loss as :mod:`isolab.analysis.rate_curve` reads it: of
+the parabola through the best grid point and its neighbours in log2(rate), or the grid point itself
+where there is none. :mod:`isolab.analysis.seeds` has the interval.
 """
 
 from __future__ import annotations
@@ -25,16 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import (
-    AllDivergedError,
-    Array,
-    LossTable,
-    bootstrap_interval,
-    check_confidence,
-    loss_table,
-    require_columns,
-    resampled_seeds,
-)
+from isolab.analysis.groups import ONE_SEED, each_group, ends, group_frame, joined
+from isolab.analysis.rate_curve import RateCurve
+from isolab.analysis.seeds import AllDivergedError, loss_table, require_columns, seed_resamples
+
+_COLUMNS = ["rate", "log2_rate", "loss", "grid_rate", "grid_loss", *ends("rate")[1:],
+            *ends("loss")[1:], "edge", "seeds", "note"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,61 +75,31 @@ def optimum(
         >>> round(best.log2_rate, 3), round(best.loss, 4), best.edge
         (-0.833, 0.9792, None)
     """
-    check_confidence(confidence)
     table = loss_table(runs, rate, loss, seed)
     if len(table.settings) < 3:
         raise ValueError(
             f"a parabola needs at least 3 rates, got {table.settings.tolist()}: widen the grid"
         )
+    samples = seed_resamples(len(table.seeds), resamples, confidence)
     x = np.log2(table.settings)
-    best = table.best
-    vertex_x, vertex_y = (float(values[0]) for values in parabola_vertices(x, table.means[None]))
-    draws = resampled_seeds(len(table.seeds), resamples)
-    sampled_x, sampled_y = parabola_vertices(x, table.losses[:, draws].mean(axis=2).T)
-    low, high = bootstrap_interval(vertex_x, sampled_x, len(table.seeds), confidence)
-    edge = "low" if best == 0 else "high" if best == len(x) - 1 else None
+    curve = RateCurve(math.nan, x, samples.means(table.losses))
+    grid_best, best = table.best, curve.best  # the first raises where every rate diverged
+    low, high = samples.interval(best.x)
     return Optimum(
-        rate=2.0**vertex_x,
-        log2_rate=vertex_x,
-        loss=vertex_y,
-        grid_rate=float(table.settings[best]),
-        grid_loss=float(table.means[best]),
+        rate=2.0 ** float(best.x[0]),
+        log2_rate=float(best.x[0]),
+        loss=float(best.loss[0]),
+        grid_rate=float(table.settings[grid_best]),
+        grid_loss=float(table.means[grid_best]),
         rate_interval=(
-            0.0 if low <= x[0] or edge == "low" else 2.0**low,
-            math.inf if high >= x[-1] or edge == "high" else 2.0**high,
+            0.0 if low <= x[0] or curve.edge == "low" else 2.0**low,
+            math.inf if high >= x[-1] or curve.edge == "high" else 2.0**high,
         ),
-        loss_interval=bootstrap_interval(vertex_y, sampled_y, len(table.seeds), confidence),
-        edge=edge,
+        loss_interval=samples.interval(best.loss),
+        edge=curve.edge,
         seeds=len(table.seeds),
-        note=_note(table, best, edge),
+        note=joined([curve.edge_note, curve.step_note, ONE_SEED if len(table.seeds) == 1 else ""]),
     )
-
-
-def parabola_vertices(x: Array, losses: Array) -> tuple[Array, Array]:
-    """Returns each row's best x and loss, by the parabola or, where there is none, on the grid.
-
-    Args:
-        x: (n,) ascending log2 rates.
-        losses: (rows, n); +inf where diverged, at least one finite value a row.
-
-    Returns:
-        The lowest points' x and loss, (rows,) each.
-    """
-    rows = np.arange(len(losses))
-    best = np.argmin(losses, axis=1)
-    middle = np.clip(best, 1, len(x) - 2)
-    y0, y1, y2 = (losses[rows, middle + shift] for shift in (-1, 0, 1))
-    left, right = x[middle] - x[middle - 1], x[middle + 1] - x[middle]
-    usable = (best == middle) & np.isfinite(y0) & np.isfinite(y2)
-    rise0, rise2 = np.where(usable, y0, 0.0), np.where(usable, y2, 0.0)
-    y1 = np.where(usable, y1, 0.0)
-    slope0, slope2 = (y1 - rise0) / left, (rise2 - y1) / right  # <= 0 and >= 0
-    curvature = (slope2 - slope0) / (left + right)  # of y1 + slope * dx + curvature * dx**2
-    slope = (slope0 * right + slope2 * left) / (left + right)  # at the middle point
-    usable &= curvature > 0  # three equal losses have no vertex
-    shift = np.where(usable, -slope / (2 * np.where(usable, curvature, 1.0)), 0.0)
-    drop = np.where(usable, slope * shift / 2, 0.0)
-    return x[best] + shift, losses[rows, best] + drop
 
 
 def optima(
@@ -170,22 +126,18 @@ def optima(
         >>> optima(runs, by=["width"]).select("width", "rate", "edge").rows()
         [(32, 2.0, None), (64, 1.0, 'low')]
     """
-    by = list(by)
     require_columns(runs, [*by, rate, loss, seed])
-    if not by or runs.is_empty():
-        raise ValueError(f"nothing to group: by={by}, {len(runs)} runs")
-    rows = []
-    for values, group in runs.sort(by).group_by(by, maintain_order=True):
-        name = dict(zip(by, values, strict=True))
+
+    def row(name: dict[str, Any], group: pl.DataFrame) -> dict[str, Any]:
         try:
-            rows.append(name | _columns(optimum(group, rate, loss, seed, confidence, resamples)))
+            best = optimum(group, rate, loss, seed, confidence, resamples)
         except AllDivergedError as error:
-            seeds = group[seed].n_unique()
-            rows.append(name | dict.fromkeys(_SCHEMA) | {"seeds": seeds, "note": str(error)})
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    schema: dict[str, Any] = {name: runs.schema[name] for name in by}
-    return pl.DataFrame(rows, schema=schema | _SCHEMA)
+            return name | {"seeds": group[seed].n_unique(), "note": str(error)}
+        found = dict(zip(ends("rate")[1:], best.rate_interval, strict=True))
+        found |= dict(zip(ends("loss")[1:], best.loss_interval, strict=True))
+        return name | vars(best) | found
+
+    return group_frame(each_group(runs, by, row), runs, by, _COLUMNS)
 
 
 def at_best_rate(
@@ -208,55 +160,12 @@ def at_best_rate(
         >>> at_best_rate(runs, by=["optimizer"]).select("optimizer", "learning_rate").rows()
         [('adam', 2.0), ('iso', 1.0)]
     """
-    by = list(by)
     require_columns(runs, [*by, rate, loss, seed])
-    kept = []
-    for values, group in runs.sort(by).group_by(by, maintain_order=True):
-        try:
-            table = loss_table(group, rate, loss, seed)
-            kept.append(group.filter(pl.col(rate).cast(pl.Float64) == table.settings[table.best]))
-        except ValueError as error:
-            raise ValueError(f"{dict(zip(by, values, strict=True))}: {error}") from None
-    return pl.concat(kept) if kept else runs
+    if runs.is_empty():
+        return runs
 
+    def at_best(_: dict[str, Any], group: pl.DataFrame) -> pl.DataFrame:
+        table = loss_table(group, rate, loss, seed)
+        return group.filter(pl.col(rate).cast(pl.Float64) == table.settings[table.best])
 
-_SCHEMA = {
-    "rate": pl.Float64,
-    "log2_rate": pl.Float64,
-    "loss": pl.Float64,
-    "grid_rate": pl.Float64,
-    "grid_loss": pl.Float64,
-    "rate_low": pl.Float64,
-    "rate_high": pl.Float64,
-    "loss_low": pl.Float64,
-    "loss_high": pl.Float64,
-    "edge": pl.String,
-    "seeds": pl.Int64,
-    "note": pl.String,
-}
-
-
-def _columns(best: Optimum) -> dict[str, object]:
-    ends = {
-        "rate_low": best.rate_interval[0],
-        "rate_high": best.rate_interval[1],
-        "loss_low": best.loss_interval[0],
-        "loss_high": best.loss_interval[1],
-    }
-    return {name: ends[name] if name in ends else getattr(best, name) for name in _SCHEMA}
-
-
-def _note(table: LossTable, best: int, edge: str | None) -> str:
-    at = f"{table.settings[best]:.3g}"
-    notes = []
-    if edge:
-        end = "lowest" if edge == "low" else "highest"
-        way = "lower" if edge == "low" else "higher"
-        notes.append(f"the best rate, {at}, is the {end} of the grid: widen it to {way} rates")
-    for neighbour in (best - 1, best + 1):
-        if 0 <= neighbour < len(table.settings) and not np.isfinite(table.means[neighbour]):
-            diverged = f"{table.settings[neighbour]:.3g}"
-            notes.append(f"its neighbour {diverged} diverged, so the grid point {at} is taken")
-    if len(table.seeds) == 1:
-        notes.append("one seed: no interval")
-    return "; ".join(notes)
+    return pl.concat(each_group(runs, by, at_best))

@@ -24,57 +24,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
 
+from isolab.analysis.groups import ends, group_frame, joined, told
 from isolab.analysis.rate_curve import RateCurve
 from isolab.analysis.seeds import Array
-from isolab.analysis.width_group import WidthGroup, group_frame, joined, width_groups
+from isolab.analysis.width_group import Options, WidthGroup, width_groups
 
-_NUMBERS = [
-    *("width", "transferred_rate", "transferred_loss", "best_rate", "best_loss"),
-    *("regret", "regret_low", "regret_high", "grid_steps", "grid_steps_low", "grid_steps_high"),
-]
-_TEXTS = ["note", "reason"]
-_REGRETS = dict.fromkeys(_NUMBERS, pl.Float64) | dict.fromkeys(_TEXTS, pl.String)
-_SHIFT = ["width", "grid_steps", "grid_steps_low", "grid_steps_high", "note", "reason"]
-_SENSITIVITIES = dict.fromkeys(
-    [
-        *("width", "factor", "increase", "increase_low", "increase_high"),
-        *("increase_below", "increase_above"),
-    ],
-    pl.Float64,
-) | {"note": pl.String}
+_RATES = ["transferred_rate", "transferred_loss", "best_rate", "best_loss"]
+_SHIFT = [*ends("grid_steps"), "note", "reason"]
+_SENSITIVITIES = ["factor", *ends("increase"), "increase_below", "increase_above", "note"]
 
 
 def regrets(
     runs: pl.DataFrame,
     by: Sequence[str],
     base_width: float | None = None,
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    **options: Unpack[Options],
 ) -> pl.DataFrame:
     """Carries each group's best rate at its base width to its other widths.
 
     Args:
-        runs: a row per run; columns ``by``, ``width``, ``rate``, ``loss`` (+inf or NaN where
-            diverged) and ``seed``.
-        by: columns that tell groups apart.
+        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`.
         base_width: None takes each group's smallest.
-        rate, loss, seed: names of columns.
-        confidence, resamples: of the intervals over seeds; the generator is seeded.
 
     Returns:
         A row per group and width but the base: ``by``, width, transferred_rate, transferred_loss
         (+inf where diverged), best_rate, best_loss, regret (nats/token, never below 0) and
-        grid_steps, each with _low and _high, note, and reason: why a claim on the row must be
-        inconclusive, or null. Losses and regret are null where the transferred rate is off the
-        width's grid. A group of one width has one row, of nulls.
+        grid_steps with their intervals, note and reason. Losses and regret are null where the
+        transferred rate is off the width's grid. A group of one width has one row, of nulls.
 
     Raises:
         ValueError: for a base width that a group does not have, and as
@@ -91,178 +72,136 @@ def regrets(
         [(64, 0.1, -1.0), (128, 0.4, -2.0)]
     """
     rows = []
-    for group in width_groups(runs, by, rate, loss, seed, confidence, resamples):
+    for group in width_groups(runs, by, **options):
         base = _base(group, base_width)
-        others = [curve for curve in group.curves if curve is not base]
+        others = [curve for curve in group.curves if curve is not base] or [base]
         rows += [group.name | _regret(group, base, curve) for curve in others]
-        if not others:
-            rows.append(group.name | _alone(base))
-    return group_frame(rows, runs, by, _REGRETS)
+    return group_frame(rows, runs, [*by, "width"], [*_RATES, *ends("regret"), *_SHIFT])
 
 
 def worst_shift(
     runs: pl.DataFrame,
     by: Sequence[str],
     base_width: float | None = None,
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    **options: Unpack[Options],
 ) -> pl.DataFrame:
     """Returns how far each group's best rate moved at its largest width, where drift adds up.
 
     Args: as :func:`regrets`.
 
     Returns:
-        A row per group: ``by``, width, grid_steps, grid_steps_low, grid_steps_high, note, reason.
-        Nulls and a reason where the largest width is the base.
+        A row per group: ``by``, width, grid_steps with its interval, note and reason, as of
+        :func:`regrets`. Nulls and a reason where the largest width is the base.
 
     Raises:
         ValueError: as :func:`regrets`.
-
-    Example:
-        >>> from itertools import product
-        >>> runs = pl.DataFrame([
-        ...     {"optimizer": "adam", "width": n, "learning_rate": 2.0**x, "seed": s,
-        ...      "final_validation_loss": 2 + 0.1 * (x + np.log2(n) / 4 + 5) ** 2}
-        ...     for n, x, s in product([32, 64, 128], range(-9, 0), [0, 1])])
-        >>> worst_shift(runs, by=["optimizer"]).select(
-        ...     "width", pl.col("grid_steps", "grid_steps_low").round(6)).rows()
-        [(128, -0.5, -0.5)]
     """
-    rows = []
-    for group in width_groups(runs, by, rate, loss, seed, confidence, resamples):
-        base, largest = _base(group, base_width), group.curves[-1]
-        row = _alone(base) if largest is base else _regret(group, base, largest)
-        rows.append(group.name | {name: row.get(name) for name in _SHIFT})
-    return group_frame(rows, runs, by, {name: _REGRETS[name] for name in _SHIFT})
+    groups = width_groups(runs, by, **options)
+    rows = [g.name | _regret(g, _base(g, base_width), g.curves[-1]) for g in groups]
+    return group_frame(rows, runs, [*by, "width"], _SHIFT)
 
 
 def sensitivities(
     runs: pl.DataFrame,
     by: Sequence[str],
     factors: Sequence[float] = (2, 4),
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    **options: Unpack[Options],
 ) -> pl.DataFrame:
     """Measures what a rate some factors off the best one costs, at each group's every width.
 
     Args:
-        runs, by, rate, loss, seed, confidence, resamples: as in :func:`regrets`.
+        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`.
         factors: above 1; each is taken above and below the best rate.
 
     Returns:
         A row per group, width and factor: ``by``, width, factor, increase (nats/token, the mean of
-        both sides) with increase_low and increase_high, increase_below and increase_above (one
-        side each), note. +inf where a side diverged; null where the grid ends before a side.
+        both sides) with its interval, increase_below and increase_above (one side each), note.
+        +inf where a side diverged; null where the grid ends before a side.
 
     Raises:
         ValueError: for a factor that is not above 1 and finite, and as
             :func:`~isolab.analysis.width_group.width_groups`.
-
-    Example:
-        >>> from itertools import product
-        >>> runs = pl.DataFrame([
-        ...     {"optimizer": "adam", "width": 32, "learning_rate": 2.0**x, "seed": 0,
-        ...      "final_validation_loss": 2 + 0.1 * (x + 5.25) ** 2} for x in range(-9, 0)])
-        >>> sensitivities(runs, by=["optimizer"])["increase"].round(6).to_list()
-        [0.1, 0.4]
     """
-    wrong = [factor for factor in factors if not 1 < factor < math.inf]
-    if wrong or not len(factors):
+    if not len(factors) or not all(1 < factor < math.inf for factor in factors):
         raise ValueError(f"factors must be above 1 and finite, and one at least, got {factors}")
-    groups = width_groups(runs, by, rate, loss, seed, confidence, resamples)
     rows = [
         group.name | {"width": curve.width, "factor": float(factor)} | _off(group, curve, factor)
-        for group in groups
+        for group in width_groups(runs, by, **options)
         for curve in group.curves
         for factor in factors
     ]
-    return group_frame(rows, runs, by, _SENSITIVITIES)
+    return group_frame(rows, runs, [*by, "width"], _SENSITIVITIES)
 
 
 def _base(group: WidthGroup, base_width: float | None) -> RateCurve:
-    base = group.curve(group.widths[0] if base_width is None else base_width)
+    base = group.curves[0] if base_width is None else group.curve(base_width)
     if base is None:
         raise ValueError(f"{group.name}: base_width {base_width} is not in {group.widths}")
     return base
 
 
-def _alone(base: RateCurve) -> dict[str, Any]:
-    """Returns the row of a base width that has none to carry its rate to."""
-    why = f"width {base.width} is the base and the largest: add larger ones, or take a smaller base"
-    return {"width": base.width, "note": why, "reason": why}
-
-
 def _regret(group: WidthGroup, base: RateCurve, curve: RateCurve) -> dict[str, Any]:
-    reasons = [base.edge_note, curve.edge_note]
-    one_seed = "one seed: no interval" if len(group.seeds) == 1 else ""
-    notes = [base.step_note, curve.step_note, one_seed]
     row: dict[str, Any] = {"width": curve.width}
+    if curve is base:
+        where = f"width {base.width} is the base and the largest"
+        return row | told([f"{where}: add larger ones, or take a smaller base"])
+    reasons = [base.edge_note, curve.edge_note]
     if not base.diverged:
-        carried = curve.at(base.best.x)
-        row |= {"transferred_rate": 2.0 ** float(base.best.x[0]), "transferred_loss": carried[0]}
+        carried, rate = curve.at(base.best.x), 2.0 ** float(base.best.x[0])
+        row["transferred_rate"] = rate
         if np.isnan(carried[0]):
-            row["transferred_loss"] = None
-            reasons.append(_off_grid(curve, float(base.best.x[0]), "the transferred rate"))
+            reasons.append(_off_grid(curve, rate, "the transferred rate"))
+        else:
+            row["transferred_loss"] = carried[0]
     if not curve.diverged:
-        best_x, best_loss = float(curve.best.x[0]), float(curve.best.loss[0])
-        row |= {"best_rate": 2.0**best_x, "best_loss": best_loss}
+        row["best_rate"] = 2.0 ** float(curve.best.x[0])
+        row["best_loss"] = curve.best.loss[0]
     if not (base.diverged or curve.diverged):
-        steps = curve.best.x - base.best.x
-        least, most = curve.best.low - base.best.high, curve.best.high - base.best.low
-        low, high = group.interval(steps, least, most)
-        row |= {"grid_steps": steps[0], "grid_steps_low": low, "grid_steps_high": high}
-        if row["transferred_loss"] is not None:
-            low, high = _nonnegative(group, carried - curve.best.loss)
-            row |= {"regret": carried[0] - best_loss, "regret_low": low, "regret_high": high}
-    reason = joined(reasons)
-    return row | {"note": joined([reason, *notes]), "reason": reason or None}
+        best, its = curve.best, base.best
+        row |= group.columns("grid_steps", best.x - its.x, best.low - its.high, best.high - its.low)
+        if "transferred_loss" in row:
+            row |= _nonnegative(group, "regret", carried - best.loss)
+    return row | told(reasons, [base.step_note, curve.step_note, group.one_seed])
 
 
 def _off(group: WidthGroup, curve: RateCurve, factor: float) -> dict[str, Any]:
     if curve.diverged:
         return {"note": curve.edge_note}
-    best, step = curve.best, math.log2(factor)
-    sides = {"below": best.x - step, "above": best.x + step}
-    increases = {name: curve.at(x) - best.loss for name, x in sides.items()}
-    notes = [curve.edge_note, curve.step_note]
     row: dict[str, Any] = {}
-    for name, increase in increases.items():
+    notes, increases = [curve.edge_note, curve.step_note], []
+    for side, shift in (("below", -math.log2(factor)), ("above", math.log2(factor))):
+        x = curve.best.x + shift
+        increase, rate = curve.at(x) - curve.best.loss, 2.0 ** float(x[0])
+        increases.append(increase)
+        where = f"a factor of {factor:g} {side} the best rate"
         if np.isnan(increase[0]):
-            rate = float(sides[name][0])
-            notes.append(_off_grid(curve, rate, f"a factor of {factor:g} {name} the best rate"))
-        else:
-            row[f"increase_{name}"] = increase[0]
-            if np.isinf(increase[0]):
-                at = f"{2.0 ** sides[name][0]:.3g}"
-                notes.append(f"diverged at {at}, a factor of {factor:g} {name} the best rate")
-    both = np.stack(list(increases.values()))
+            notes.append(_off_grid(curve, rate, where))
+            continue
+        row[f"increase_{side}"] = increase[0]
+        if np.isinf(increase[0]):
+            notes.append(f"diverged at {rate:.3g}, {where}")
+    both = np.stack(increases)
     mean = np.where(np.isinf(both).any(axis=0), np.inf, both.mean(axis=0))
-    if len(group.seeds) == 1:
-        notes.append("one seed: no interval")
     if not np.isnan(mean[0]):
-        low, high = _nonnegative(group, mean, np.where(np.isnan(both), 0.0, both).mean(axis=0))
-        row |= {"increase": mean[0], "increase_low": low, "increase_high": high}
-    return row | {"note": joined(notes)}
+        row |= _nonnegative(
+            group, "increase", mean, np.nan_to_num(both, posinf=np.inf).mean(axis=0)
+        )
+    return row | {"note": joined([*notes, group.one_seed])}
 
 
 def _nonnegative(
-    group: WidthGroup, values: Array, least: Array | None = None
-) -> tuple[float, float]:
-    """Returns the interval of a loss above the best one; NaN, off the grid, may be anything."""
-    least = np.where(np.isnan(values), 0.0, values) if least is None else least
-    return group.interval(values, least, np.where(np.isnan(values), np.inf, values), floor=0.0)
+    group: WidthGroup, name: str, values: Array, least: Array | None = None
+) -> dict[str, float]:
+    """Returns the columns of a loss above the best one; NaN, off the grid, may be anything."""
+    unknown = np.isnan(values)
+    least = np.where(unknown, 0.0, values) if least is None else least
+    return group.columns(name, values, least, np.where(unknown, np.inf, values), floor=0.0)
 
 
-def _off_grid(curve: RateCurve, x: float, what: str) -> str:
+def _off_grid(curve: RateCurve, rate: float, what: str) -> str:
     first, last = 2.0 ** curve.x[[0, -1]]
-    way = "lower" if x < curve.x[0] else "higher"
+    way = "lower" if rate < first else "higher"
     return (
-        f"width {curve.width}: {what}, {2.0**x:.3g}, is off the grid from {first:.3g} to "
+        f"width {curve.width}: {what}, {rate:.3g}, is off the grid from {first:.3g} to "
         f"{last:.3g}: widen it to {way} rates"
     )

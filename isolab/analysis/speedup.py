@@ -18,20 +18,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from isolab.analysis.groups import each_group, joined
 from isolab.analysis.power_law import PowerLaw, fit_power_law, fit_rows, inverse
 from isolab.analysis.seeds import (
     Array,
     LossTable,
-    bootstrap_interval,
     check_confidence,
+    grid_note,
     loss_table,
     require_columns,
-    resampled_seeds,
+    seed_resamples,
     student_interval,
 )
 
@@ -45,7 +46,7 @@ class Speedup:
     None where value is. baseline_steps: what the baseline needs. challenger_steps,
     challenger_loss: the challenger's horizon and seed-averaged loss, nats/token. law: fitted to
     ``losses``, the baseline's seed-averaged losses at ``horizons`` and ``rates``. reason: why a
-    verdict must be inconclusive, or None; it can be set beside a value, where a best rate lies at
+    verdict must be inconclusive, or None; it can come with a value, where a best rate lies at
     the edge of its grid.
     """
 
@@ -126,23 +127,21 @@ def speedup(
         (2.0, None)
     """
     check_confidence(confidence)
-    base, other = (
-        _by_horizon(baseline, steps, rate, loss, seed, "baseline"),
-        _by_horizon(challenger, steps, rate, loss, seed, "challenger"),
-    )
+    base = _by_horizon(baseline, steps, rate, loss, seed, "baseline")
+    other = _by_horizon(challenger, steps, rate, loss, seed, "challenger")
     if len(base) < 2:
         raise ValueError(f"the baseline needs 2 horizons or more, got {list(base)}: add some")
     if len(other) != 1:
         raise ValueError(f"the challenger needs one horizon, got {list(other)}: keep one")
-    (challenger_steps, table), *_ = other.items()
+    ((challenger_steps, table),) = other.items()
     for horizon, its in base.items():
         _same_seeds(its, table, f"the baseline at {horizon} {steps}", "the challenger")
 
     horizons = np.array(list(base), dtype=np.float64)
     losses = np.array([its.means[its.best] for its in base.values()])
     target = float(table.means[table.best])
-    reason = _edges({f"baseline's best rate at {t} {steps}": its for t, its in base.items()})
-    reason = "; ".join(filter(None, [reason, _edges({"challenger's best rate": table})])) or None
+    notes = [_edge(its, f"baseline's best rate at {t} {steps}") for t, its in base.items()]
+    notes.append(_edge(table, "challenger's best rate"))
 
     value: float | None = None
     interval: tuple[float, float] | None = None
@@ -150,20 +149,17 @@ def speedup(
     try:
         law = fit_power_law(horizons, losses)
     except ValueError as error:
-        reason = str(error)
+        notes = [str(error)]
     else:
         outside = _outside(law, horizons, target, challenger_steps)
-        if outside:
-            reason = "; ".join(filter(None, [outside, reason]))
-        else:
+        notes.insert(0, outside)
+        if not outside:
             value = law.steps(target) / challenger_steps
-            draws = np.sort(resampled_seeds(len(table.seeds), resamples), axis=1)
-            draws, copies = np.unique(draws, axis=0, return_inverse=True)  # 10 differ at 3 seeds
-            sampled = np.stack([_resampled_best(its, draws) for its in base.values()], axis=1)
-            reached = inverse(*fit_rows(horizons, sampled), _resampled_best(table, draws))
+            samples = seed_resamples(len(table.seeds), resamples, confidence)
+            best = [samples.means(its.losses).min(axis=1) for its in (*base.values(), table)]
+            reached = inverse(*fit_rows(horizons, np.stack(best[:-1], axis=1)), best[-1])
             with np.errstate(divide="ignore"):
-                logs = np.log(reached / challenger_steps)[copies.reshape(-1)]
-            low, high = bootstrap_interval(math.log(value), logs, len(table.seeds), confidence)
+                low, high = samples.interval(np.log(reached / challenger_steps))
             shortest, longest = np.log(horizons[[0, -1]] / challenger_steps)
             interval = (
                 0.0 if low < shortest else min(math.exp(low), value),
@@ -181,7 +177,7 @@ def speedup(
         losses=tuple(losses.tolist()),
         rates=tuple(float(its.settings[its.best]) for its in base.values()),
         seeds=len(table.seeds),
-        reason=reason,
+        reason=joined(notes) or None,
     )
 
 
@@ -213,19 +209,16 @@ def time_speedup(
             f"step_time_ratio must be positive and within its interval, got {step_time_ratio} in "
             f"{(low, high)}"
         )
-    if not isinstance(steps_speedup, Speedup):
+    if isinstance(steps_speedup, Speedup):
+        value, interval = steps_speedup.value, steps_speedup.interval
+        reason = steps_speedup.reason
+    else:
         if not 0 < steps_speedup < math.inf:
             raise ValueError(f"steps_speedup must be positive and finite, got {steps_speedup}")
-        steps_low = steps_high = value = float(steps_speedup)
-        return TimeSpeedup(value * step_time_ratio, (steps_low * low, steps_high * high), None)
-    if steps_speedup.value is None or steps_speedup.interval is None:
-        return TimeSpeedup(None, None, steps_speedup.reason)
-    steps_low, steps_high = steps_speedup.interval
-    return TimeSpeedup(
-        steps_speedup.value * step_time_ratio,
-        (steps_low * low, steps_high * high),
-        steps_speedup.reason,
-    )
+        value, interval, reason = steps_speedup, (steps_speedup, steps_speedup), None
+    if value is None or interval is None:
+        return TimeSpeedup(None, None, reason)
+    return TimeSpeedup(value * step_time_ratio, (interval[0] * low, interval[1] * high), reason)
 
 
 def paired_difference(
@@ -254,34 +247,36 @@ def paired_difference(
         >>> round(found.mean, 3), [round(end, 3) for end in found.interval]
         (0.105, [0.041, 0.169])
     """
-    one = loss_table(baseline, rate, loss, seed)
-    other = loss_table(challenger, rate, loss, seed)
+    one, other = (loss_table(side, rate, loss, seed) for side in (baseline, challenger))
     _same_seeds(one, other, "the baseline", "the challenger")
     differences = one.losses[one.best] - other.losses[other.best]
-    interval = student_interval(differences, confidence)
+    notes = [_edge(one, "baseline's best rate"), _edge(other, "challenger's best rate")]
     return PairedDifference(
         mean=float(differences.mean()),
-        interval=interval,
+        interval=student_interval(differences, confidence),
         differences=tuple(differences.tolist()),
         seeds=one.seeds,
         baseline_rate=float(one.settings[one.best]),
         challenger_rate=float(other.settings[other.best]),
-        reason=_edges({"baseline's best rate": one, "challenger's best rate": other}),
+        reason=joined(notes) or None,
     )
 
 
 def _by_horizon(
     runs: pl.DataFrame, steps: str, rate: str, loss: str, seed: str, side: str
 ) -> dict[int, LossTable]:
+    """Returns a table for each horizon, none of which diverged at every rate."""
     require_columns(runs, [steps, rate, loss, seed])
-    tables = {}
-    for (horizon,), group in runs.sort(steps).group_by([steps], maintain_order=True):
-        try:
-            tables[int(horizon)] = loss_table(group, rate, loss, seed)
-            _ = tables[int(horizon)].best  # raises here, with the side named, if all diverged
-        except ValueError as error:
-            raise ValueError(f"{side} at {horizon} {steps}: {error}") from None
-    return tables
+
+    def table(name: dict[str, Any], its: pl.DataFrame) -> tuple[int, LossTable]:
+        found = loss_table(its, rate, loss, seed)
+        _ = found.best  # raises if all diverged
+        return int(name[steps]), found
+
+    try:
+        return dict(each_group(runs, [steps], table))
+    except ValueError as error:
+        raise ValueError(f"{side}: {error}") from None
 
 
 def _same_seeds(one: LossTable, other: LossTable, first: str, second: str) -> None:
@@ -292,36 +287,25 @@ def _same_seeds(one: LossTable, other: LossTable, first: str, second: str) -> No
         )
 
 
-def _edges(tables: dict[str, LossTable]) -> str | None:
-    """Says which best rates lie at an edge of their grid; a grid of one rate was fixed by hand."""
-    said = []
-    for name, table in tables.items():
-        if len(table.settings) > 1 and table.best in (0, len(table.settings) - 1):
-            end, way = ("lowest", "lower") if table.best == 0 else ("highest", "higher")
-            at = f"{table.settings[table.best]:.3g}"
-            said.append(f"the {name}, {at}, is the {end} of its grid: widen it to {way} rates")
-    return "; ".join(said) or None
+def _edge(table: LossTable, what: str) -> str:
+    """Returns a note on a best rate at an end of its grid; one rate alone was fixed by hand."""
+    single = len(table.settings) == 1
+    return "" if single else grid_note(table.settings, table.means, f"the {what}")
 
 
-def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: int) -> str | None:
-    """Says why ``target`` cannot be read off between the horizons, or None."""
+def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: int) -> str:
+    """Returns why ``target`` cannot be read off between the horizons, or ""."""
     reached = law.steps(target)
     if horizons[0] <= reached <= horizons[-1]:
-        return None
+        return ""
     over = f"the challenger's loss {target:.4g} after {challenger_steps} steps"
-    if reached > horizons[-1]:
-        bound = horizons[-1] / challenger_steps
-        return (
-            f"{over} is below what the baseline reaches within its longest horizon, "
-            f"{horizons[-1]:.0f} steps: the speedup is above {bound:.3g}; add longer horizons"
-        )
-    bound = horizons[0] / challenger_steps
-    return (
-        f"{over} is above what the baseline reaches within its shortest horizon, "
-        f"{horizons[0]:.0f} steps: the speedup is below {bound:.3g}; add shorter horizons"
+    far = reached > horizons[-1]
+    end = horizons[-1 if far else 0]
+    side, end_name, more = (
+        ("below", "longest", "longer") if far else ("above", "shortest", "shorter")
     )
-
-
-def _resampled_best(table: LossTable, draws: npt.NDArray[np.int64]) -> Array:
-    """Returns the lowest mean loss over rates of each resample of seeds, (resamples,)."""
-    return np.asarray(table.losses[:, draws].mean(axis=2).min(axis=0))
+    bound = "above" if far else "below"
+    return (
+        f"{over} is {side} what the baseline reaches within its {end_name} horizon, {end:.0f} "
+        f"steps: the speedup is {bound} {end / challenger_steps:.3g}; add {more} horizons"
+    )

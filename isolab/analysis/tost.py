@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import check_positive, require_columns, student_interval
+from isolab.analysis.groups import each_group, joined
+from isolab.analysis.seeds import Array, check_positive, student_interval
 from isolab.analysis.speedup import paired_difference
 
 
@@ -80,55 +80,53 @@ def tost(
         >>> found.equivalent, found.p_value < 0.01
         (True, True)
     """
-    from scipy.special import stdtr
-
     check_positive("margin", margin)
-    groups = _groups(runs_a, runs_b, across)
-    found = {
-        name: paired_difference(a, b, rate, loss, seed, confidence)
-        for name, (a, b) in groups.items()
-    }
-    if len({pair.seeds for pair in found.values()}) > 1:
+    pairs = [
+        (name, paired_difference(a, b, rate, loss, seed, confidence))
+        for name, a, b in _both_sides(runs_a, runs_b, across)
+    ]
+    if len({pair.seeds for _, pair in pairs}) > 1:
         raise ValueError(f"the groups by {list(across)} have different seeds; allowed: the same")
-    each = np.mean([pair.differences for pair in found.values()], axis=0)
-    spread = float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    room = margin - abs(float(each.mean()))
-    if spread == 0:
-        p_value = 0.0 if room > 0 else 1.0
-    else:
-        p_value = float(stdtr(len(each) - 1, -room / spread)) if len(each) > 1 else 1.0
-    reasons = [f"{_said(across, name)}{pair.reason}" for name, pair in found.items() if pair.reason]
-    said = "; ".join(reasons) or None
-    if said is not None:  # there the sides are called baseline and challenger
-        said = said.replace("baseline's", "first side's").replace("challenger's", "second's")
+    each = np.mean([pair.differences for _, pair in pairs], axis=0)
+    # paired_difference calls the sides baseline and challenger
+    reasons = joined(f"{name}{pair.reason}" for name, pair in pairs if pair.reason)
+    reasons = reasons.replace("baseline's", "first side's").replace("challenger's", "second's")
     return TostResult(
         float(each.mean()),
-        student_interval(each, confidence) if len(each) > 1 else (-math.inf, math.inf),
+        student_interval(each, confidence),
         margin,
-        p_value,
-        tuple(map(float, each)),
-        tuple((pair.baseline_rate, pair.challenger_rate) for pair in found.values()),
-        said,
+        _p_value(each, margin),
+        tuple(each.tolist()),
+        tuple((pair.baseline_rate, pair.challenger_rate) for _, pair in pairs),
+        reasons or None,
     )
 
 
-def _groups(
+def _p_value(differences: Array, margin: float) -> float:
+    """Returns the larger of the two one-sided tests' p-values."""
+    from scipy.special import stdtr
+
+    n = len(differences)
+    spread = float(differences.std(ddof=1)) / math.sqrt(n)
+    room = margin - abs(float(differences.mean()))
+    if spread == 0:
+        return 0.0 if room > 0 else 1.0
+    return float(stdtr(n - 1, -room / spread))
+
+
+def _both_sides(
     runs_a: pl.DataFrame, runs_b: pl.DataFrame, across: Sequence[str]
-) -> dict[tuple[Any, ...], tuple[pl.DataFrame, pl.DataFrame]]:
-    """Returns both sides' runs by the values of ``across``."""
+) -> list[tuple[str, pl.DataFrame, pl.DataFrame]]:
+    """Returns the name of each group by ``across`` and both sides' runs in it."""
     if not across:
-        return {(): (runs_a, runs_b)}
-    sides = []
-    for runs in (runs_a, runs_b):
-        require_columns(runs, across)
-        sides.append(dict(runs.sort(across).group_by(across, maintain_order=True)))
-    if sides[0].keys() != sides[1].keys():
+        return [("", runs_a, runs_b)]
+    a, b = (
+        dict(each_group(runs, across, lambda name, its: (tuple(name.values()), its)))
+        for runs in (runs_a, runs_b)
+    )
+    if a.keys() != b.keys():
         raise ValueError(
-            f"the sides' {list(across)} are {sorted(sides[0])} and {sorted(sides[1])}; allowed: the"
-            " same"
+            f"the sides' {list(across)} are {sorted(a)} and {sorted(b)}; allowed: the same"
         )
-    return {name: (sides[0][name], sides[1][name]) for name in sides[0]}
-
-
-def _said(across: Sequence[str], name: tuple[Any, ...]) -> str:
-    return "".join(f"{column} {value}: " for column, value in zip(across, name, strict=True))
+    names = ("".join(f"{c} {v}: " for c, v in zip(across, its, strict=True)) for its in a)
+    return [(name, a[its], b[its]) for name, its in zip(names, a, strict=True)]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from isolab.analysis.groups import each_group
 from isolab.analysis.seeds import Array, require_columns
 
 
@@ -59,8 +60,7 @@ def width_lines(sizes: Array, widths: Sequence[float]) -> WidthLines:
     bad = ~(np.isfinite(sizes) & (sizes > 0))
     if bad.any():
         raise ValueError(f"sizes must be positive and finite, got {sizes[bad][0]:g}")
-    x = np.log2(np.asarray(widths, dtype=np.float64))
-    y = np.log2(np.asarray(sizes, dtype=np.float64))
+    x, y = np.log2(np.asarray(widths, dtype=np.float64)), np.log2(sizes)
     away = x - x.mean()
     slopes = y @ away / (away @ away)
     intercepts = y.mean(axis=1) - slopes * x.mean()
@@ -81,16 +81,15 @@ def size_tables(
         ValueError: missing columns, no rows, or a width that lacks a seed or has it twice.
     """
     require_columns(frame, [*by, "width", "seed", size])
-    if frame.is_empty():
-        raise ValueError("nothing to fit: the frame has no rows")
-    found = []
-    for values, group in frame.sort(*by, "seed", "width").group_by(by, maintain_order=True):
-        name = dict(zip(by, values, strict=True))
+
+    def table(name: dict[str, Any], group: pl.DataFrame) -> tuple[dict[str, Any], Array, list[int]]:
         widths, seeds = (group[column].unique().sort().to_list() for column in ("width", "seed"))
+        group = group.sort("seed", "width")
         if group.select("seed", "width").rows() != [(s, w) for s in seeds for w in widths]:
             raise ValueError(
-                f"{name}: each of the widths {widths} must have each of the seeds {seeds}, once"
+                f"each of the widths {widths} must have each of the seeds {seeds} once"
             )
         sizes = group[size].cast(pl.Float64).to_numpy().reshape(len(seeds), len(widths))
-        found.append((name, sizes, widths))
-    return found
+        return name, sizes, widths
+
+    return each_group(frame, by, table)
