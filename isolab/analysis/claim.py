@@ -90,28 +90,24 @@ class Claim:
                 f"measured is {self.measured} and interval {self.interval}: give both, or say in "
                 "inconclusive why there is none"
             )
-        if self.measured is not None:
-            object.__setattr__(self, "measured", _number("measured", self.measured))
-        if self.interval is not None:
-            object.__setattr__(self, "interval", _pair("interval", self.interval))
-        if self.direction == "contains" and self.rival is None:
-            raise ValueError("direction 'contains' needs a rival: a number that would be as good")
-        if self.rival is not None:
-            if self.direction != "contains":
-                raise ValueError(f"rival {self.rival} goes with direction 'contains' only")
-            object.__setattr__(self, "rival", _number("rival", self.rival))
-        if isinstance(self.threshold, tuple | list):
-            if self.direction != "within":
-                raise ValueError(
-                    f"threshold {self.threshold} is a pair; direction {self.direction!r} needs a "
-                    "number, only 'within' takes a pair"
-                )
-            object.__setattr__(self, "threshold", _pair("threshold", self.threshold))
-        else:
-            threshold = _number("threshold", self.threshold)
-            if self.direction == "within" and threshold < 0:
-                raise ValueError(f"threshold of 'within' must be 0 or above, got {threshold}")
-            object.__setattr__(self, "threshold", threshold)
+        if (self.rival is not None) != (self.direction == "contains"):
+            raise ValueError(
+                f"rival is {self.rival} and direction {self.direction!r}: 'contains', and only "
+                "that, needs a rival"
+            )
+        pair = isinstance(self.threshold, tuple | list)
+        if pair and self.direction != "within":
+            raise ValueError(
+                f"threshold {self.threshold} is a pair; direction {self.direction!r} needs a "
+                "number, only 'within' takes a pair"
+            )
+        checks = {"measured": _number, "interval": _pair, "rival": _number}
+        for name, check in (checks | {"threshold": _pair if pair else _number}).items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, check(name, value))
+        if self.direction == "within" and not pair and self.threshold < 0:  # type: ignore[operator]
+            raise ValueError(f"threshold of 'within' must be 0 or above, got {self.threshold}")
 
     @property
     def verdict(self) -> str:
@@ -119,100 +115,78 @@ class Claim:
         if self.inconclusive is not None or self.interval is None:
             return "inconclusive"
         low, high = self.interval
-        if self.direction == "contains":
-            held, rivalled = (
-                low <= value <= high  # type: ignore[operator]  # both are numbers here
-                for value in (self.threshold, self.rival)
-            )
-            return "not reproduced" if not held else "inconclusive" if rivalled else "reproduced"
         if isinstance(self.threshold, tuple):
-            at_least, at_most = self.threshold
+            least, most = self.threshold
         else:
-            at_least, at_most = -self.threshold, self.threshold
-        if self.direction == "above":
-            inside, outside = low > at_most, high <= at_most
+            least, most = -self.threshold, self.threshold
+        if self.direction == "contains":
+            outside = not low <= most <= high
+            inside = not outside and (self.rival is None or not low <= self.rival <= high)
+        elif self.direction == "above":
+            inside, outside = low > most, high <= most
         elif self.direction == "below":
-            inside, outside = high < at_most, low >= at_most
+            inside, outside = high < most, low >= most
         else:
-            inside, outside = low >= at_least and high <= at_most, high < at_least or low > at_most
+            inside, outside = least <= low and high <= most, high < least or low > most
         return "reproduced" if inside else "not reproduced" if outside else "inconclusive"
 
     @property
     def reason(self) -> str | None:
         """Returns why the verdict is inconclusive, or None where it is not."""
-        if self.inconclusive is not None:
+        if self.inconclusive is not None or self.verdict != "inconclusive":
             return self.inconclusive
-        if self.verdict == "inconclusive" and self.direction == "contains":
-            return f"the interval also contains {_format(self.rival or 0.0)}, the rival prediction"
-        if self.verdict == "inconclusive":
-            return "the interval holds values on both sides of the threshold"
-        return None
-
-    def _lines(self) -> list[tuple[str, str]]:
-        lines = [("predicted", self.prediction)] if self.prediction else []
-        measured = self.measured
-        ours = "no number" if measured is None else self._with_unit(_format(measured))
-        if self.interval is not None:
-            low, high = map(_format, self.interval)
-            ours += f" ({100 * self.confidence:g}% interval {low} to {high})"
-        lines.append(("measured", ours))
-        if isinstance(self.threshold, tuple):
-            limit = " to ".join(map(_format, self.threshold))
-        else:
-            sign = "±" if self.direction == "within" else ""
-            limit = sign + _format(self.threshold)
         if self.rival is not None:
-            limit += f" and not {_format(self.rival)}"
-        lines.append(("threshold", self._with_unit(f"{self.direction} {limit}")))
-        if self.source:
-            lines.append(("source", self.source))
-        lines.append(("verdict", self.verdict + (f": {self.reason}" if self.reason else "")))
-        return lines
+            return f"the interval also contains {_format(self.rival)}, the rival prediction"
+        return "the interval holds values on both sides of the threshold"
 
-    def _with_unit(self, number: str) -> str:
-        return f"{number} {self.unit}".rstrip()
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the claim as strict JSON; an infinite number is null, as JSON has none."""
+        names = ("question", "measured", "interval", "threshold", "direction", "rival", "unit",
+                 "source", "prediction", "confidence", "verdict", "reason")  # fmt: skip
+        return {name: _json_value(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
-        lines = [self.question, *(f"  {name:<10} {text}" for name, text in self._lines())]
+        lines = [self.question, *(f"  {name:<10} {text}" for name, text in self._lines().items())]
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": str(self), "text/html": self._html(), MIME: self.to_dict()}
 
+    def _lines(self) -> dict[str, str]:
+        unit = f" {self.unit}".rstrip()
+        ours = "no number" if self.measured is None else _format(self.measured) + unit
+        if self.interval is not None:
+            low, high = map(_format, self.interval)
+            ours += f" ({100 * self.confidence:g}% interval {low} to {high})"
+        if isinstance(self.threshold, tuple):
+            limit = " to ".join(map(_format, self.threshold))
+        else:
+            limit = ("±" if self.direction == "within" else "") + _format(self.threshold)
+        if self.rival is not None:
+            limit += f" and not {_format(self.rival)}"
+        lines = {
+            "predicted": self.prediction,
+            "measured": ours,
+            "threshold": f"{self.direction} {limit}{unit}",
+            "source": self.source,
+            "verdict": self.verdict + (f": {self.reason}" if self.reason else ""),
+        }
+        return {name: text for name, text in lines.items() if text}
+
     def _html(self) -> str:
         # No table (JupyterLab stripes those) and no text colour: it inherits the theme's.
-        rows = []
-        for name, text in self._lines():
-            body = html.escape(text)
-            if name == "verdict":
-                body = f"<b>{html.escape(self.verdict)}</b>" + body[len(self.verdict) :]
-            rows.append(
-                '<div style="display: flex"><span style="flex: 0 0 6em; opacity: 0.75">'
-                f"{name}</span> <span>{body}</span></div>"
-            )
+        lines = {name: html.escape(text) for name, text in self._lines().items()}
+        lines["verdict"] = lines["verdict"].replace(self.verdict, f"<b>{self.verdict}</b>", 1)
+        rows = "".join(
+            '<div style="display: flex"><span style="flex: 0 0 6em; opacity: 0.75">'
+            f"{name}</span> <span>{text}</span></div>"
+            for name, text in lines.items()
+        )
         return (
             f'<div class="isolab-claim" style="border-left: 5px solid {_BAR[self.verdict]}; '
             'padding: 4px 12px; margin: 6px 0; max-width: 52em; line-height: 1.5">'
-            f"<div><b>{html.escape(self.question)}</b></div>{''.join(rows)}</div>"
+            f"<div><b>{html.escape(self.question)}</b></div>{rows}</div>"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the claim as strict JSON; an infinite number is null, as JSON has none."""
-        pair = self.threshold if isinstance(self.threshold, tuple) else None
-        return {
-            "question": self.question,
-            "measured": _finite(self.measured),
-            "interval": None if self.interval is None else [_finite(v) for v in self.interval],
-            "threshold": [_finite(v) for v in pair] if pair else _finite(self.threshold),
-            "direction": self.direction,
-            "rival": _finite(self.rival),
-            "unit": self.unit,
-            "source": self.source,
-            "prediction": self.prediction,
-            "confidence": self.confidence,
-            "verdict": self.verdict,
-            "reason": self.reason,
-        }
 
 
 def interval_of(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
@@ -252,5 +226,7 @@ def _format(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _finite(value: Any) -> float | None:
-    return None if value is None or math.isinf(value) else float(value)
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_value(its) for its in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

@@ -18,6 +18,7 @@ def parabolas(
     noise: float = 0.0,
     shared: np.ndarray | None = None,
     rng: np.random.Generator | None = None,
+    optimizer: str = "adam",
     **columns: object,
 ) -> pl.DataFrame:
     """A row per width, rate and seed, whose loss is a parabola in log2(rate).
@@ -43,7 +44,9 @@ def parabolas(
             "seed": s,
             "final_validation_loss": loss,
         }
-    ).with_columns(**{name: pl.lit(value) for name, value in columns.items()})
+    ).with_columns(
+        **{name: pl.lit(value) for name, value in {"optimizer": optimizer, **columns}.items()}
+    )
 
 
 def diverge(runs: pl.DataFrame, **where: object) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Maps of eps, decades of loss scale, and the width at which eps bites, on runs of known truth."""
+"""Maps of eps, decades of loss scale, and where eps equals a gradient, on runs of known truth."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ def scaled(offsets, seeds=3, spread=0.0, rng=None, **columns):
         for s in range(seeds)
     ]  # fmt: skip
     return pl.DataFrame(rows).with_columns(**{k: pl.lit(v) for k, v in columns.items()})
-
-
-# --- variants and maps ---
 
 
 def test_variants_name_what_is_not_the_default():
@@ -66,9 +63,6 @@ def test_a_map_holds_means_and_divergence():
     ]
 
 
-# --- decades of loss scale ---
-
-
 def test_decades_end_at_the_first_gap_on_either_side():
     offsets = {20: 0.5, 10: 0.01, 0: 0.0, -10: 0.0, -20: 0.02, -30: 0.5, -40: 0.0}
     row = flat_decades(scaled(offsets), margin=0.05).row(0, named=True)
@@ -97,47 +91,38 @@ def test_a_noisy_scale_is_not_surely_flat():
     assert flat_decades(noisy, margin=0.13)["decades_low"].to_list() == [row["decades"]]
 
 
-def test_divergence_ends_flatness_and_takes_the_ground_at_scale_1():
+def lost(runs, scale, seeds):
+    """The same runs, those of a loss scale and seeds diverged."""
+    at = (pl.col("loss_scale") == scale) & pl.col("seed").is_in(seeds)
+    loss = pl.when(at).then(math.nan).otherwise("final_validation_loss")
+    return runs.with_columns(loss.alias("final_validation_loss"))
+
+
+def test_divergence_ends_flatness_and_leaves_nothing_to_compare_with_at_scale_1():
     runs = scaled({0: 0.0, -10: 0.0, -20: 0.0})
-    at = pl.col("loss_scale") == 2.0**-20
-    lost = runs.with_columns(
-        pl.when(at & (pl.col("seed") == 1)).then(math.nan).otherwise("final_validation_loss")
-        .alias("final_validation_loss")
-    )  # fmt: skip
-    row = flat_decades(lost, margin=1.0).row(0, named=True)
+    row = flat_decades(lost(runs, 2.0**-20, [1]), margin=1.0).row(0, named=True)
     assert row["decades"] == row["decades_low"] == pytest.approx(10 * math.log10(2))
     assert row["decades_high"] == pytest.approx(20 * math.log10(2))
     assert row["equal_share"] == pytest.approx(5 / 6)
-    first = runs.with_columns(
-        pl.when(pl.col("loss_scale") == 1).then(math.inf).otherwise("final_validation_loss")
-        .alias("final_validation_loss")
-    )  # fmt: skip
-    row = flat_decades(first, margin=1.0).row(0, named=True)
+    row = flat_decades(lost(runs, 1.0, [0, 1, 2]), margin=1.0).row(0, named=True)
     assert row["decades"] is None and "diverged" in row["reason"]
 
 
-def test_one_seed_has_no_interval():
-    row = flat_decades(scaled({0: 0.0, -10: 0.0}, seeds=1), margin=0.1).row(0, named=True)
-    assert row["decades"] > 3 and row["decades_low"] == 0.0
-    assert row["reason"] == "one seed: no interval"
-
-
-def test_groups_are_told_apart():
+def test_groups_are_told_apart_and_one_seed_has_no_interval():
     runs = pl.concat(
         [
             scaled({0: 0.0, -10: 1.0}),
-            scaled({0: 0.0, -10: 0.0}).with_columns(eps=pl.lit(1e-30)),
-            scaled({0: 0.0, -10: 0.0}, optimizer="adam_atan2").with_columns(
-                eps=pl.lit(None, pl.Float64)
-            ),
+            scaled({0: 0.0, -10: 0.0}, eps=1e-30),
+            scaled({0: 0.0, -10: 0.0}, seeds=1, optimizer="adam_atan2"),
         ]
     )
     found = flat_decades(runs, 0.1)
-    assert found.select("variant", "eps", pl.col("decades") > 0).rows() == [
-        ("adam", 1e-30, True),
-        ("adam", 1e-8, False),
-        ("adam_atan2", None, True),
-    ]
+    one_seed = "one seed: no interval"
+    assert found.select("variant", "eps", pl.col("decades") > 0, "reason").rows() == [
+        ("adam", 1e-30, True, None), ("adam", 1e-8, False, None),
+        ("adam_atan2", 1e-8, True, one_seed),
+    ]  # fmt: skip
+    assert found["decades_low"][2] == 0.0
 
 
 @settings(max_examples=25)
@@ -148,9 +133,6 @@ def test_low_number_and_high_are_in_order(offsets, seeds):
     row = flat_decades(scaled(offsets, seeds, 0.01, rng), margin=0.05).row(0, named=True)
     assert row["decades_low"] <= row["decades"] <= row["decades_high"]
     assert row["equal_decades"] <= row["decades"]
-
-
-# --- where eps bites ---
 
 
 def gradients(power=1.0, seeds=3, widths=(32, 64, 128), spread=0.1, name="mup", role="hidden"):
@@ -186,29 +168,34 @@ def test_the_interval_over_seeds_is_that_of_the_logarithm():
     half = 4.302653 / math.sqrt(3)
     assert math.log2(row["width"] / row["width_low"]) == pytest.approx(half, rel=1e-5)
     assert math.log2(row["width_high"] / row["width"]) == pytest.approx(half, rel=1e-5)
-
-
-def test_how_far_it_reaches_is_said():
-    assert "extrapolated 4.4 decades beyond width 128" in crossing_width(gradients())["note"][0]
-    assert crossing_width(gradients(), eps=5e-4)["note"][0] == "within the measured widths"
-    assert crossing_width(gradients(), eps=1e-2)["note"][0] == "extrapolated below width 32"
-    one = crossing_width(gradients(seeds=1)).row(0, named=True)
-    assert one["note"].endswith("one seed: no interval")
-    assert (one["width_low"], one["width_high"]) == (0.0, math.inf)
-
-
-def test_a_gradient_that_does_not_fall_never_meets_eps():
-    flat = crossing_width(gradients(0.0, name="standard", role="readout")).row(0, named=True)
-    assert flat["width"] == flat["theory_width"] == math.inf and flat["width_low"] == 0
-    assert "does not fall with the width" in flat["note"]
-
-
-def test_a_slope_that_may_be_0_leaves_the_upper_end_open():
     uneven = gradients(0.2).with_columns(
         pl.col("gradient_rms") * (pl.col("width") / 32) ** (0.15 * (pl.col("seed") - 1))
     )
-    row = crossing_width(uneven).row(0, named=True)
+    row = crossing_width(uneven).row(0, named=True)  # the slope may be 0
     assert row["width"] < row["width_high"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("frame", "eps", "note"),
+    [
+        (gradients(), 1e-8, "extrapolated 4.4 decades beyond width 128"),
+        (gradients(), 5e-4, "within the measured widths"),
+        (gradients(), 1e-2, "extrapolated below width 32"),
+        (gradients(seeds=1), 5e-4, "within the measured widths; one seed: no interval"),
+        (
+            gradients(0.0, name="standard", role="readout"),
+            1e-8,
+            "the gradient does not fall with the width at every seed: no such width",
+        ),
+    ],
+)
+def test_a_note_tells_how_far_the_extrapolation_reaches(frame, eps, note):
+    row = crossing_width(frame, eps).row(0, named=True)
+    assert row["note"] == note
+    if "one seed" in note or "not fall" in note:
+        assert (row["width_low"], row["width_high"]) == (0.0, math.inf)
+    if "not fall" in note:
+        assert row["width"] == row["theory_width"] == math.inf
 
 
 def test_lines_of_a_map():

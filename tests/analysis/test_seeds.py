@@ -9,17 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolab.analysis.seeds import bootstrap_interval, resampled_seeds, student_interval
+from isolab.analysis.seeds import bootstrap_interval, seed_resamples, student_interval
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_bootstrap_interval_of_a_mean_covers_95_percent(seeds):
-    rng = np.random.default_rng(seeds)
-    draws = resampled_seeds(seeds, 500)
-    trials, covered = 1000, 0
-    for values in rng.normal(size=(trials, seeds)):
-        low, high = bootstrap_interval(values.mean(), values[draws].mean(axis=1), seeds)
-        covered += low <= 0 <= high
+    rng, samples = np.random.default_rng(seeds), seed_resamples(seeds, 500)
+    trials = 1000
+    ends = [samples.interval(row) for row in samples.means(rng.normal(size=(trials, seeds))).T]
+    covered = sum(low <= 0 <= high for low, high in ends)
     # Standard deviation of the share: 0.007. The plain percentile interval covers 0.50, 0.75, 0.85
     # and 0.92; an interval of 99% would fail above.
     assert 0.92 < covered / trials < 0.98
@@ -53,9 +51,15 @@ def test_student_interval_refuses_what_has_no_spread(values, message):
         student_interval(np.array(values))
 
 
-def test_resamples_are_repeatable_and_use_every_seed():
-    draws = resampled_seeds(4, 100)
-    np.testing.assert_array_equal(draws, resampled_seeds(4, 100))
-    assert set(draws.ravel()) == {0, 1, 2, 3}
-    with pytest.raises(ValueError, match="at least 1"):
-        resampled_seeds(0, 10)
+def test_each_resample_counts_and_the_same_ones_are_drawn_again():
+    samples, losses = seed_resamples(4, 100), np.random.default_rng(0).normal(size=(3, 4))
+    drawn = np.random.default_rng(0).integers(0, 4, size=(100, 4))
+    rows = samples.means(losses)
+    np.testing.assert_allclose(rows[0], losses.mean(axis=1), rtol=1e-15)
+    np.testing.assert_allclose(rows[1:][samples.copies], losses[:, drawn].mean(axis=2).T)
+    values = rows[:, 0]
+    assert samples.interval(values) == pytest.approx(
+        bootstrap_interval(values[0], losses[0, drawn].mean(axis=1), 4), abs=1e-12
+    )
+    with pytest.raises(ValueError, match="at least 1, got 0 and 10"):
+        seed_resamples(0, 10)

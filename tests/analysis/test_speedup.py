@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolab.analysis.power_law import PowerLaw
-from isolab.analysis.speedup import paired_difference, speedup, time_speedup
+from isolab.analysis.speedup import TimeSpeedup, paired_difference, speedup, time_speedup
 
 HORIZONS = (200, 400, 800, 1600)
 ADAM = PowerLaw(1.3, 16.0, 0.5)
@@ -44,14 +44,18 @@ def baseline(noise: np.ndarray, offsets: np.ndarray) -> pl.DataFrame:
     )
 
 
-def challenger(true: float, noise: np.ndarray, steps: int = 400) -> pl.DataFrame:
-    """What ADAM's law reaches in ``true`` times as many steps."""
-    return frame(steps, list(float(ADAM.loss(true * steps)) + noise))
+def challenger(true: float, noise: np.ndarray | None = None) -> pl.DataFrame:
+    """What ADAM's law reaches in ``true`` times 400 steps, after 400."""
+    noise = np.zeros(2) if noise is None else noise
+    return frame(400, list(float(ADAM.loss(true * 400)) + noise))
+
+
+EXACT = baseline(np.zeros((4, 2)), np.zeros(2))
 
 
 @given(st.floats(0.55, 3.9))
 def test_a_speedup_is_exact_without_noise(true):
-    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), challenger(true, np.zeros(2)))
+    found = speedup(EXACT, challenger(true))
     assert found.value == pytest.approx(true, rel=1e-4)  # see test_power_law on the tolerance
     assert found.interval == pytest.approx((true, true), rel=1e-4)
     assert found.baseline_steps == pytest.approx(400 * true, rel=1e-4)
@@ -99,16 +103,12 @@ def test_common_offsets_of_seeds_cancel():
     ],
 )  # fmt: skip
 def test_outside_the_horizons_there_is_no_number(true, message):
-    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), challenger(true, np.zeros(2)))
+    found = speedup(EXACT, challenger(true))
     assert found.value is None and found.interval is None and found.baseline_steps is None
     assert message in found.reason
-    assert time_speedup(found, 0.9) == replace(time_speedup(found, 0.5))
-    assert time_speedup(found, 0.9).value is None
-
-
-def test_a_loss_below_the_limit_is_outside_too():
-    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), frame(400, [1.0, 1.0]))
-    assert found.value is None and "longest horizon" in found.reason
+    assert time_speedup(found, 0.9) == TimeSpeedup(None, None, found.reason)
+    below_the_limit = speedup(EXACT, frame(400, [1.0, 1.0]))
+    assert below_the_limit.value is None and "longest horizon" in below_the_limit.reason
 
 
 def test_an_interval_past_the_horizons_is_open():
@@ -116,11 +116,8 @@ def test_an_interval_past_the_horizons_is_open():
     found = speedup(baseline(np.zeros((4, 3)), np.zeros(3)), challenger(3.7, noise))
     assert found.value == pytest.approx(3.7, rel=1e-3)
     assert found.interval[1] == math.inf and 1 < found.interval[0] < 3.7
-
-
-def test_one_seed_has_an_open_interval():
-    found = speedup(baseline(np.zeros((4, 1)), np.zeros(1)), challenger(1.5, np.zeros(1)))
-    assert found.interval == (0.0, math.inf)
+    one_seed = speedup(baseline(np.zeros((4, 1)), np.zeros(1)), challenger(1.5, np.zeros(1)))
+    assert one_seed.interval == (0.0, math.inf)
 
 
 def test_every_side_and_horizon_takes_its_own_best_rate():
@@ -134,41 +131,30 @@ def test_every_side_and_horizon_takes_its_own_best_rate():
     assert found.value == pytest.approx(1.5, rel=1e-4)
 
 
-def test_a_best_rate_at_the_edge_is_a_reason():
+def test_what_leaves_a_verdict_open_is_a_reason():
     edge = frame(400, [float(ADAM.loss(600))] * 2, {0.02: 0.0, 0.04: 0.1})
-    found = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), edge)
+    found = speedup(EXACT, edge)
     assert found.value == pytest.approx(1.5, rel=1e-4)
-    assert "challenger's best rate, 0.02, is the lowest of its grid" in found.reason
+    assert "challenger's best rate, 0.02, is the lowest of the grid" in found.reason
     fixed = frame(400, [float(ADAM.loss(600))] * 2, {0.02: 0.0})
-    assert speedup(baseline(np.zeros((4, 2)), np.zeros(2)), fixed).reason is None
-
-
-def test_losses_that_rise_with_steps_give_no_number():
-    base = pl.concat([frame(200, [1.5] * 2), frame(400, [1.6] * 2), frame(800, [1.7] * 2)])
-    found = speedup(base, frame(400, [1.55] * 2))
+    assert speedup(EXACT, fixed).reason is None
+    rising = pl.concat([frame(200, [1.5] * 2), frame(400, [1.6] * 2), frame(800, [1.7] * 2)])
+    found = speedup(rising, frame(400, [1.55] * 2))
     assert found.value is None and "do not fall" in found.reason
+
+
+BOTH = pl.concat([frame(200, [2.0]), frame(400, [1.9])])
+GONE = pl.concat([frame(200, [2.0]), frame(400, [math.inf])])
 
 
 @pytest.mark.parametrize(
     ("base", "other", "message"),
     [
         (frame(200, [2.0]), frame(400, [1.9]), "baseline needs 2 horizons"),
-        (
-            pl.concat([frame(200, [2.0]), frame(400, [1.9])]),
-            pl.concat([frame(200, [2.0]), frame(400, [1.9])]),
-            r"challenger needs one horizon, got \[200, 400\]",
-        ),
-        (
-            pl.concat([frame(200, [2.0]), frame(400, [1.9])]),
-            frame(200, [2.0, 2.0]),
-            "seeds must be the same on both sides",
-        ),
-        (
-            pl.concat([frame(200, [2.0]), frame(400, [math.inf])]),
-            frame(200, [2.0]),
-            "baseline at 400 steps.*diverged",
-        ),
-        (frame(200, [2.0]).drop("steps"), frame(200, [2.0]), r"missing columns \['steps'\]"),
+        (BOTH, BOTH, r"challenger needs one horizon, got \[200, 400\]"),
+        (BOTH, frame(200, [2.0, 2.0]), "seeds must be the same on both sides"),
+        (GONE, frame(200, [2.0]), "baseline: {'steps': 400}: every rate .* diverged"),
+        (BOTH.drop("steps"), frame(200, [2.0]), r"missing columns \['steps'\]"),
     ],
 )
 def test_sides_that_cannot_be_compared_are_refused(base, other, message):
@@ -181,7 +167,7 @@ def test_time_speedup_multiplies_values_and_ends(steps, ratio, width):
     found = time_speedup(steps, ratio, (ratio * width, ratio / width))
     assert found.value == steps * ratio
     assert found.interval == (steps * (ratio * width), steps * (ratio / width))
-    measured = speedup(baseline(np.zeros((4, 2)), np.zeros(2)), challenger(1.5, np.zeros(2)))
+    measured = speedup(EXACT, challenger(1.5))
     measured = replace(measured, value=steps, interval=(steps / 2, steps * 2), reason="edge")
     found = time_speedup(measured, ratio, (ratio * width, ratio / width))
     assert found.interval == (steps / 2 * (ratio * width), steps * 2 * (ratio / width))
@@ -216,7 +202,7 @@ def test_paired_differences_ignore_what_seeds_share(differences, offsets):
         assert found.interval == pytest.approx(tuple(expected), rel=1e-6, abs=1e-9)
 
 
-def test_paired_difference_chooses_rates_on_means_not_seed_by_seed():
+def test_paired_difference_chooses_rates_on_means_of_two_seeds_or_more():
     runs = pl.DataFrame(
         {
             "learning_rate": [0.1, 0.1, 0.2, 0.2],
@@ -228,8 +214,5 @@ def test_paired_difference_chooses_rates_on_means_not_seed_by_seed():
     assert found.challenger_rate == 0.2
     assert found.differences == pytest.approx((0.1, 0.1))
     assert "challenger's best rate, 0.2, is the highest" in found.reason
-
-
-def test_paired_difference_needs_two_seeds():
     with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
         paired_difference(frame(400, [2.0]), frame(400, [1.9]))
