@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +38,7 @@ def sweep(
     store: Annotated[
         str | None,
         typer.Option(
-            envvar="ISOLAB_RUNS", metavar="PATH", help="Where runs are kept. Default: as ever."
+            envvar="ISOLAB_RUNS", metavar="PATH", help="Where runs are stored, as in `isolab runs`."
         ),
     ] = None,
     scheduler: Annotated[
@@ -61,11 +63,19 @@ def sweep(
 ) -> None:
     """Train a grid of runs and store them; the same command goes on where it was stopped.
 
-    Ends with 2, before anything runs, where a wish is wrong; with 1 where training or storing
+    Ends with 2, before anything runs, where an argument is wrong; with 1 where training or storing
     failed; with 130 after Ctrl-C.
     """
     try:
-        _run(values or [], axes or [], store, scheduler, resource or [], memory_bytes, processes)
+        _run(
+            values or [],
+            axes or [],
+            store,
+            scheduler=scheduler,
+            resources=dict(map(_resource, resource or [])) or None,
+            memory_bytes=memory_bytes,
+            processes=processes,
+        )
     except (ValueError, ImportError) as error:
         _fail(error, 2)
     except (OSError, MemoryError, RuntimeError) as error:  # of the store or the cluster, too
@@ -74,90 +84,61 @@ def sweep(
         _fail(error, 130)
 
 
-def _run(
-    values: Sequence[str],
-    axes: Sequence[str],
-    store: str | None,
-    scheduler: str | None,
-    resources: Sequence[str],
-    memory_bytes: int | None,
-    processes: int | None,
-) -> None:
-    given = dict(_setting(text, _one) for text in values)
-    varied = [_setting(text, _several) for text in axes]
-    for names in ([text.partition("=")[0] for text in values], [name for name, _ in varied]):
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]} is given twice")
-    needs = dict(map(_resource, resources))
-
+def _run(values: Sequence[str], axes: Sequence[str], store: str | None, **options: Any) -> None:
+    """Trains the grid and prints its best run."""
     from isolab.sweeps.sweep import Sweep, run
     from isolab.training.config import RunConfig
 
-    grid = Sweep(RunConfig(**given), **dict(varied))
-    table = run(
-        grid,
-        store or "default",
-        scheduler=scheduler,
-        resources=needs or None,
-        memory_bytes=memory_bytes,
-        processes=processes,
-    )
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    given = {name: _value(text, defaults[name]) for name, text in _settings(values, defaults)}
+    varied = {name: _values(text, defaults[name]) for name, text in _settings(axes, defaults)}
+    table = run(Sweep(RunConfig(**given), **varied), store or "default", **options)
     best = table.sort("final_validation_loss").row(0, named=True)
-    where = ", ".join(f"{name}={best[name]}" for name, _ in varied)
+    where = ", ".join(f"{name}={best[name]}" for name in varied)
     typer.echo(
         f"lowest final validation loss of {table.height}: {best['final_validation_loss']:.4f}"
         f"{f' at {where}' if where else ''}; `isolab runs list` shows them all"
     )
 
 
-def _setting(text: str, read: Callable[[str, str, str], Any]) -> tuple[str, Any]:
-    """Returns a field's name and what ``read`` makes of (name, kind, text after the sign)."""
-    import dataclasses
+def _settings(texts: Sequence[str], fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields each field's name and the text of its value."""
+    names = set[str]()
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not value:
+            raise ValueError(f"{text!r} is not NAME=VALUE, such as width=32")
+        if name not in fields:
+            raise ValueError(f"unknown field {name!r}; allowed: {list(fields)}")
+        if name in names:
+            raise ValueError(f"{name} is given twice")
+        names.add(name)
+        yield name, value
 
-    from isolab.training.config import RunConfig
 
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(RunConfig)}
-    name, sign, value = text.partition("=")
-    if not sign or not value:
-        raise ValueError(f"{text!r} is not NAME=VALUE, such as width=32")
-    if name not in kinds:
-        raise ValueError(f"unknown field {name!r}; allowed: {list(kinds)}")
-    return name, read(name, kinds[name], value)
-
-
-def _several(name: str, kind: str, text: str) -> list[Any]:
+def _values(text: str, default: Any) -> list[Any]:
     if not text.startswith("["):
-        return [_one(name, kind, part) for part in text.split(",")]
+        return [_value(part, default) for part in text.split(",")]
     try:
-        listed = ast.literal_eval(text)
+        return list(ast.literal_eval(text))
     except (ValueError, SyntaxError):
-        raise ValueError(f"{name}={text} is no list in Python's form, such as ['a', 'b']") from None
-    return list(listed)
+        raise ValueError(f"{text} is no list in Python's form, such as ['a', 'b']") from None
 
 
-def _one(name: str, kind: str, text: str) -> Any:
-    """Reads a value as a field's kind: "int", "float | None" and so on."""
+def _value(text: str, default: Any) -> Any:
+    """Reads a value as a field's default is typed; RunConfig tells what a wrong text should be."""
     word = text.strip().lower()
-    optional, kind = kind.endswith("| None"), kind.removesuffix(" | None")
-    if optional and word == "none":
-        return None
-    allowed = {
-        "int": "a whole number",
-        "float": "a number, or a power such as 2**-7",
-        "bool": "true or false",
-    }
-    try:
-        if kind == "bool":
+    if isinstance(default, str):
+        return text
+    with contextlib.suppress(ValueError, KeyError, ArithmeticError):
+        if default is None and word == "none":
+            return None
+        if isinstance(default, bool):
             return TRUTH[word]
-        if kind == "int":
+        if isinstance(default, int):
             return int(word)
-        if kind == "float":
-            base, power, exponent = word.partition("**")
-            return float(base) ** float(exponent) if power else float(base)
-    except (ValueError, KeyError, ArithmeticError):
-        also = ", or none" if optional else ""
-        raise ValueError(f"{name} is {text!r}; allowed: {allowed[kind]}{also}") from None
+        base, power, exponent = word.partition("**")
+        return float(base) ** float(exponent) if power else float(base)
     return text
 
 

@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,37 +29,36 @@ _AUTOSAVE: Final = 5
 
 
 @dataclass(frozen=True)
-class Chapter:
+class Outcome:
     """The outcome of one notebook.
 
     Args:
-        notebook: what was run.
         executed: the executed notebook; where ``error`` is set, up to the cell that failed.
-        page: its HTML page, or None where there is none.
         seconds: wall time, the page included.
         claims: the JSON of each claim shown, in order, as ``isolab.analysis.claim`` writes it.
         error: what went wrong, in one line, or None.
     """
 
-    notebook: Path
     executed: Path
-    page: Path | None
     seconds: float
     claims: tuple[Mapping[str, Any], ...]
     error: str | None
 
-    @property
-    def name(self) -> str:
-        """Returns the notebook's file name without its suffix."""
-        return self.notebook.stem
+    def __str__(self) -> str:
+        """Tells the verdicts, or what failed, and where the files are."""
+        if self.error is not None:
+            lines = [f"FAILED after {self.seconds:.0f} s at {self.error}"]
+            if self.executed.exists():
+                lines.append(f"as far as it got: {self.executed}")
+        else:
+            lines = [verdict(claim) for claim in self.claims] or ["shows no claim"]
+            lines.append(f"executed notebook: {self.executed}")
+            lines.append(f"HTML page: {self.executed.with_suffix('.html')} ({self.seconds:.0f} s)")
+        return "\n".join(f"  {line}" for line in lines)
 
 
 def chapters(folder: Path) -> list[Path]:
-    """Returns the numbered notebooks of a folder, in reading order.
-
-    Raises:
-        ValueError: the folder has none.
-    """
+    """Returns the numbered notebooks of a folder, in reading order; ValueError without any."""
     found = sorted(folder.glob("[0-9]*.ipynb"))
     if not found:
         raise ValueError(
@@ -83,18 +82,14 @@ def check(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder: name one for the executed notebooks")
-    by_name: dict[str, Path] = {}
+    names = [notebook.name for notebook in notebooks]
     for notebook in notebooks:
         if notebook.suffix != ".ipynb" or not notebook.is_file():
             raise ValueError(f"no notebook {notebook}: give the path of an .ipynb file")
         if notebook.resolve().parent == out.resolve():
             raise ValueError(f"{notebook} would be overwritten: {out} must be another folder")
-        if notebook.stem in by_name:
-            raise ValueError(
-                f"{notebook} and {by_name[notebook.stem]} would both be written to "
-                f"{out / notebook.name}: run them into different folders"
-            )
-        by_name[notebook.stem] = notebook
+        if names.count(notebook.name) > 1:
+            raise ValueError(f"two notebooks would be written to {out / notebook.name}")
         try:
             known = papermill.inspect_notebook(str(notebook))
         except ValueError as error:  # not JSON, not a notebook, or without a kernel's name
@@ -114,7 +109,7 @@ def run(
     timeout: int | None = None,
     say: Callable[[str], None] = print,
     at_once: int = 1,
-) -> list[Chapter]:
+) -> list[Outcome]:
     """Runs notebooks and exports each as a page; a failure stops only its own.
 
     Args:
@@ -122,7 +117,7 @@ def run(
         out: folder for the executed notebooks and their pages; made if missing.
         parameters: what goes into every notebook's ``parameters`` cell; ``preset`` is required.
         timeout: seconds that one cell may take; None takes the preset's from ``TIMEOUTS``.
-        say: told what starts and what came of it, a line at a time.
+        say: told what starts and what came of it.
         at_once: how many run at the same time, each in a process of its own; more than one disturbs
             what a notebook times.
 
@@ -135,42 +130,36 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     seconds = TIMEOUTS[parameters["preset"]] if timeout is None else timeout
     settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    say(f"{len(notebooks)} notebooks, {at_once} at a time, with {settings}")
     jobs = [(notebook, out / notebook.name, parameters, seconds) for notebook in notebooks]
     outcomes = []
     with contextlib.ExitStack() as closing:
-        ran: Iterable[Chapter] = itertools.starmap(_run_one, jobs)
+        ran: Iterator[Outcome] = itertools.starmap(_run_one, jobs)
         if at_once > 1:  # processes, as papermill changes the folder of its whole process
             spawned = multiprocessing.get_context("spawn")
             pool = closing.enter_context(ProcessPoolExecutor(at_once, spawned))
             longest = sorted(jobs, key=lambda job: job[0].stat().st_size, reverse=True)  # first
             begun = {job[0]: pool.submit(_run_one, *job) for job in longest}
             ran = (begun[notebook].result() for notebook in notebooks)
-            say(f"{len(jobs)} notebooks, {at_once} at once: running with {settings}")
-        results = iter(ran)
         for notebook in notebooks:
-            if at_once == 1:
-                say(f"{notebook}: running with {settings}")
-            chapter = next(results)
-            if at_once > 1:
-                say(f"{notebook}:")
-            for line in summary(chapter):
-                say(f"  {line}")
-            outcomes.append(chapter)
+            say(f"{notebook}:")
+            outcomes.append(next(ran))
+            say(str(outcomes[-1]))
     return outcomes
 
 
 def _run_one(
     notebook: Path, executed: Path, parameters: Mapping[str, Any], timeout: int
-) -> Chapter:
+) -> Outcome:
     import papermill
 
     from isolab.cli.page import write_page
 
-    page: Path | None = executed.with_suffix(".html")
     start = time.perf_counter()
     claims: tuple[Mapping[str, Any], ...] = ()
     problem = None
-    for stale in (executed, executed.with_suffix(".html")):
+    page = executed.with_suffix(".html")
+    for stale in (executed, page):
         stale.unlink(missing_ok=True)
     try:
         result = papermill.execute_notebook(
@@ -186,11 +175,11 @@ def _run_one(
             progress_bar=sys.stderr.isatty(),
             config=_kernel_config(),
         )
-        claims = claims_of(result)
-        write_page(result, executed.with_suffix(".html"), images=notebook.resolve().parent)
+        claims = _claims(result)
+        write_page(result, page, images=notebook.resolve().parent)
     except Exception as error:  # whatever a notebook raised or a kernel died of: the next one runs
-        problem, page = _in_words(error), None
-    return Chapter(notebook, executed, page, time.perf_counter() - start, claims, problem)
+        problem = _reason(error)
+    return Outcome(executed, time.perf_counter() - start, claims, problem)
 
 
 @functools.cache
@@ -223,14 +212,14 @@ def _engine() -> str:
 
 
 def _kernel_config() -> Any:
-    """Keeps other users of the machine from reading along: a kernel talks over local TCP."""
+    """Returns a config by which a kernel's messages, over local TCP, are encrypted."""
     import zmq
     from traitlets.config import Config
 
     return Config(KernelManager={"transport_encryption": "auto"} if zmq.has("curve") else {})
 
 
-def claims_of(notebook: Any) -> tuple[Mapping[str, Any], ...]:
+def _claims(notebook: Any) -> tuple[Mapping[str, Any], ...]:
     """Returns the JSON of each claim that an executed notebook shows, in order."""
     from isolab.analysis.claim import MIME
 
@@ -269,21 +258,8 @@ def _range(ends: Sequence[float | None]) -> str:
     return " to ".join(words)
 
 
-def summary(chapter: Chapter) -> list[str]:
-    """Returns what to tell of a chapter: verdicts, or what failed, and where the files are."""
-    if chapter.error is not None:
-        lines = [f"FAILED after {chapter.seconds:.0f} s at {chapter.error}"]
-        if chapter.executed.exists():
-            lines.append(f"as far as it got: {chapter.executed}")
-        return lines
-    return [
-        *([verdict(claim) for claim in chapter.claims] or ["shows no claim"]),
-        f"executed notebook: {chapter.executed}",
-        f"HTML page: {chapter.page} ({chapter.seconds:.0f} s)",
-    ]
-
-
-def _in_words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Returns what a notebook failed of, in one line."""
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 

@@ -59,19 +59,16 @@ def test_an_axis_of_texts_with_commas_is_a_list(tmp_path):
         (["--set", "width"], "'width' is not NAME=VALUE, such as width=32"),
         (["--set", "width=wide"], "width is 'wide'; allowed: a whole number"),
         (["--set", "width=50"], "width is 50; allowed: multiples of head_size (16)"),
-        (["--set", "qk_norm=maybe"], "qk_norm is 'maybe'; allowed: true or false"),
-        (
-            ["--axis", "b2=0.9,high"],
-            "b2 is 'high'; allowed: a number, or a power such as 2**-7, or",
-        ),
+        (["--set", "qk_norm=maybe"], "qk_norm is 'maybe'; allowed: "),
+        (["--axis", "b2=0.9,high"], "b2 is 'high'; allowed: "),
         (["--axis", "seed=0,"], "seed is ''; allowed: a whole number"),
-        (["--axis", "corpus=['a"], "corpus=['a is no list in Python's form"),
+        (["--axis", "corpus=['a"], "['a is no list in Python's form"),
         (["--axis", "seed=0", "--axis", "seed=1"], "seed is given twice"),
         (["--resource", "GPU"], "--resource 'GPU' is not NAME=NUMBER, such as GPU=1"),
         (["--resource", "GPU=1"], "resources={'GPU': 1.0} without a scheduler"),
     ],
 )
-def test_a_wrong_wish_is_told_before_anything_runs(arguments, message, tmp_path):
+def test_a_wrong_argument_is_told_before_anything_runs(arguments, message, tmp_path):
     done = sweep(*arguments, "--store", tmp_path / "runs")
     assert done.exit_code == 2, done.output
     assert f"isolab sweep: {message}" in done.stderr

@@ -156,7 +156,7 @@ def test_kernel_that_dies_is_told(tmp_path: Path) -> None:
         (["-p", "seeds"], "parameter 'seeds' is not NAME=VALUE"),
         (["nowhere.ipynb"], "no notebook nowhere.ipynb"),
         (["--out", "{folder}"], "would be overwritten"),
-        (["{folder}/again/01_tiny.ipynb"], "would both be written to"),
+        (["{folder}/again/01_tiny.ipynb"], "two notebooks would be written to"),
         (["{folder}/02_torn.ipynb"], "02_torn.ipynb cannot be read as a notebook"),
         (["{folder}/03_bare.ipynb"], "03_bare.ipynb has no parameter 'preset'"),
         (["--out", "{folder}/01_tiny.ipynb"], "is not a folder"),

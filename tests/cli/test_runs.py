@@ -1,4 +1,4 @@
-"""`isolab runs`, as typed; the conditions it takes are in test_filters.py."""
+"""`isolab runs`, as typed; the conditions it takes are in test_conditions.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner, Result
 
-from isolab.cli import OUTCOMES, app
+from isolab.cli import app
+from isolab.cli.runs import OUTCOMES
 from isolab.results.store import STORED_AT, Store
 from isolab.sweeps.batch import results_frame
 from isolab.training.config import RunConfig
@@ -77,7 +78,9 @@ def test_list_shows_what_varies_and_how_it_ended(store: Path) -> None:
 
 
 def test_list_leaves_out_what_is_fixed_among_the_runs_that_match(store: Path) -> None:
-    heading, *rows = lines(invoke("list", "-w", "width=32", "-w", "optimizer=adam", store=store))
+    heading, *rows = lines(
+        invoke("list", "-w", "width = 32", "-w", "optimizer = 'adam'", store=store)
+    )
     assert heading[0] == "learning_rate"
     assert len(rows) == 4
 
@@ -94,12 +97,12 @@ def test_list_shows_hyperparameters_that_do_not_follow_from_the_optimizer(tmp_pa
 
 def test_list_sorts_limits_and_takes_columns(store: Path) -> None:
     wanted = ("--columns", "seed, width,curve_step,stored_at", "--sort", "final_validation_loss")
-    rows = lines(invoke("list", *wanted, "--limit", 2, "-w", "not diverged", store=store))
+    rows = lines(invoke("list", *wanted, "--limit", 2, "-w", "NOT diverged", store=store))
     assert [row[:4] for row in rows[:2]] == [
         ["seed", "width", "curve_step", "stored_at"],
         ["0", "32", "3", "values"],
     ]
-    datetime.datetime.fromisoformat(rows[1][4])
+    datetime.datetime.fromisoformat(" ".join(rows[1][4:]))
     assert len(rows) == 3
     result = invoke("list", "--sort", "final_validation_loss", "--descending", store=store)
     assert [row[-2] for row in lines(result)[1:6]] == ["inf", "inf", "inf", "inf", "2.1380"]
@@ -109,7 +112,7 @@ def test_list_sorts_limits_and_takes_columns(store: Path) -> None:
 def test_list_puts_absent_values_last(store: Path, direction: list[str]) -> None:
     wanted = ("--columns", "divergence_step", "--sort", "divergence_step")
     rows = lines(invoke("list", *wanted, *direction, store=store))[1:]
-    assert rows == [["50"]] * 4 + [["-"]] * 20
+    assert rows == [["50"]] * 4 + [["null"]] * 20
 
 
 def test_list_says_how_many_it_left_out(store: Path) -> None:
@@ -121,17 +124,15 @@ def test_list_says_how_many_it_left_out(store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "dropped"),
-    [(80, ""), (70, ""), (60, "learning_rate"), (40, "width, optimizer, learning_rate")],
+    [(80, ""), (70, "learning_rate"), (50, "width, optimizer, learning_rate")],
 )
 def test_list_fits_the_terminal_and_names_what_it_dropped(
     store: Path, columns: int, dropped: str
 ) -> None:
-    result = invoke("list", store=store, columns=columns)
-    table, _, named = result.stdout.partition("too wide for this terminal, see --columns: ")
+    text = invoke("list", store=store, columns=columns).stdout
+    table, _, named = text.partition("too wide for this terminal, see --columns: ")
     assert max(map(len, table.splitlines())) <= columns
     assert named.strip() == dropped
-    headings = table.partition("false")[0]  # in one line at 80 characters, else in three
-    assert ("final_validation_loss" if columns == 80 else "validation_\n") in headings
 
 
 def test_list_never_prints_a_curve(store: Path) -> None:
@@ -151,37 +152,29 @@ def test_store_option_goes_before_the_environment(store: Path, tmp_path: Path) -
 
 
 def test_list_of_no_match_says_what_is_stored(store: Path) -> None:
-    result = invoke("list", "-w", "optimizer=isodam", store=store)
+    result = invoke("list", "-w", "optimizer = 'isodam' AND width > 0", store=store)
     assert result.exit_code == 0
-    assert result.stderr.startswith(f"none of 24 runs in {store} matches; ")
-    assert "no optimizer is 'isodam'; did you mean isoadam" in result.stderr
+    assert result.stderr == (
+        f"none of 24 runs in {store} matches; optimizer is one of 'adam', 'isoadam', 'sgd'\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--where", "widht=64"], "no column 'widht'; did you mean width?"),
-        (["--where", "zzz=64"], "no column 'zzz'; there are "),
-        (["--where", "width=big"], "width: 'big' is not allowed; allowed: a number"),
-        (["--where", "diverged=maybe"], "diverged: 'maybe' is not allowed; allowed: true, false"),
-        (["--where", "stored_at<soon"], "stored_at: 'soon' is not allowed; allowed: a UTC time"),
-        (["--where", "optimizer<sgd"], "optimizer has no order"),
-        (["--where", "b1<null"], "null has no order"),
-        (["--where", "curve_step=0"], "curve_step holds a list"),
-        (["--where", "width"], "'width' lacks a comparison, such as width=VALUE"),
-        (["--where", "__import__('os')"], "is not a condition; allowed: NAME OP VALUE"),
+        (["--where", "widht = 64"], "no column 'widht'; did you mean width?"),
         (["--columns", "seed,widht"], "no column 'widht'; did you mean width?"),
         (["--sort", "sed"], "no column 'sed'; did you mean seed?"),
         (["--sort", "curve_step"], "cannot sort by curve_step"),
         (["--store", "nowhere://x"], "cannot open the store 'nowhere://x'"),
     ],
 )
-def test_a_wrong_wish_is_one_line_and_ends_with_2(
-    store: Path, arguments: list[str], said: str
+def test_a_wrong_argument_is_one_line_and_ends_with_2(
+    store: Path, arguments: list[str], message: str
 ) -> None:
     result = invoke("list", *arguments, store=store)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("isolab runs list: ") and said in result.stderr
+    assert result.stderr.startswith("isolab runs list: ") and message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -199,7 +192,7 @@ def test_export_writes_the_runs_that_match(
     store: Path, frame: pl.DataFrame, tmp_path: Path
 ) -> None:
     wanted = frame.filter(width=128, diverged=False).sort("key")
-    conditions = ("-w", "width>64", "-w", "not diverged")
+    conditions = ("-w", "width > 64", "-w", "NOT diverged")
     for name, read in {"a.parquet": pl.read_parquet, "a.csv": pl.read_csv}.items():
         result = invoke("export", tmp_path / name, *conditions, store=store)
         assert lines(result) == [["wrote", "10", "runs", "to", str(tmp_path / name)]]

@@ -1,0 +1,93 @@
+"""Conditions on the columns of stored runs, as typed on a command line: SQL, read by polars.
+
+optimizer = 'isoadam' AND width >= 128
+learning_rate < POWER(2.0, -7) OR b1 IS NULL
+NOT diverged AND stored_at < DATE '2026-01-31'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Final
+
+import polars as pl
+
+EXAMPLE: Final = "optimizer = 'adam' AND learning_rate < POWER(2.0, -7)"
+SHOWN: Final = 12  # of the values that a column holds, in a message
+
+
+def matching(frame: pl.DataFrame, conditions: Sequence[str]) -> pl.DataFrame:
+    """Returns the rows that satisfy every condition.
+
+    Args:
+        frame: a row per run.
+        conditions: polars SQL expressions over the columns; as in SQL, a comparison with NULL is
+            not satisfied.
+
+    Raises:
+        ValueError: no expression, one that names no column or one that is not there (with the
+            nearest), or that the columns' types do not allow.
+
+    Example:
+        >>> runs = pl.DataFrame({"width": [32, 64, 128], "diverged": [False, True, False]})
+        >>> matching(runs, ["width >= POWER(2.0, 6)"])["width"].to_list()
+        [64, 128]
+        >>> matching(runs, ["NOT diverged", "width IN (32, 64)"])["width"].to_list()
+        [32]
+        >>> matching(runs, ["widht = 64"])
+        Traceback (most recent call last):
+        ValueError: 'widht = 64': no column 'widht'; did you mean width?; allowed: ...
+    """
+    for text in conditions:
+        names: list[str] = []
+        try:
+            expression = pl.sql_expr(text)
+            names = columns_of(text)
+            check_columns(names, frame.columns)
+            if not names:
+                raise ValueError("it names no column")
+            frame = frame.filter(expression)
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{text!r}: {reason}; {_allowed(frame, names)}") from error
+    return frame
+
+
+def columns_of(text: str) -> list[str]:
+    """Returns the columns that a condition names."""
+    return list(dict.fromkeys(pl.sql_expr(text).meta.root_names()))
+
+
+def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ValueError for the first name that is not known, with the nearest ones that are."""
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"no column {name!r}; {hint}")
+
+
+def stored_texts(frame: pl.DataFrame, conditions: Sequence[str]) -> list[str]:
+    """Returns what the columns of text hold that conditions name, for one that matched nothing."""
+    names = dict.fromkeys(name for text in conditions for name in columns_of(text))
+    told = []
+    for name in (name for name in names if frame.schema[name] == pl.String):
+        values = [repr(value) for value in sorted(frame[name].drop_nulls().unique())]
+        more = ["..."] if len(values) > SHOWN else []
+        told.append(f"{name} is one of {', '.join(values[:SHOWN] + more)}")
+    return told
+
+
+def _allowed(frame: pl.DataFrame, names: Iterable[str]) -> str:
+    """Returns what the columns may be compared with, or where there are none, an example."""
+    allowed = {
+        pl.String: "text in single quotes, such as 'adam'",
+        pl.Boolean: "true or false",
+        pl.Datetime: "a UTC time, such as DATE '2026-01-31' or TIMESTAMP '2026-01-31T18:30'",
+        pl.List: "a list in each run",
+    }
+    number = "a number, such as 64 or POWER(2.0, -7)"
+    types = {name: frame.schema[name].base_type() for name in names if name in frame.columns}
+    told = "; ".join(f"{name} is {allowed.get(kind, number)}" for name, kind in types.items())
+    return told or f"allowed: SQL over columns, such as {EXAMPLE}"
