@@ -1,18 +1,27 @@
-"""Widgets that redraw a chart in place, and leave a picture where no kernel is.
+"""How the lab is shown: charts that are redrawn in place, and what is mended in the page.
 
-A live view needs a front end and a kernel.  :func:`bundle` puts a picture beside it in the same
-output, so that a notebook run by papermill, exported or re-opened shows what was there.
+A chart is sent as Vega-Lite.  JupyterLab draws it; other front ends show a picture, which takes
+50 ms to draw.  Which of them shows the lab only the page knows: ``front_end.js``, in an output
+beside the charts, presses a hidden button once a chart is drawn, and from then on no pictures are
+sent.
+
+The script also mends what no widget can set.  In ipywidgets a slider's handle has no name, and
+tells its place among the options in place of its value; an accordion's header hears only the mouse;
+a list's arrow and a chart's white are made for a light theme; and JupyterLab takes keys pressed in
+a control for its own commands: an arrow key in a list of choices went to the next cell, and two D
+deleted this one.  It asks for nothing from the network; where it does not run, the lab is as it
+would be without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 from isolab.charts.renderer import VEGALITE_MIME, offline_bundle, to_svg
-from isolab.lab.front_end import FrontEnd
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 _PNG = "image/png"
@@ -25,6 +34,29 @@ _PIXEL = (
 _EMBED = {VEGALITE_MIME: {"embed_options": {"renderer": "svg", "actions": False}}}
 
 
+class FrontEnd:
+    """The page in which a lab is shown.
+
+    Attributes:
+        widget: the script and its button, without size; to be laid out in the lab's outermost box,
+            which has the class ``isolab-lab``.
+        draws: whether it has drawn a chart from Vega-Lite.
+    """
+
+    def __init__(self) -> None:
+        self.draws = False
+        button = widgets.Button(layout=widgets.Layout(display="none"))
+        button.add_class("isolab-lab-draws")
+        button.on_click(lambda _: setattr(self, "draws", True))
+        script = Path(__file__).with_name("front_end.js").read_text()
+        data = {"application/javascript": script, "text/plain": ""}
+        output = widgets.Output(
+            outputs=({"output_type": "display_data", "data": data, "metadata": {}},)
+        )
+        layout = widgets.Layout(height="0", margin="0", overflow="hidden")
+        self.widget = widgets.Box([button, output], layout=layout)
+
+
 class LiveChart:
     """A chart that is redrawn in place.
 
@@ -32,8 +64,8 @@ class LiveChart:
     ``with Output(): clear_output()`` is not.
 
     Args:
-        front: where it is shown: one that draws charts itself is sent no pictures.
-        height: least pixels, so that the page does not jump while a chart is redrawn.
+        front_end: where it is shown: one that draws charts itself is sent no pictures.
+        size: width, and height at the least, pixels, so that the page does not jump.
         name: a CSS class of the box.
 
     Attributes:
@@ -41,32 +73,35 @@ class LiveChart:
         spec: the Vega-Lite specification shown last, or None.
     """
 
-    def __init__(self, front: FrontEnd, height: int, name: str = "", width: str = "auto") -> None:
-        self._front = front
+    def __init__(
+        self, front_end: FrontEnd, size: tuple[int, int] | None = None, name: str = ""
+    ) -> None:
+        self._front_end = front_end
         self.spec: Mapping[str, Any] | None = None
-        self.widget = widgets.Output(layout=widgets.Layout(min_height=f"{height}px", width=width))
+        layout = {"width": f"{size[0]}px", "min_height": f"{size[1]}px"} if size else {}
+        self.widget = widgets.Output(layout=layout)
         if name:
             self.widget.add_class(name)
 
-    def show(self, spec: Mapping[str, Any]) -> bool:
-        """Draws a chart in place of the last one, and tells whether it was another."""
+    def show(self, spec: Mapping[str, Any]) -> None:
+        """Draws a chart in place of the last one, if it is another."""
         if spec == self.spec:
-            return False
+            return
         self.spec = spec
         data, _ = offline_bundle(dict(spec), png=False)
-        if self._front.draws:
+        if self._front_end.draws:
             data[_PNG] = _PIXEL
         else:
             data["image/svg+xml"] = to_svg(spec)
-        output = {"output_type": "display_data", "data": data, "metadata": _EMBED}
-        self.widget.outputs = (output,)
-        return True
+        self.widget.outputs = ({"output_type": "display_data", "data": data, "metadata": _EMBED},)
 
 
 def bundle(
     view: widgets.Widget, spec: Mapping[str, Any], text: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the mime bundle and metadata of a live view with a picture beside it.
+    """Returns the mime bundle and metadata of a live view with a picture in the same output.
+
+    A notebook run by papermill, exported or opened again shows the picture.
 
     Args:
         view: the outermost widget.
@@ -74,9 +109,5 @@ def bundle(
         text: what a plain-text front end shows.
     """
     drawn, metadata = offline_bundle(dict(spec))
-    data = {
-        "text/plain": text,
-        _PNG: drawn[_PNG],
-        VIEW: {"version_major": 2, "version_minor": 0, "model_id": view.model_id},
-    }
-    return data, metadata
+    widget_view = {"version_major": 2, "version_minor": 0, "model_id": view.model_id}
+    return {"text/plain": text, _PNG: drawn[_PNG], VIEW: widget_view}, metadata

@@ -1,4 +1,4 @@
-"""The panel "Watch it work": what a run's steps do to its layers, and what it writes."""
+"""The panel "Watch it work": what a run's steps do to its layers, and what its model writes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import html
 
 import ipywidgets as widgets
 
-from isolab.lab.display import LiveChart
-from isolab.lab.front_end import FrontEnd
-from isolab.lab.live import News
+from isolab.lab.display import FrontEnd, LiveChart
+from isolab.lab.live import RunState
 
 _TEXT = (
     "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 10px;padding:8px;line-height:1.35;"
@@ -19,62 +18,53 @@ _TEXT = (
 
 
 class Inspector:
-    """A panel, closed at first, that draws the newest look inside a run while it is open.
+    """A panel, closed at first, that draws the newest inspection of a run while it is open.
 
     Args:
-        front: where it is shown.
+        front_end: where it is shown.
 
     Attributes:
         widget: what to lay out.
     """
 
-    def __init__(self, front: FrontEnd) -> None:
-        self._news: News | None = None
-        self._layers, self._spectra = LiveChart(front, 0), LiveChart(front, 0)
-        self._about = widgets.HTML(layout=widgets.Layout(width="auto"))
-        self._text = widgets.HTML(layout=widgets.Layout(width="auto"))
+    def __init__(self, front_end: FrontEnd) -> None:
+        self._run: RunState | None = None
+        self._layers, self._spectra = LiveChart(front_end), LiveChart(front_end)
+        wide = {"width": "auto"}
+        self._note = widgets.HTML(
+            "Train a run to see what each step does to its layers.", layout=wide
+        )
+        self._text = widgets.HTML(layout=wide)
         flow = widgets.Layout(flex_flow="row wrap", width="100%", align_items="flex-start")
         charts = widgets.Box([self._layers.widget, self._spectra.widget], layout=flow)
-        inside = widgets.VBox([self._about, charts, self._text])
         self.widget = widgets.Accordion(
-            children=[inside], titles=("Watch it work",), selected_index=None
+            children=[widgets.VBox([self._note, charts, self._text])],
+            titles=("Watch it work",),
+            selected_index=None,
         )
         self.widget.add_class("isolab-lab-inside")
-        self._say(None)
 
-    @property
-    def open(self) -> bool:
-        """Whether someone can see it."""
-        return self.widget.selected_index is not None
-
-    def show(self, news: News | None) -> None:
-        """Draws a run's newest look, at once if the panel is open and else when it opens."""
-        self._news = news
+    def show(self, run: RunState) -> None:
+        """Draws a run's newest inspection, at once if the panel is open and else once it is."""
+        self._run = run
         self.draw()
 
     def draw(self) -> None:
-        """Draws the newest look if the panel is open."""
-        if not self.open:
+        """Draws the newest inspection if the panel is open."""
+        if self._run is None or self.widget.selected_index is None:
             return
-        self._say(self._news)
-        if self._news is None or self._news.inside is None:
+        inside = self._run.inside
+        note = f"After step {inside.step}. {inside.note}" if inside else "Nothing measured yet."
+        self._note.value = html.escape(note.strip())
+        self._text.value = "".join(
+            f'<b>What it writes {when} training</b><pre style="{_TEXT}">{html.escape(text)}</pre>'
+            for when, text in (("before", self._run.before), ("after", self._run.after))
+            if text is not None
+        )
+        if inside is None:
             return
         from isolab.charts.inside import layers_inside, spectra
 
-        seen = self._news.inside
-        self._layers.show(layers_inside(seen.layers).to_dict())
-        if not seen.spectra.is_empty():
-            self._spectra.show(spectra(seen.spectra).to_dict())
-
-    def _say(self, news: News | None) -> None:
-        if news is None:
-            self._about.value = "Train a run to see what each step does to its layers."
-            return
-        seen = news.inside
-        about = f"After step {seen.step}. {seen.note}" if seen else "The first look comes soon."
-        self._about.value = html.escape(about.strip())
-        self._text.value = "".join(
-            f'<b>What it writes {said} training</b><pre style="{_TEXT}">{html.escape(text)}</pre>'
-            for said, text in (("before", news.before), ("after", news.after))
-            if text is not None
-        )
+        self._layers.show(layers_inside(inside.layers).to_dict())
+        if not inside.spectra.is_empty():
+            self._spectra.show(spectra(inside.spectra).to_dict())

@@ -1,10 +1,7 @@
-"""One run that trains in a thread while the notebook stays free, and tells how it goes.
+"""One run that trains in a thread while the notebook stays free, and reports its state.
 
-    RunConfig -> Live, a thread: isolab.training.train.train -> News, again and again -> whoever
-    draws
-
-The numbers are those of :func:`isolab.run` to the bit: what looks inside works on copies.  Between
-two evaluations no Python runs, so that is how long a stop takes to be heard.
+The numbers are those of :func:`isolab.run` to the bit: inspections work on copies.  Between two
+evaluations no Python runs, so that is how long it takes until a stop is noticed.
 """
 
 from __future__ import annotations
@@ -22,10 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from isolab.lab.extras import Extras, in_words, operations_per_window
+from isolab.lab.inspection import Inspections, operations_per_window
+from isolab.lab.words import error_line
 from isolab.measure.inside import Inside
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.results.store import Store
+from isolab.sweeps.batch import results_frame
 from isolab.training.config import RunConfig
 from isolab.training.result import Result
 from isolab.training.train import Snapshot, arguments_of, train
@@ -45,26 +44,21 @@ LONG_OPERATIONS = 2e10
 EXIT_SECONDS = 2.0
 """Longest that the end of the program waits for a run that it stops."""
 
-OnNews = Callable[["News"], None]
-
 
 @dataclass(frozen=True)
-class News:
+class RunState:
     """What is known of a run; immutable, and complete each time.
 
     Attributes:
         config: the run.
-        state: "compiling", "training", or how it ended: "finished", "stopped", "diverged" or
-            "failed".
+        state: "compiling", "training", or one of ``ENDS``.
         step: updates done.
-        steps: updates in all.
         curve_step: steps of the curve so far, from 0.
         curve_train_loss: as in :class:`isolab.training.result.Result`; NaN at step 0 until the
-            first
-            interval is over, and wherever a diverged run has it.
+            first interval is over, and wherever a diverged run has it.
         curve_validation_loss: nats/token.
         message: how it goes, or how it ended and why, in words.
-        inside: the newest look inside, if any.
+        inside: the newest inspection, if any.
         before: text that the untrained model writes; None where it has not been asked, or the
             corpus is no text.
         after: text that the trained model writes, at the end.
@@ -72,13 +66,12 @@ class News:
     """
 
     config: RunConfig
-    state: str
-    step: int
-    steps: int
+    state: str = "compiling"
+    step: int = 0
     curve_step: tuple[int, ...] = ()
     curve_train_loss: tuple[float, ...] = ()
     curve_validation_loss: tuple[float, ...] = ()
-    message: str = ""
+    message: str = "compiling"
     inside: Inside | None = None
     before: str | None = None
     after: str | None = None
@@ -92,33 +85,28 @@ class Live:
 
     Args:
         config: what to train.
-        on_news: called with each :class:`News`, one call at a time and in order, in the run's
-            thread: at the start, after the evaluation at step 0 and after each interval, when
-            there is something new inside, and once at the end; where an evaluation takes long,
-            also after the first ``FIRST_WINDOWS`` windows of the one at step 0.  What it raises is
-            told in the last message and disturbs nothing.
+        on_change: called with each :class:`RunState`, one call at a time and in order, in the run's
+            thread: at the start, after the evaluation at step 0 and after each interval, with a new
+            inspection, and once at the end; where an evaluation takes long, also after the first
+            ``FIRST_WINDOWS`` windows of the one at step 0.  What it raises is noted in the last
+            message and disturbs nothing.
         store: where the result is kept; None to keep nothing.
-        inspect: look inside now and then; may be changed while it runs.
-        sample: let the model write before and after.
+        inspect: measure the inside now and then, and let the model write before and after.
 
     Attributes:
-        news: the newest.
-        inspect: see above.
+        now: the newest state.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        on_news: OnNews,
+        on_change: Callable[[RunState], None],
         store: Store | None = None,
         inspect: bool = True,
-        sample: bool = True,
     ) -> None:
-        self.inspect = inspect
-        self.news = News(config, "compiling", 0, config.steps, message="compiling")
-        self._on_news = on_news
-        self._store = store
-        self._extras = Extras(config, lambda: self.inspect, sample, self._tell)
+        self.now = RunState(config)
+        self._on_change, self._store, self._inspect = on_change, store, inspect
+        self._inspections = Inspections(config, self._report)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="isolab-live", daemon=True)
 
@@ -148,72 +136,68 @@ class Live:
     @property
     def threads(self) -> list[threading.Thread]:
         """The threads that work for this run now."""
-        own = [self._thread] if self.running else []
-        return [*own, *self._extras.compiling]
+        return [*([self._thread] if self.running else []), *self._inspections.threads]
 
     def _run(self) -> None:
-        config, started = self.news.config, time.perf_counter()
+        config, started = self.now.config, time.perf_counter()
         try:
-            self._tell()
+            self._report()
             corpus = load_corpus(config.corpus)
+            if config.validation_windows * operations_per_window(config) > LONG_OPERATIONS:
+                self._estimate(corpus)
 
-            def seen(snapshot: Snapshot) -> None:
+            def on_snapshot(snapshot: Snapshot) -> None:
                 self._record(snapshot, time.perf_counter() - started)
                 if self._stop.is_set() and snapshot.step < config.steps:
                     raise _Stopped
-                self._extras.see(snapshot, corpus)
+                if self._inspect:
+                    self._inspections.follow(snapshot, corpus)
 
-            if config.validation_windows * operations_per_window(config) > LONG_OPERATIONS:
-                self._estimate(corpus)
-            (result,) = train([config], corpus, on_snapshot=seen)
-            ended = self._kept(result, time.perf_counter() - started)
-            self._extras.finish(self._stop.is_set)
-            self._tell(**ended)
+            (result,) = train([config], corpus, on_snapshot=on_snapshot)
+            ended = self._outcome(result, time.perf_counter() - started)
+            self._inspections.finish(self._stop.is_set)
+            self._report(**ended)
         except (_Stopped, KeyboardInterrupt):
             after = f"after {time.perf_counter() - started:.1f} s"
-            done = f"stopped at step {self.news.step} of {config.steps} {after}; not stored"
-            self._tell(state="stopped", message=done)
+            done = f"stopped at step {self.now.step} of {config.steps} {after}; not stored"
+            self._report(state="stopped", message=done)
         except Exception as error:
-            self._tell(state="failed", message=in_words(error))
+            self._report(state="failed", message=error_line(error))
 
     def _estimate(self, corpus: Corpus) -> None:
-        """Tells a point at step 0 from the first windows, in place of which the whole comes."""
-        windows = min(FIRST_WINDOWS, self.news.config.validation_windows)
-        few = dataclasses.replace(self.news.config, validation_windows=windows)
+        """Reports a point at step 0 from the first windows, until the whole replaces it."""
+        every = self.now.config.validation_windows
+        few = dataclasses.replace(self.now.config, validation_windows=min(FIRST_WINDOWS, every))
         program, (traced, _, validation) = arguments_of([few], corpus)
         _, (loss,) = program.init(traced, validation)
-        told = f"step 0: {windows} of {self.news.config.validation_windows} validation windows"
-        self._tell(
+        self._report(
             state="training",
             curve_step=(0,),
             curve_train_loss=(math.nan,),
             curve_validation_loss=(float(loss),),
-            message=told,
+            message=f"step 0: {few.validation_windows} of {every} validation windows",
         )
 
-    def _record(self, seen: Snapshot, seconds: float) -> None:
-        """Adds a point to the curve, and tells it."""
-        now, steps = self.news, self.news.steps
-        if seen.step == 0:  # in place of an estimate
-            now = dataclasses.replace(now, curve_step=(), curve_validation_loss=())
-        losses = seen.losses[0]
+    def _record(self, snapshot: Snapshot, seconds: float) -> None:
+        """Adds a point to the curve, and reports it."""
+        now, losses, step = self.now, snapshot.losses[0], snapshot.step
+        if step == 0:  # in place of an estimate
+            now = RunState(now.config)
         train_loss: tuple[float, ...] = (math.nan,)
         if losses.size:
-            before = now.curve_train_loss if seen.step > losses.size else (float(losses[0]),)
+            before = now.curve_train_loss if step > losses.size else (float(losses[0]),)
             train_loss = (*before, float(losses.mean()))
-        self._tell(
+        self._report(
             state="training",
-            step=seen.step,
-            curve_step=(*now.curve_step, seen.step),
+            step=step,
+            curve_step=(*now.curve_step, step),
             curve_train_loss=train_loss,
-            curve_validation_loss=(*now.curve_validation_loss, float(seen.validation_loss[0])),
-            message=f"step {seen.step} of {steps}, {seconds:.1f} s",
+            curve_validation_loss=(*now.curve_validation_loss, float(snapshot.validation_loss[0])),
+            message=f"step {step} of {now.config.steps}, {seconds:.1f} s",
         )
 
-    def _kept(self, result: Result, seconds: float) -> dict[str, Any]:
-        """Stores a result, and returns what the last news tells of it."""
-        from isolab.sweeps.batch import results_frame
-
+    def _outcome(self, result: Result, seconds: float) -> dict[str, Any]:
+        """Stores a result, and returns what the last state says of it."""
         row = results_frame([result])
         stored = "not stored"
         if self._store is not None:
@@ -224,10 +208,9 @@ class Live:
                 if missing:
                     store.append(row)
             except Exception as error:
-                stored = f"not stored: {in_words(error)}"
+                stored = f"not stored: {error_line(error)}"
         after = f"after {seconds:.1f} s"
-        loss = f"validation loss {result.final_validation_loss:.3f}"
-        message = f"finished {after}: {loss}; {stored}"
+        message = f"finished {after}: validation loss {result.final_validation_loss:.3f}; {stored}"
         if result.diverged:
             message = f"diverged at step {result.divergence_step}, ended {after}; {stored}"
         return {
@@ -240,15 +223,13 @@ class Live:
             "row": row,
         }
 
-    def _tell(self, **changes: Any) -> None:
-        """Makes news, and gives it out."""
+    def _report(self, **changes: Any) -> None:
+        """Makes a new state, and hands it out."""
         if changes.get("state") in ENDS:
-            changes["message"] = "; ".join([changes["message"], *self._extras.notes])
-        self.news = dataclasses.replace(self.news, **changes)
-        try:
-            self._on_news(self.news)
-        except Exception as error:
-            self._extras.failed("showing news", error)
+            problems = self._inspections.problems.values()
+            changes["message"] = "; ".join([changes["message"], *problems])
+        self.now = dataclasses.replace(self.now, **changes)
+        self._inspections.attempt("showing the run", self._on_change, self.now)
 
 
 class _Stopped(Exception):
@@ -270,10 +251,10 @@ def _end_runs() -> None:
     A thread that comes back from there to a Python that has ended would crash it.
     """
     until = time.monotonic() + EXIT_SECONDS
-    lives = list(_started)
-    for live in lives:
-        live.stop()
-    threads = [thread for live in lives for thread in live.threads]
+    runs = list(_started)
+    for run in runs:
+        run.stop()
+    threads = [thread for run in runs for thread in run.threads]
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     if any(thread.is_alive() for thread in threads):

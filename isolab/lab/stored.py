@@ -7,9 +7,10 @@ from what was asked is told.  Seeds are gathered.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import polars as pl
 
 from isolab.analysis.seeds import require_columns
 from isolab.lab.questions import LINE_FIELDS, Line
-from isolab.lab.words import apart, choice, plural
+from isolab.lab.words import CHOICES, choice, difference, label, plural
 from isolab.optimizers.catalog import entry
 from isolab.training.config import RunConfig, with_later_fields
 
@@ -26,11 +27,12 @@ NEAR = {
     "depth": 2.0, "base_width": 0.5, "eps": 0.3, "loss_scale": 0.2, "warmup_steps": 0.1,
 }  # fmt: skip
 """Fields in which a near run will do, with what a factor of two weighs."""
-_UNTOLD = ("seed", "evaluate_every", "remat")  # they change no number, or are gathered
-_EXACT = tuple(f.name for f in fields(RunConfig) if f.name not in (*NEAR, *_UNTOLD))
-_SHORT = 3  # a line of fewer points stands back ...
-_BACK = 3.0  # ... behind one that is so much further away
-_NO_EPS = 1e-24  # where eps = 0 lies among the others
+_SETTING = [f.name for f in fields(RunConfig) if f.name not in ("seed", "evaluate_every", "remat")]
+_EXACT = [name for name in _SETTING if name not in NEAR]
+_TAKEN = ["seed", "final_validation_loss", "diverged", "curve_step", "curve_validation_loss"]
+_LEAST = {"eps": 1e-24, "warmup_steps": 1.0}  # what lies below is as far away as these
+_SHORT = 3  # a line of fewer points is chosen only ...
+_PENALTY = 3.0  # ... before one that is so much further away
 
 Setting = Mapping[str, Any]
 
@@ -40,14 +42,14 @@ class Cell:
     """The stored runs of one setting.
 
     Attributes:
-        setting: every field but those that seeds share.
+        setting: every field but those that seeds share; None for what plays no part.
         losses: final validation loss by seed, nats/token; inf for a diverged run.
         curves: steps and validation losses by seed.
     """
 
     setting: Setting
-    losses: dict[int, float]
-    curves: dict[int, tuple[tuple[int, ...], tuple[float, ...]]]
+    losses: dict[int, float] = field(compare=False)
+    curves: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(compare=False)
 
     @property
     def finite(self) -> list[float]:
@@ -74,11 +76,10 @@ class Cell:
         for steps, losses in self.curves.values():
             kinds.setdefault(steps, []).append(losses)
         steps, together = max(kinds.items(), key=lambda kind: (len(kind[1]), len(kind[0])))
-        means = []
-        for at in zip(*together, strict=True):
-            good = [loss for loss in at if math.isfinite(loss)]
-            means.append(float(np.mean(good)) if good else math.nan)
-        return steps, means
+        finite = [
+            [loss for loss in at if math.isfinite(loss)] for at in zip(*together, strict=True)
+        ]
+        return steps, [float(np.mean(losses)) if losses else math.nan for losses in finite]
 
 
 class StoredLine(NamedTuple):
@@ -97,7 +98,7 @@ class StoredLine(NamedTuple):
     cells: tuple[Cell, ...]
 
 
-class Look(NamedTuple):
+class Nearest(NamedTuple):
     """What is stored near a setting."""
 
     cell: Cell | None
@@ -116,108 +117,56 @@ class Stored:
 
     Raises:
         ValueError: missing columns.
-
-    Attributes:
-        count: how many runs there are.
     """
 
     def __init__(self, runs: pl.DataFrame, x: str = "learning_rate", line: Line = "width") -> None:
         self.x, self.line = x, line
-        self.count = len(runs)
-        self._frame = runs
-        self._cells = _gathered(runs)
-        self._lines = self._arranged()
-        ids: dict[tuple[Any, ...], int] = {}
-        self._kinds = ids
-        self._cell_kinds = _codes(ids, (cell.setting for cell in self._cells))
-        self._line_kinds = _codes(ids, (line.setting for line in self._lines))
-        self._kinds_beside = [self._kind_beside(line.setting) for line in self._lines]
-        self._cell_places = _places(cell.setting for cell in self._cells)
-        self._line_places = _places(line.setting for line in self._lines)
+        self._runs = runs
+        self._cells = pl.DataFrame() if runs.is_empty() else _cells(runs, x)
+        free = LINE_FIELDS[line]
+        self._kind = [name for name in _EXACT if name not in free]
+        if "optimizer" in free:  # how IsoAdam works is nothing that Adam could share
+            self._kind = [name for name in self._kind if not name.startswith("iso_")]
+        self._kind += ["rule"] if line == "variant" else []
+        self._size = [name for name in NEAR if name not in (*free, x, "eps")]
+        self._size += ["unusual_eps"] if x != "eps" else []
 
     def joined(self, runs: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
-        frame = pl.concat([self._frame, runs], how="diagonal_relaxed") if self.count else runs
-        return Stored(frame, self.x, self.line)
+        frames = [runs] if self._runs.is_empty() else [self._runs, runs]
+        return Stored(pl.concat(frames, how="diagonal_relaxed"), self.x, self.line)
 
-    def look(self, config: RunConfig) -> Look:
+    def nearest(self, config: RunConfig) -> Nearest:
         """Returns what is stored near a setting."""
-        asked = _setting(config)
-        kind = self._kinds.get(_kind(asked), -1)
-        place = _places([asked])[0]
-        line = self._nearest_line(self._line_kinds == kind, place)
-        cell = self._nearest_cell(self._cell_kinds == kind, place, line)
-        return Look(cell, line, self._beside(asked, place, line))
+        if self._cells.is_empty():
+            return Nearest(None, None, ())
+        asked = _asked(config)
+        short = (pl.col("points") < _SHORT) & pl.col(self.x).is_not_null()
+        cells = self._cells.with_columns(
+            far=_distance(asked).round(9), line_far=_distance(asked, self.x) + _PENALTY * short
+        )
+        alike = cells.filter(_equal(_EXACT, asked))
+        comparable = cells.filter(_equal(self._kind, asked))
+        line, cell = _nearest_line(alike), None
+        if line is not None:
+            off_line = pl.col("line") != line["line"]
+            cell = _cell(alike.sort("far", off_line, maintain_order=True).row(0, named=True))
+        centre = line or _nearest_line(comparable)
+        lines = {}
+        if centre is not None:
+            same_size = comparable.filter(_equal(self._size, centre))
+            for rows in same_size.partition_by("line", maintain_order=True):
+                lines[rows["line"][0]] = self._line(rows)
+        chosen = lines.pop(line["line"]) if line is not None else None
+        names = {each.name: each for each in lines.values()}
+        names.pop(chosen.name if chosen else "", None)
+        return Nearest(cell, chosen, tuple(sorted(names.values(), key=_order)))
 
-    def _nearest_cell(
-        self, allowed: np.ndarray, place: np.ndarray, line: StoredLine | None
-    ) -> Cell | None:
-        (at,) = np.nonzero(allowed)
-        if not len(at):
-            return None
-        far = _distances(self._cell_places[at], place)
-        least = at[far <= far.min() + 1e-9]
-        nearest = [self._cells[i] for i in least]
-        on_line = [cell for cell in nearest if line is not None and cell in line.cells]
-        first: Cell = (on_line or nearest)[0]
-        return first
-
-    def _nearest_line(self, allowed: np.ndarray, place: np.ndarray) -> StoredLine | None:
-        (at,) = np.nonzero(allowed)
-        if not len(at):
-            return None
-        short = [len(self._lines[i].cells) < _SHORT and not _flat(self._lines[i], self.x)
-                 for i in at]  # fmt: skip
-        far = _distances(self._line_places[at], place, self.x) + _BACK * np.array(short)
-        best = min(range(len(at)), key=lambda i: (far[i], -len(self._lines[at[i]].cells)))
-        nearest: StoredLine = self._lines[at[best]]
-        return nearest
-
-    def _beside(
-        self, asked: Setting, place: np.ndarray, line: StoredLine | None
-    ) -> tuple[StoredLine, ...]:
-        """Returns the lines that differ from the chosen one, or else the nearest, only in kind."""
-        alike = self._kind_beside(asked)
-        at = np.array([kind == alike for kind in self._kinds_beside], bool)
-        centre = line or self._nearest_line(at, place)
-        if centre is None:
-            return ()
-        same = self._size_beside(centre.setting)
-        found = [
-            self._lines[i]
-            for i in np.flatnonzero(at)
-            if self._lines[i] is not line and self._size_beside(self._lines[i].setting) == same
-        ]
-        once = {other.name: other for other in found if line is None or other.name != line.name}
-        return tuple(sorted(once.values(), key=lambda other: _order(other.value)))
-
-    def _kind_beside(self, setting: Setting) -> tuple[Any, ...]:
-        free = LINE_FIELDS[self.line]
-        names = [name for name in _EXACT if name not in free]
-        rule = entry(setting["optimizer"]).rule if self.line == "variant" else ""
-        if "optimizer" in free:  # how IsoAdam works is nothing that Adam could share
-            names = [name for name in names if not name.startswith("iso_")]
-        return (*(setting[name] for name in names), rule)
-
-    def _size_beside(self, setting: Setting) -> tuple[Any, ...]:
-        free = (*LINE_FIELDS[self.line], self.x, "eps")
-        usual = entry(setting["optimizer"]).defaults.get("eps")
-        eps = setting["eps"] if self.x != "eps" and setting["eps"] != usual else None
-        return (*(setting[name] for name in NEAR if name not in free), eps)
-
-    def _arranged(self) -> list[StoredLine]:
-        groups: dict[tuple[Any, ...], list[Cell]] = {}
-        for cell in self._cells:
-            names = [name for name in (*_EXACT, *NEAR) if name != self.x]
-            flat = cell.setting[self.x] is None
-            groups.setdefault((*(cell.setting[n] for n in names), flat), []).append(cell)
-        lines = []
-        for cells in groups.values():
-            setting = cells[0].setting
-            along = sorted(cells, key=lambda cell: cell.setting[self.x] or 0.0)
-            value = setting[LINE_FIELDS[self.line][0]]
-            lines.append(StoredLine(line_name(setting, self.line), value, setting, tuple(along)))
-        return lines
+    def _line(self, rows: pl.DataFrame) -> StoredLine:
+        cells = tuple(_cell(row) for row in rows.sort(self.x).iter_rows(named=True))
+        setting = cells[0].setting
+        value = setting[LINE_FIELDS[self.line][0]]
+        return StoredLine(line_name(setting, self.line), value, setting, cells)
 
 
 def line_name(setting: Setting, line: Line) -> str:
@@ -234,8 +183,8 @@ def line_name(setting: Setting, line: Line) -> str:
     return f"{name}, {choice('eps_rule', 'per_layer')}" if layered else name
 
 
-def distance(config: RunConfig, setting: Setting, without: str = "") -> list[str]:
-    """Returns in what a stored setting is not as asked, in words.
+def differences(config: RunConfig, setting: Setting, without: str = "") -> dict[str, str]:
+    """Returns in what a stored setting is not as asked, in words, by field.
 
     Args:
         config: what was asked.
@@ -244,141 +193,152 @@ def distance(config: RunConfig, setting: Setting, without: str = "") -> list[str
 
     Example:
         >>> asked = RunConfig(width=96)
-        >>> distance(asked, RunConfig(width=64).row())
-        ['width 64 instead of 96 (1.5x)']
+        >>> differences(asked, RunConfig(width=64).row())
+        {'width': 'width 64 instead of 96 (1.5x)'}
     """
-    asked = _setting(config)
-    said = []
+    asked, found = _asked(config), {}
     for name in NEAR:
         ours, theirs = asked[name], setting[name]
         if name == without or ours is None or theirs is None or ours == theirs:
             continue
         scaled = name == "warmup_steps" and ours * setting["steps"] == theirs * asked["steps"]
         if not scaled:
-            said.append(apart(name, ours, theirs))
-    return said
+            found[name] = difference(name, ours, theirs)
+    return found
 
 
-def in_words(config: RunConfig, look: Look, x: str) -> str:
+def in_words(config: RunConfig, nearest: Nearest, x: str) -> str:
     """Returns which stored runs are shown, and how far they are from what was asked."""
-    who = f"{choice('optimizer', config.optimizer)} with these choices"
-    if look.cell is None:
-        faint = ", ".join(line.name for line in look.others)
-        also = f" Faint lines at the right: {faint}." if faint else ""
-        return f"Nothing is stored for {who}: Train makes it.{also}"
-    cell = look.cell
-    away = distance(config, cell.setting)
-    size = [f"width {config.width}"] if not any(s.startswith("width") for s in away) else []
-    value = _setting(config)[x]
-    label = {"learning_rate": "rate", "eps": "eps"}[x]
-    if value is not None and not any(s.startswith(f"{label} ") for s in away):
-        size.append(f"{label} {choice(x, value)}")
-    kept = f"{' and '.join(size)} as asked" if size else ""
+    cell, line = nearest.cell, nearest.line
+    if cell is None:
+        names = ", ".join(other.name for other in nearest.others)
+        also = f" Faint lines at the right: {names}." if names else ""
+        optimizer = choice("optimizer", config.optimizer)
+        return f"Nothing is stored for {optimizer} with these choices: Train makes it.{also}"
+    away, asked = differences(config, cell.setting), _asked(config)
+    same = " and ".join(
+        f"{label(name)} {choice(name, asked[name])}"
+        for name in ("width", x)
+        if name not in away and asked[name] is not None
+    )
+    parts = [*away.values(), f"{same} as asked" if same else ""]
+    found = ", ".join(filter(None, parts)) if away else f"just what was asked, {same}"
     seeds = plural(len(cell.losses), "seed")
     if cell.diverged:
-        all_of = "all" if cell.diverged == len(cell.losses) else str(cell.diverged)
-        seeds += f", {all_of} diverged"
+        seeds += f", {'all' if not cell.finite else cell.diverged} diverged"
     else:
         seeds += f", final loss {cell.mean:.3f}"
-    parts = [*away, kept] if away else [f"just what was asked, {' and '.join(size)}"]
-    said = f"Stored (dashed): {', '.join(part for part in parts if part)}; {seeds}."
-    if look.line is not None and cell not in look.line.cells:
-        other = distance(config, look.line.setting, x)
-        said += f" Line at the right: {', '.join(other) or 'as asked'}."
-    return said
+    text = f"Stored (dashed): {found}; {seeds}."
+    if line is not None and cell not in line.cells:
+        other = ", ".join(differences(config, line.setting, x).values())
+        text += f" Line at the right: {other or 'as asked'}."
+    return text
 
 
-def _gathered(runs: pl.DataFrame) -> list[Cell]:
-    """Returns a cell per setting, those that train alike under several names under each."""
-    if runs.is_empty():
-        return []
-    names = [f.name for f in fields(RunConfig) if f.name not in _UNTOLD]
-    taken = ["seed", "final_validation_loss", "diverged", "curve_step", "curve_validation_loss"]
+def _cells(runs: pl.DataFrame, x: str) -> pl.DataFrame:
+    """Returns a row per setting with lists of its seeds, and the line along x that it is on."""
     whole = with_later_fields(runs)
-    require_columns(whole, [*names, *taken])
-    grouped = whole.group_by(names, maintain_order=True).agg(pl.col(name) for name in taken)
-    cells: dict[tuple[Any, ...], Cell] = {}
-    for row in grouped.iter_rows(named=True):
-        raw = {name: row[name] for name in names}
-        found = zip(*(row[name] for name in taken), strict=True)
-        of_seeds = [
-            (seed, math.inf if lost or loss is None or not math.isfinite(loss) else loss,
-             (tuple(steps), tuple(math.nan if v is None else v for v in curve)))
-            for seed, loss, lost, steps, curve in found
-        ]  # fmt: skip
-        for setting in _same_training(raw):
-            key = tuple(setting.values())
-            cell = cells.setdefault(key, Cell(setting, {}, {}))
-            for seed, loss, curve in of_seeds:
-                cell.losses.setdefault(seed, loss)
-                cell.curves.setdefault(seed, curve)
-    return list(cells.values())
+    require_columns(whole, [*_SETTING, *_TAKEN])
+    loss = pl.col("final_validation_loss")
+    lost = pl.col("diverged") | ~loss.is_finite().fill_null(False)
+    cells = (
+        _comparable(_under_every_rule(whole.select(*_SETTING, *_TAKEN)))
+        .with_columns(pl.when(lost).then(math.inf).otherwise(loss).alias("final_validation_loss"))
+        .unique([*_SETTING, "seed"], keep="first", maintain_order=True)
+        .group_by(_SETTING, maintain_order=True)
+        .agg(*_TAKEN, pl.exclude(*_SETTING, *_TAKEN).first())
+        .with_row_index("cell")
+    )
+    along = [pl.col(name) for name in _SETTING if name != x]
+    line = pl.col("cell").first().over(*along, pl.col(x).is_null())
+    return cells.with_columns(line=line).with_columns(points=pl.len().over("line"))
 
 
-def _same_training(raw: Setting) -> Iterable[dict[str, Any]]:
-    """Returns the settings under which a run trains as it did: at the base width rules are one."""
-    if raw["width"] != raw["base_width"]:
-        yield _plain(raw)
-        return
-    layered = entry(raw["optimizer"]).takes_eps_by_parameter
-    for rate_rule in ("global", "full", "none"):
-        for eps_rule in ("same", "per_layer") if layered else ("same",):
-            yield _plain({**raw, "rate_rule": rate_rule, "eps_rule": eps_rule})
+def _under_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
+    """Returns the runs, those at the base width under each rule, as all are one there."""
+    at_base = pl.col("width") == pl.col("base_width")
+    layered = [name for name in runs["optimizer"].unique() if entry(name).takes_eps_by_parameter]
+    copies = [
+        runs.filter(at_base, (pl.lit(eps_rule) == "same") | pl.col("optimizer").is_in(layered))
+        .with_columns(rate_rule=pl.lit(rate_rule), eps_rule=pl.lit(eps_rule))
+        for rate_rule in CHOICES["rate_rule"]
+        for eps_rule in CHOICES["eps_rule"]
+    ]  # fmt: skip
+    return pl.concat([runs.filter(~at_base), *copies])
 
 
-def _setting(config: RunConfig) -> dict[str, Any]:
-    row = asdict(config) | {"eps": config.hyperparameters.get("eps")}
-    return _plain({name: row[name] for name in row if name not in _UNTOLD})
+def _comparable(runs: pl.DataFrame) -> pl.DataFrame:
+    """Returns settings with null for what plays no part, and the logarithms of their sizes."""
+    entries = {name: entry(name) for name in runs["optimizer"].unique()}
+    optimizer, eps = pl.col("optimizer"), pl.col("eps").cast(pl.Float64)
+
+    def unusual(name: str) -> pl.Expr:
+        defaults = {key: each.defaults.get(name) for key, each in entries.items()}
+        value = pl.col(name).cast(pl.Float64)
+        return pl.when(value != optimizer.replace_strict(defaults, return_dtype=pl.Float64)).then(
+            value
+        )
+
+    layered = (pl.col("rate_rule") != "global") | (pl.col("eps_rule") != "same")
+    of_iso = pl.col([name for name in _SETTING if name.startswith("iso_")])
+    zero = (eps == 0).cast(pl.Float64)  # next to the tiniest, and not the same
+    return runs.with_columns(
+        *(unusual(name).alias(name) for name in ("b1", "b2", "weight_decay")),
+        unusual("eps").alias("unusual_eps"),
+        pl.when(optimizer.is_in(["iso", "isoadam"])).then(of_iso),
+        pl.when(layered).then(pl.col("base_width")).alias("base_width"),
+        optimizer.replace_strict({name: each.rule for name, each in entries.items()}).alias("rule"),
+    ).with_columns(
+        pl.col(name).cast(pl.Float64).clip(_LEAST.get(name, 0.0)).log(2).alias(f"log2_{name}")
+        - (zero if name == "eps" else 0.0)
+        for name in NEAR
+    )
 
 
-def _plain(raw: Setting) -> dict[str, Any]:
-    """Returns a setting with None for what is at the optimizer's default or plays no part."""
-    setting = dict(raw)
-    defaults = entry(setting["optimizer"]).defaults
-    for name in ("b1", "b2", "weight_decay"):
-        if setting[name] == defaults.get(name):
-            setting[name] = None
-    if "eps" not in defaults:
-        setting["eps"] = None
-    elif setting["eps"] is None:
-        setting["eps"] = defaults["eps"]
-    if setting["optimizer"] not in ("iso", "isoadam"):
-        setting |= {name: None for name in setting if name.startswith("iso_")}
-    if setting["rate_rule"] == "global" and setting["eps_rule"] == "same":
-        setting["base_width"] = None
-    return setting
+@functools.lru_cache(maxsize=8)
+def _asked(config: RunConfig) -> dict[str, Any]:
+    return _comparable(pl.DataFrame([config.row()])).row(0, named=True)
 
 
-def _kind(setting: Setting) -> tuple[Any, ...]:
-    return tuple(setting[name] for name in _EXACT)
+def _distance(asked: Setting, without: str = "") -> pl.Expr:
+    """Returns the weighted sum of the fields' factors, as octaves, where they apply to both."""
+    terms = [
+        weight * (pl.col(f"log2_{name}") - asked[f"log2_{name}"]).abs()
+        for name, weight in NEAR.items()
+        if name != without and asked[name] is not None
+    ]
+    return pl.sum_horizontal(terms)
 
 
-def _codes(ids: dict[tuple[Any, ...], int], settings: Iterable[Setting]) -> np.ndarray:
-    return np.array([ids.setdefault(_kind(setting), len(ids)) for setting in settings], int)
+def _equal(names: Iterable[str], setting: Setting) -> list[pl.Expr]:
+    return [
+        pl.col(name).is_null() if setting[name] is None else pl.col(name) == setting[name]
+        for name in names
+    ]
 
 
-def _places(settings: Iterable[Setting]) -> np.ndarray:
-    """Returns the logarithms of all fields of :data:`NEAR`, NaN where one does not apply."""
-
-    def place(name: str, value: Any) -> float:
-        if value is None:
-            return math.nan
-        least = _NO_EPS if name == "eps" else 1.0 if name == "warmup_steps" else 0.0
-        zero = name == "eps" and value == 0  # beside the tiniest, and not the same
-        return math.log2(max(value, least)) - zero
-
-    rows = [[place(name, setting[name]) for name in NEAR] for setting in settings]
-    return np.array(rows, float).reshape(-1, len(NEAR))
+def _nearest_line(cells: pl.DataFrame) -> Setting | None:
+    """Returns a cell of the nearest line; of two, the one with more points."""
+    if cells.is_empty():
+        return None
+    order = cells.sort(
+        pl.col("line_far").round(9), "points", descending=[False, True], maintain_order=True
+    )
+    return order.row(0, named=True)
 
 
-def _distances(places: np.ndarray, place: np.ndarray, without: str = "") -> np.ndarray:
-    weights = np.array([0.0 if name == without else weight for name, weight in NEAR.items()])
-    return np.asarray(np.nansum(weights * np.abs(places - place), axis=1))
+def _cell(row: Setting) -> Cell:
+    seeds = row["seed"]
+    curves = [
+        (tuple(steps), tuple(math.nan if loss is None else loss for loss in losses))
+        for steps, losses in zip(row["curve_step"], row["curve_validation_loss"], strict=True)
+    ]
+    return Cell(
+        {name: row[name] for name in _SETTING},
+        dict(zip(seeds, row["final_validation_loss"], strict=True)),
+        dict(zip(seeds, curves, strict=True)),
+    )
 
 
-def _flat(line: StoredLine, x: str) -> bool:
-    return line.cells[0].setting[x] is None
-
-
-def _order(value: Any) -> tuple[float, str]:
-    return (value, "") if isinstance(value, int) else (0.0, str(value))
+def _order(line: StoredLine) -> tuple[float, str]:
+    return (line.value, "") if isinstance(line.value, int) else (0.0, str(line.value))

@@ -29,7 +29,7 @@ from isolab.lab.marks import (
     step_ticks,
     tooltips,
 )
-from isolab.lab.stored import Cell, Look, StoredLine
+from isolab.lab.stored import Cell, Nearest, StoredLine
 from isolab.lab.words import choice, plural
 from isolab.training.config import RunConfig
 
@@ -146,7 +146,9 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
     return _chart("Loss while training", [asked, note], layers or [empty_layer(x, y)], about)
 
 
-def summary_view(config: RunConfig, look: Look, runs: Sequence[RunView], x: str, line: str) -> Spec:
+def summary_view(
+    config: RunConfig, look: Nearest, runs: Sequence[RunView], x: str, line: str
+) -> Spec:
     """Returns the chart of final losses against the rate, or eps.
 
     Args:

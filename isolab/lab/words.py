@@ -1,4 +1,4 @@
-"""Numbers and choices as people write them."""
+"""Numbers, choices and settings as people write them."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ from typing import Any
 from isolab.charts.parts import NAMES
 from isolab.training.config import RunConfig
 
-OPTIMIZERS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "adam_atan2": "Adam-atan2",
-    "isoadam": "IsoAdam",
-    "iso": "Iso",
-    "muon": "Muon",
-    "adafactor": "Adafactor",
-    "lion": "Lion",
-    "sgd": "SGD",
-}
-PARAMETERIZATIONS = NAMES["parameterization"]
-RATE_RULES = {
-    "global": "one global rate",
-    "full": "per-layer, full alignment",
-    "none": "per-layer, no alignment",
-}
-EPS_RULES = {"same": "one eps for all layers", "per_layer": "eps per layer"}
-_CHOICES = {
-    "optimizer": OPTIMIZERS,
-    "parameterization": PARAMETERIZATIONS,
-    "rate_rule": RATE_RULES,
-    "eps_rule": EPS_RULES,
-}
-FIELDS = {
-    "learning_rate": "rate",
+LABELS = {
+    "learning_rate": "learning rate",
     "rate_rule": "rates",
-    "eps": "eps",
     "eps_rule": "rule of eps",
     "loss_scale": "loss scale",
     "warmup_steps": "warm-up",
+    "batch_size": "batch",
+    "base_width": "base width",
 }
+"""Fields as they are called, where that is not their name."""
+CHOICES = {
+    "optimizer": {
+        "adam": "Adam",
+        "adamw": "AdamW",
+        "adam_atan2": "Adam-atan2",
+        "isoadam": "IsoAdam",
+        "iso": "Iso",
+        "muon": "Muon",
+        "adafactor": "Adafactor",
+        "lion": "Lion",
+        "sgd": "SGD",
+    },
+    "parameterization": NAMES["parameterization"],
+    "rate_rule": {
+        "global": "one global rate",
+        "full": "per-layer, full alignment",
+        "none": "per-layer, no alignment",
+    },
+    "eps_rule": {"same": "one eps for all layers", "per_layer": "eps per layer"},
+}
+"""Values of fields, and how they are called."""
+
+
+def label(field: str) -> str:
+    """Returns what a field is called."""
+    return LABELS.get(field, field)
 
 
 def choice(field: str, value: Any) -> str:
@@ -49,8 +53,8 @@ def choice(field: str, value: Any) -> str:
         >>> choice("optimizer", "isoadam"), choice("learning_rate", 2**-6.5), choice("eps", 1e-8)
         ('IsoAdam', '2^-6.5', '1e-8')
     """
-    if field in _CHOICES:
-        return _CHOICES[field].get(value, str(value))
+    if field in CHOICES:
+        return CHOICES[field].get(value, str(value))
     if field in ("learning_rate", "loss_scale"):
         return power_of_two(value)
     if field == "eps":
@@ -82,72 +86,38 @@ def decimal(value: float) -> str:
     return f"{float(head):g}e{int(exponent)}" if value else "0"
 
 
-def rate(value: float) -> str:
-    """Returns a learning rate as a power and as a number.
-
-    Example:
-        >>> rate(2**-6.5)
-        '2^-6.5 = 0.011'
-    """
-    named = power_of_two(value)
-    return f"{named} = {value:.2g}" if named.startswith("2^") else named
-
-
 def run_label(config: RunConfig, usual: RunConfig) -> str:
     """Returns a run's name: optimizer, width, rate, and in what else it is not as usual.
 
     Example:
-        >>> run_label(RunConfig(seed=3), RunConfig())
-        'Adam, width 64, 0.01, seed 3'
+        >>> run_label(RunConfig(seed=3, steps=50), RunConfig())
+        'Adam, width 64, 0.01, steps 50, seed 3'
     """
-    parts = [
-        choice("optimizer", config.optimizer),
-        f"width {config.width}",
-        choice("learning_rate", config.learning_rate),
-    ]
-    said = {
-        "parameterization": "{}",
-        "rate_rule": "{}",
-        "eps": "eps {}",
-        "eps_rule": "{}",
-        "loss_scale": "loss scale {}",
-        "steps": "{} steps",
-        "seed": "seed {}",
-        "corpus": "{}",
-        "depth": "depth {}",
-        "context": "context {}",
-        "batch_size": "batch {}",
-    }
-    for field, text in said.items():
-        value = getattr(config, field)
-        if field == "eps":
-            value, other = config.hyperparameters.get("eps"), usual.hyperparameters.get("eps")
-            differs = value is not None and value != other
-        else:
-            differs = value != getattr(usual, field)
-        if differs:
-            parts.append(text.format(choice(field, value)))
+    parts = [choice("optimizer", config.optimizer), f"width {config.width}"]
+    parts.append(choice("learning_rate", config.learning_rate))
+    ours, others = config.row(), usual.row()
+    for field in ("parameterization", "rate_rule", "eps", "eps_rule", "loss_scale", "steps",
+                  "seed", "corpus", "depth", "context", "batch_size"):  # fmt: skip
+        if ours[field] != others[field] and ours[field] is not None:
+            named = field in CHOICES or field == "corpus"
+            parts.append(("" if named else f"{label(field)} ") + choice(field, ours[field]))
     return ", ".join(parts)
 
 
-def apart(field: str, asked: Any, stored: Any) -> str:
-    """Returns in words what is stored in place of what was asked, with the factor between them.
+def difference(field: str, asked: Any, stored: Any) -> str:
+    """Returns what is stored in place of what was asked, with the factor between them.
 
     Example:
-        >>> apart("width", 96, 64), apart("eps", 0.0, 1e-20)
+        >>> difference("width", 96, 64), difference("eps", 0.0, 1e-20)
         ('width 64 instead of 96 (1.5x)', 'eps 1e-20 instead of 0')
-        >>> apart("steps", 100_000, 200)
+        >>> difference("steps", 100_000, 200)
         'steps 200 instead of 100000 (500x)'
     """
-    name = FIELDS.get(field, field.replace("_", " "))
-    text = f"{name} {choice(field, stored)} instead of {choice(field, asked)}"
+    text = f"{label(field)} {choice(field, stored)} instead of {choice(field, asked)}"
     if not asked or not stored:
         return text
     factor = max(asked / stored, stored / asked)
-    said = (
-        f"{factor:.2g}" if factor < 100 else f"{factor:.0f}" if factor < 1000 else decimal(factor)
-    )
-    return f"{text} ({said}x)"
+    return f"{text} ({f'{factor:.2g}' if factor < 100 else f'{factor:.4g}'}x)"
 
 
 def plural(count: int, noun: str) -> str:
@@ -158,3 +128,14 @@ def plural(count: int, noun: str) -> str:
         ('1 seed', '3 seeds')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def error_line(error: BaseException, most: int = 500) -> str:
+    """Returns an error as one line, ``ValueError: what was wrong``.
+
+    Example:
+        >>> error_line(KeyError("width"))
+        "KeyError: 'width'"
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= most else text[: most - 1] + "…"

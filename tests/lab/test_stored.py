@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolab.lab.questions import QUESTIONS
-from isolab.lab.stored import Stored, distance, in_words
+from isolab.lab.stored import Stored, differences, in_words
 from isolab.training.config import RunConfig
 
 START = QUESTIONS["transfer"].start
@@ -20,18 +20,11 @@ START = QUESTIONS["transfer"].start
 
 def frame(*runs: tuple[RunConfig, float], curve=None) -> pl.DataFrame:
     """Rows as isolab.run gives them, with these final losses."""
+    names = "final_validation_loss", "diverged", "curve_step", "curve_validation_loss"
     rows = []
     for config, loss in runs:
-        steps, losses = curve or ([0, config.steps], [5.5, loss])
-        rows.append(
-            config.row()
-            | {
-                "final_validation_loss": loss,
-                "diverged": math.isinf(loss),
-                "curve_step": steps,
-                "curve_validation_loss": losses,
-            }
-        )
+        outcome = loss, math.isinf(loss), *(curve or ([0, config.steps], [5.5, loss]))
+        rows.append(config.row() | dict(zip(names, outcome, strict=True)))
     kinds = dict.fromkeys(("b1", "b2", "eps", "weight_decay"), pl.Float64)
     return pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None)
 
@@ -49,28 +42,28 @@ GRID = Stored(
 
 @given(st.integers(1, 32).map(lambda k: 16 * k), st.floats(-14, 10).map(lambda k: 2.0**k))
 def test_the_nearest_setting_is_shown_by_factors_of_width_and_rate(width, rate):
-    look = GRID.look(at(width=width, learning_rate=rate))
+    near = GRID.nearest(at(width=width, learning_rate=rate))
 
     def far(cell):
         return abs(math.log2(cell["width"] / width)) + abs(math.log2(cell["learning_rate"] / rate))
 
     least = min(far({"width": w, "learning_rate": r}) for w in WIDTHS for r in RATES)
-    assert far(look.cell.setting) == pytest.approx(least, abs=1e-9)  # of float64 logarithms
-    shown = [look.line, *look.others]
+    assert far(near.cell.setting) == pytest.approx(least, abs=1e-9)  # of float64 logarithms
+    shown = [near.line, *near.others]
     assert sorted(line.value for line in shown) == list(WIDTHS)
-    assert [cell.setting["learning_rate"] for cell in look.line.cells] == sorted(RATES)
-    away = distance(at(width=width, learning_rate=rate), look.cell.setting)
-    assert any(said.startswith("width") for said in away) == (width not in WIDTHS)
+    assert [cell.setting["learning_rate"] for cell in near.line.cells] == sorted(RATES)
+    away = differences(at(width=width, learning_rate=rate), near.cell.setting)
+    assert ("width" in away) == (width not in WIDTHS)
 
 
-def test_distance_is_told_with_its_factor_and_what_is_as_asked():
+def test_the_distance_is_told_with_its_factor_and_what_is_as_asked():
     asked = at(width=128, learning_rate=2**-6)
-    assert in_words(asked, GRID.look(asked), "learning_rate") == (
-        "Stored (dashed): width 96 instead of 128 (1.3x), rate 2^-6 as asked; 2 seeds, final loss"
-        " 2.050."
+    assert in_words(asked, GRID.nearest(asked), "learning_rate") == (
+        "Stored (dashed): width 96 instead of 128 (1.3x), learning rate 2^-6 as asked; 2 seeds,"
+        " final loss 2.050."
     )
     asked = at(width=96, learning_rate=2**-6)
-    assert "just what was asked" in in_words(asked, GRID.look(asked), "learning_rate")
+    assert "just what was asked" in in_words(asked, GRID.nearest(asked), "learning_rate")
 
 
 @pytest.mark.parametrize(
@@ -80,65 +73,62 @@ def test_distance_is_told_with_its_factor_and_what_is_as_asked():
     ids=str,
 )  # fmt: skip
 def test_another_kind_of_run_is_never_put_in_place(change):
-    look = GRID.look(at(**change))
-    assert look.cell is None and look.line is None
-    assert "Nothing is stored" in in_words(at(**change), look, "learning_rate")
+    near = GRID.nearest(at(**change))
+    assert near.cell is None and near.line is None
+    assert "Nothing is stored" in in_words(at(**change), near, "learning_rate")
 
 
 @pytest.mark.parametrize("change", [{"seed": 7}, {"evaluate_every": 50}, {"b2": 0.95}], ids=str)
 def test_what_changes_no_run_changes_nothing(change):
-    assert GRID.look(at(**change)).cell is GRID.look(START).cell
+    assert GRID.nearest(at(**change)) == GRID.nearest(START)
 
 
 def test_at_the_base_width_every_rule_is_the_same_run():
     stored = Stored(frame((at(width=32, rate_rule="global"), 2.0), (at(), 2.5)))
     for rule in ("global", "full", "none"):
         asked = at(width=32, rate_rule=rule)
-        assert stored.look(asked).cell.mean == 2.0
-        assert distance(asked, stored.look(asked).cell.setting) == []
-    assert stored.look(at(width=32, eps_rule="per_layer")).cell.mean == 2.0
-    assert stored.look(at(rate_rule="none")).cell.setting["width"] == 32
-
-
-def test_under_one_global_rate_the_base_width_plays_no_part():
-    stored = Stored(frame((at(rate_rule="global", base_width=64), 2.0)))
-    asked = at(rate_rule="global", base_width=16)
-    assert distance(asked, stored.look(asked).cell.setting) == []
+        assert stored.nearest(asked).cell.mean == 2.0
+        assert differences(asked, stored.nearest(asked).cell.setting) == {}
+    assert stored.nearest(at(width=32, eps_rule="per_layer")).cell.mean == 2.0
+    assert stored.nearest(at(rate_rule="none")).cell.setting["width"] == 32
+    stored = Stored(frame((at(rate_rule="global", base_width=64, width=48), 2.0)))
+    asked = at(rate_rule="global", base_width=16, width=48)  # which plays no part there
+    assert differences(asked, stored.nearest(asked).cell.setting) == {}
 
 
 def test_seeds_are_gathered_and_the_first_of_a_seed_counts():
     runs = frame((at(seed=0), 2.0), (at(seed=1), math.inf), (at(seed=0, evaluate_every=100), 9.0))
-    cell = Stored(runs).look(START).cell
+    cell = Stored(runs).nearest(START).cell
     assert cell.losses == {0: 2.0, 1: math.inf}
     assert cell.diverged == 1 and cell.finite == [2.0] and math.isinf(cell.mean)
-    assert "2 seeds, 1 diverged" in in_words(START, Stored(runs).look(START), "learning_rate")
+    assert "2 seeds, 1 diverged" in in_words(START, Stored(runs).nearest(START), "learning_rate")
 
 
 def test_a_curve_is_the_mean_of_the_commonest_kind():
     fine = frame((at(seed=0), 2.0), curve=([0, 100, 200], [5.0, 3.0, 2.0]))
     coarse = frame((at(seed=1), 2.2), (at(seed=2), 2.4), curve=([0, 200], [5.0, 2.3]))
-    steps, losses = Stored(pl.concat([fine, coarse])).look(START).cell.curve()
+    steps, losses = Stored(pl.concat([fine, coarse])).nearest(START).cell.curve()
     assert steps == (0, 200)
     np.testing.assert_allclose(losses, [5.0, 2.3], rtol=1e-12)  # a mean of two equal numbers
-    assert Stored(fine).look(START).cell.curve() == ((0, 100, 200), [5.0, 3.0, 2.0])
+    assert Stored(fine).nearest(START).cell.curve() == ((0, 100, 200), [5.0, 3.0, 2.0])
 
 
 def test_a_single_run_nearby_is_the_curve_but_not_the_line():
     more = GRID.joined(frame((at(width=80, learning_rate=2**-5.5), 2.7)))
     asked = at(width=80, learning_rate=2**-5.5)
-    look = more.look(asked)
-    assert look.cell.mean == 2.7
-    assert look.line.value == 96 and len(look.line.cells) == len(RATES)
-    said = in_words(asked, look, "learning_rate")
+    near = more.nearest(asked)
+    assert near.cell.mean == 2.7
+    assert near.line.value == 96 and len(near.line.cells) == len(RATES)
+    said = in_words(asked, near, "learning_rate")
     assert "just what was asked" in said and "Line at the right: width 96 instead of 80" in said
 
 
 def test_lines_of_other_optimizers_stand_beside_also_where_nothing_is_stored():
     runs = frame(*((at(optimizer=o, learning_rate=r), 2.0) for o in ("adam", "sgd") for r in RATES))
     stored = Stored(runs, line="optimizer")
-    look = stored.look(at(optimizer="isoadam"))
-    assert look.cell is None and [line.name for line in look.others] == ["Adam", "SGD"]
-    assert [line.name for line in stored.look(START).others] == ["SGD"]
+    near = stored.nearest(at(optimizer="isoadam"))
+    assert near.cell is None and [line.name for line in near.others] == ["Adam", "SGD"]
+    assert [line.name for line in stored.nearest(START).others] == ["SGD"]
 
 
 def test_along_eps_with_zero_below_all_and_optimizers_without_eps_flat():
@@ -151,20 +141,16 @@ def test_along_eps_with_zero_below_all_and_optimizers_without_eps_flat():
         (at(optimizer="sgd", **same), 3.0),
     )
     stored = Stored(runs, x="eps", line="variant")
-    look = stored.look(at(eps=1e-19, **same))
-    assert look.cell.setting["eps"] == 1e-20
-    assert [cell.setting["eps"] for cell in look.line.cells] == sorted(epsilons)
-    assert [line.name for line in look.others] == ["Adam, eps per layer", "Adam-atan2"]
-    assert stored.look(at(eps=0.0, **same)).cell.setting["eps"] == 0.0
-    flat = stored.look(at(optimizer="adam_atan2", **same))
+    near = stored.nearest(at(eps=1e-19, **same))
+    assert near.cell.setting["eps"] == 1e-20
+    assert [cell.setting["eps"] for cell in near.line.cells] == sorted(epsilons)
+    assert [line.name for line in near.others] == ["Adam, eps per layer", "Adam-atan2"]
+    assert stored.nearest(at(eps=0.0, **same)).cell.setting["eps"] == 0.0
+    flat = stored.nearest(at(optimizer="adam_atan2", **same))
     assert flat.line.cells == (flat.cell,) and flat.cell.setting["eps"] is None
 
 
-def test_no_runs_at_all():
-    look = Stored(pl.DataFrame()).look(START)
-    assert look == (None, None, ())
-
-
-def test_runs_without_their_columns_are_refused():
+def test_no_runs_find_nothing_and_runs_without_their_columns_are_refused():
+    assert Stored(pl.DataFrame()).nearest(START) == (None, None, ())
     with pytest.raises(ValueError, match="curve_step"):
         Stored(frame((START, 2.0)).drop("curve_step"))

@@ -1,25 +1,4 @@
-"""What the lab learns of the front end that shows it, and mends there.
-
-A chart is sent as Vega-Lite with a picture beside it, which takes 50 ms to draw.  JupyterLab draws
-the Vega-Lite and needs no picture; classic notebooks and others show the picture.  Which of them it
-is, only the front end knows: a few lines of JavaScript in an output beside the charts press a
-button that nobody sees once a chart is drawn, and from then on the lab draws no pictures.
-
-The same lines mend what no widget can set.  In ipywidgets a slider's handle has no name, and tells
-its place among the options in place of its value; an accordion's header hears only the mouse; a
-list's arrow and a chart's white are made for a light theme; and JupyterLab takes keys pressed in a
-control for its own commands: an arrow key in a list of choices went to the next cell, and two D
-deleted this one.
-
-They ask for nothing from the network; where a front end does not run them, the lab is as it would
-be without.
-"""
-
-from __future__ import annotations
-
-import ipywidgets as widgets
-
-SCRIPT = """
+// Runs in the page of a lab, from an output beside its charts; see display.py for why.
 (function begin(tries) {
   const root = element.closest('.isolab-lab');
   if (!root) {  // not laid out yet
@@ -39,7 +18,7 @@ SCRIPT = """
       set(handle, 'aria-valuetext', value.textContent);
       set(value, 'aria-label', label.textContent + ', as text');
     }
-    for (const button of root.querySelectorAll('.isolab-lab-kept button[title]')) {
+    for (const button of root.querySelectorAll('.isolab-lab-runs button[title]')) {
       set(button, 'aria-label', button.title);  // which run, where all say Remove
     }
     for (const header of root.querySelectorAll('.jupyter-widget-Collapse-header')) {
@@ -56,9 +35,7 @@ SCRIPT = """
   })(400);
   const style = document.createElement('style');
   style.textContent = `[data-jp-theme-light=false] .isolab-lab select {
-    background-image: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' \
-viewBox='0 0 18 18'%3E%3Cpath d='M4.5 7 9 11.5 13.5 7' fill='none' stroke='%23ddd' \
-stroke-width='2'/%3E%3C/svg%3E");
+    background-image: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M4.5 7 9 11.5 13.5 7' fill='none' stroke='%23ddd' stroke-width='2'/%3E%3C/svg%3E");
   }
   [data-jp-theme-light=false] .isolab-lab :is(.vega-embed svg, img, .isolab-lab-swatch) {
     /* white becomes the theme's #111; hues stay, each with more contrast than on white */
@@ -83,27 +60,3 @@ stroke-width='2'/%3E%3C/svg%3E");
   });
   name();
 })(200);
-"""
-
-
-class FrontEnd:
-    """The front end in which a lab is shown.
-
-    Attributes:
-        widget: to be laid out in the box of class ``isolab-lab`` that is mended, without size.
-        draws: whether it has drawn a chart from Vega-Lite.
-    """
-
-    def __init__(self) -> None:
-        self.draws = False
-        told = widgets.Button(layout=widgets.Layout(display="none"))
-        told.add_class("isolab-lab-draws")
-        told.on_click(lambda _: self._told())
-        data = {"application/javascript": SCRIPT, "text/plain": ""}
-        output = {"output_type": "display_data", "data": data, "metadata": {}}
-        script = widgets.Output(outputs=(output,))
-        layout = widgets.Layout(height="0", margin="0", overflow="hidden")
-        self.widget = widgets.Box([told, script], layout=layout)
-
-    def _told(self) -> None:
-        self.draws = True
