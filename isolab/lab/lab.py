@@ -6,7 +6,6 @@ Controls -> RunConfig -> Stored.nearest -> charts      a slider, within a tenth 
 
 from __future__ import annotations
 
-import functools
 import html
 import os
 import threading
@@ -37,23 +36,6 @@ REDRAW_SECONDS = 0.22
 
 REDRAW_SHARE = 0.2
 """Largest share of a run's time that drawing it takes."""
-
-Method = Callable[..., None]
-
-
-def _guarded(method: Method) -> Method:
-    """Makes a method hold the lab's lock, and show in the lab what it raises."""
-
-    @functools.wraps(method)
-    def call(self: Lab, *arguments: Any) -> None:
-        try:
-            with self._lock:
-                method(self, *arguments)
-        except Exception as error:
-            details = "".join(traceback.format_exception(error))
-            self._warn(f"{type(error).__name__}: {error}", details)
-
-    return call
 
 
 class Lab:
@@ -103,8 +85,8 @@ class Lab:
 
         store = default_store() if store == "default" else store
         self._store = store if store is None or isinstance(store, Store) else Store(store)
-        self._controls = Controls(self._question, self._start, self._moved)
-        self._runs = RunList(self._redraw, self._lock)
+        self._controls = Controls(self._question, self._start, lambda: self._guard(self._moved))
+        self._runs = RunList()
         self._front_end = FrontEnd()
         self._inspector = Inspector(self._front_end)
         size = TOTAL[0] + 8, TOTAL[1] + 24
@@ -114,8 +96,8 @@ class Lab:
         frame = pl.DataFrame() if runs is None else runs
         self._stored = Stored(frame, self._question.x, self._question.line)
         if runs is None:
-            self._load()
-        self._redraw()
+            self._guard(self._load)
+        self._guard(self._redraw)
 
     @property
     def config(self) -> RunConfig | None:
@@ -141,7 +123,7 @@ class Lab:
     def running(self) -> bool:
         """Whether a run is training."""
         live = self._live
-        return live is not None and live.running
+        return live is not None and live.is_alive()
 
     def set(self, **values: Any) -> None:
         """Moves the controls, as a person would; fields without a control can be set too.
@@ -170,7 +152,7 @@ class Lab:
             self._warn("")
             self._number += 1
             self._now, self._end_text = None, ""
-            self._live = Live(config, self._follow, self._store)
+            self._live = Live(config, lambda run: self._guard(self._follow, run), self._store)
             self._enable()
             self._live.start()
 
@@ -218,7 +200,7 @@ class Lab:
             description="Stop", layout=button,
             tooltip="Stop the run that is training; what it did stays in the charts",
         )  # fmt: skip
-        self._train_button.on_click(lambda _: self._train())
+        self._train_button.on_click(lambda _: self._guard(self.train))
         self._stop_button.on_click(lambda _: self.stop())
         self._progress = widgets.IntProgress(layout={"width": "150px", "margin": "2px 8px 2px 0"})
         self._progress_text = widgets.HTML()
@@ -227,7 +209,9 @@ class Lab:
         self._alert.add_class("isolab-lab-alert")
         self._status = widgets.HTML(layout={"width": "100%", "margin": "0 0 6px 0"})
         self._status.add_class("isolab-lab-status")
-        self._inspector.widget.observe(lambda _: self._inspect(), names="selected_index")
+        self._inspector.widget.observe(
+            lambda _: self._guard(self._inspector.draw), names="selected_index"
+        )
         row = {"flex_flow": "row wrap", "align_items": "center", "margin": "8px 0"}
         flow = {"flex_flow": "row wrap", "width": "100%", "align_items": "flex-start"}
         parts = [
@@ -238,7 +222,15 @@ class Lab:
         self.widget = widgets.VBox(parts, layout={"width": "100%"})
         self.widget.add_class("isolab-lab")
 
-    @_guarded
+    def _guard(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Does something alone; what it raises is shown in the lab, which stays usable."""
+        try:
+            with self._lock:
+                action(*arguments)
+        except Exception as error:
+            details = "".join(traceback.format_exception(error))
+            self._warn(f"{type(error).__name__}: {error}", details)
+
     def _load(self) -> None:
         """Reads the reference runs that there are, and the store's."""
         for name in reference.SWEEPS:
@@ -249,20 +241,10 @@ class Lab:
         if self._store is not None and not (own := self._store.runs()).is_empty():
             self._stored = self._stored.joined(with_later_fields(own))
 
-    @_guarded
     def _moved(self) -> None:
         self._warn("")
         self._redraw()
 
-    @_guarded
-    def _train(self) -> None:
-        self.train()
-
-    @_guarded
-    def _inspect(self) -> None:
-        self._inspector.draw()
-
-    @_guarded
     def _redraw(self) -> None:
         """Draws the setting; one that is refused leaves the charts as they were."""
         self._enable()
@@ -292,7 +274,6 @@ class Lab:
         curve = curve_view(label, nearest.cell, runs, config.steps)
         return curve, summary_view(config, nearest, runs, x, line)
 
-    @_guarded
     def _follow(self, run: RunState) -> None:
         """Shows a run, not more often than a browser can draw; called in its thread."""
         self._now = run
@@ -317,11 +298,20 @@ class Lab:
         else:
             self._end_text = f"Run {self._number}: {outcome(run)}."
             self._progress_text.value = _faint(f"run {self._number}: {run.message}")
-            self._runs.add(EndedRun(self._number, run_label(run.config, self._start), run))
+            self._list(EndedRun(self._number, run_label(run.config, self._start), run))
         if run.row is not None:
             self._stored = self._stored.joined(with_later_fields(run.row))
         self._redraw()
         self._inspector.show(run)
+
+    def _list(self, run: EndedRun) -> None:
+        run.check_box.observe(lambda _: self._guard(self._redraw), names="value")
+        run.remove_button.on_click(lambda _: self._guard(self._remove, run))
+        self._runs.show([*self._runs.runs, run])
+
+    def _remove(self, run: EndedRun) -> None:
+        self._runs.show([other for other in self._runs.runs if other is not run])
+        self._redraw()
 
     def _enable(self) -> None:
         """Enables the buttons that can be pressed now."""

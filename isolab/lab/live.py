@@ -78,8 +78,8 @@ class RunState:
     row: pl.DataFrame | None = None
 
 
-class Live:
-    """A run in a thread of its own.
+class Live(threading.Thread):
+    """The thread of a run.
 
     A run that ends by itself is stored; one that is stopped is partial, and is not.
 
@@ -95,6 +95,7 @@ class Live:
 
     Attributes:
         now: the newest state.
+        inspections: what is measured inside.
     """
 
     def __init__(
@@ -104,41 +105,24 @@ class Live:
         store: Store | None = None,
         inspect: bool = True,
     ) -> None:
+        super().__init__(name="isolab-live", daemon=True)
         self.now = RunState(config)
+        self.inspections = Inspections(config, self._report)
         self._on_change, self._store, self._inspect = on_change, store, inspect
-        self._inspections = Inspections(config, self._report)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="isolab-live", daemon=True)
+        self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Starts to train, and returns at once.
-
-        Raises:
-            RuntimeError: it was started before.
-        """
+        """Starts to train, and returns at once; RuntimeError if it was started before."""
         _end_with_program()
-        self._thread.start()
+        super().start()
         _started.add(self)
 
     def stop(self) -> None:
         """Asks the run to stop after the interval in hand, and returns at once."""
-        self._stop.set()
+        self._stopping.set()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Waits until the run has ended, at most ``timeout`` seconds."""
-        self._thread.join(timeout)
-
-    @property
-    def running(self) -> bool:
-        """Whether it was started and has not ended."""
-        return self._thread.is_alive()
-
-    @property
-    def threads(self) -> list[threading.Thread]:
-        """The threads that work for this run now."""
-        return [*([self._thread] if self.running else []), *self._inspections.threads]
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Trains, in the thread."""
         config, started = self.now.config, time.perf_counter()
         try:
             self._report()
@@ -148,14 +132,14 @@ class Live:
 
             def on_snapshot(snapshot: Snapshot) -> None:
                 self._record(snapshot, time.perf_counter() - started)
-                if self._stop.is_set() and snapshot.step < config.steps:
+                if self._stopping.is_set() and snapshot.step < config.steps:
                     raise _Stopped
                 if self._inspect:
-                    self._inspections.follow(snapshot, corpus)
+                    self.inspections.follow(snapshot, corpus)
 
             (result,) = train([config], corpus, on_snapshot=on_snapshot)
             ended = self._outcome(result, time.perf_counter() - started)
-            self._inspections.finish(self._stop.is_set)
+            self.inspections.finish(self._stopping.is_set)
             self._report(**ended)
         except (_Stopped, KeyboardInterrupt):
             after = f"after {time.perf_counter() - started:.1f} s"
@@ -226,10 +210,10 @@ class Live:
     def _report(self, **changes: Any) -> None:
         """Makes a new state, and hands it out."""
         if changes.get("state") in ENDS:
-            problems = self._inspections.problems.values()
+            problems = self.inspections.problems.values()
             changes["message"] = "; ".join([changes["message"], *problems])
         self.now = dataclasses.replace(self.now, **changes)
-        self._inspections.attempt("showing the run", self._on_change, self.now)
+        self.inspections.attempt("showing the run", self._on_change, self.now)
 
 
 class _Stopped(Exception):
@@ -254,7 +238,7 @@ def _end_runs() -> None:
     runs = list(_started)
     for run in runs:
         run.stop()
-    threads = [thread for run in runs for thread in run.threads]
+    threads = [thread for run in runs for thread in (run, *run.inspections.threads)]
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     if any(thread.is_alive() for thread in threads):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 
@@ -63,38 +61,21 @@ class EndedRun:
 class RunList:
     """Runs that have ended, newest last.
 
-    Args:
-        on_change: called after a run was shown, hidden or removed by hand.
-        lock: held while the list changes, as another thread may be adding a run.
-
     Attributes:
         runs: those that were not removed.
         widget: what to lay out.
     """
 
-    def __init__(self, on_change: Callable[[], None], lock: AbstractContextManager[Any]) -> None:
-        self.runs: list[EndedRun] = []
-        self._on_change, self._lock = on_change, lock
+    def __init__(self) -> None:
         self.widget = widgets.VBox(layout={"width": "100%"})
         self.widget.add_class("isolab-lab-runs")
-        self._lay_out()
+        self.show([])
 
-    def add(self, run: EndedRun) -> None:
-        """Appends a run."""
-        run.check_box.observe(lambda _: self._on_change(), names="value")
-        run.remove_button.on_click(lambda _: self._remove(run))
-        self.runs.append(run)
-        self._lay_out()
-
-    def _remove(self, run: EndedRun) -> None:
-        with self._lock:
-            self.runs = [other for other in self.runs if other is not run]
-            self._lay_out()
-            self._on_change()
-
-    def _lay_out(self) -> None:
+    def show(self, runs: Sequence[EndedRun]) -> None:
+        """Shows these runs in place of those before."""
+        self.runs = list(runs)
         none = widgets.HTML('<span style="opacity:0.75">None yet: press Train.</span>')
-        rows = [run.row for run in self.runs] or [none]
+        rows = [run.row for run in runs] or [none]
         self.widget.children = [widgets.HTML("<b>Your runs</b>"), *rows]
 
 

@@ -30,7 +30,7 @@ NEAR = {
 _SETTING = [f.name for f in fields(RunConfig) if f.name not in ("seed", "evaluate_every", "remat")]
 _EXACT = [name for name in _SETTING if name not in NEAR]
 _TAKEN = ["seed", "final_validation_loss", "diverged", "curve_step", "curve_validation_loss"]
-_LEAST = {"eps": 1e-24, "warmup_steps": 1.0}  # what lies below is as far away as these
+_LEAST = {"eps": 1e-24, "warmup_steps": 1.0}  # 0 lies an octave below
 _SHORT = 3  # a line of fewer points is chosen only ...
 _PENALTY = 3.0  # ... before one that is so much further away
 
@@ -160,7 +160,7 @@ class Stored:
         chosen = lines.pop(line["line"]) if line is not None else None
         names = {each.name: each for each in lines.values()}
         names.pop(chosen.name if chosen else "", None)
-        return Nearest(cell, chosen, tuple(sorted(names.values(), key=_order)))
+        return Nearest(cell, chosen, tuple(sorted(names.values(), key=lambda each: each.value)))
 
     def _line(self, rows: pl.DataFrame) -> StoredLine:
         cells = tuple(_cell(row) for row in rows.sort(self.x).iter_rows(named=True))
@@ -270,29 +270,28 @@ def _under_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
 def _comparable(runs: pl.DataFrame) -> pl.DataFrame:
     """Returns settings with null for what plays no part, and the logarithms of their sizes."""
     entries = {name: entry(name) for name in runs["optimizer"].unique()}
-    optimizer, eps = pl.col("optimizer"), pl.col("eps").cast(pl.Float64)
+    rules = {name: each.rule for name, each in entries.items()}
+    optimizer = pl.col("optimizer")
 
     def unusual(name: str) -> pl.Expr:
-        defaults = {key: each.defaults.get(name) for key, each in entries.items()}
         value = pl.col(name).cast(pl.Float64)
-        return pl.when(value != optimizer.replace_strict(defaults, return_dtype=pl.Float64)).then(
-            value
-        )
+        defaults = {key: each.defaults.get(name) for key, each in entries.items()}
+        usual = optimizer.replace_strict(defaults, return_dtype=pl.Float64)
+        return pl.when(value != usual).then(value)
+
+    def octaves(name: str) -> pl.Expr:
+        value = pl.col(name).cast(pl.Float64)
+        return value.clip(_LEAST.get(name, 0.0)).log(2) - (value == 0).cast(pl.Float64)
 
     layered = (pl.col("rate_rule") != "global") | (pl.col("eps_rule") != "same")
     of_iso = pl.col([name for name in _SETTING if name.startswith("iso_")])
-    zero = (eps == 0).cast(pl.Float64)  # next to the tiniest, and not the same
     return runs.with_columns(
         *(unusual(name).alias(name) for name in ("b1", "b2", "weight_decay")),
-        unusual("eps").alias("unusual_eps"),
         pl.when(optimizer.is_in(["iso", "isoadam"])).then(of_iso),
         pl.when(layered).then(pl.col("base_width")).alias("base_width"),
-        optimizer.replace_strict({name: each.rule for name, each in entries.items()}).alias("rule"),
-    ).with_columns(
-        pl.col(name).cast(pl.Float64).clip(_LEAST.get(name, 0.0)).log(2).alias(f"log2_{name}")
-        - (zero if name == "eps" else 0.0)
-        for name in NEAR
-    )
+        unusual_eps=unusual("eps"),
+        rule=optimizer.replace_strict(rules),
+    ).with_columns(octaves(name).alias(f"log2_{name}") for name in NEAR)
 
 
 @functools.lru_cache(maxsize=8)
@@ -338,7 +337,3 @@ def _cell(row: Setting) -> Cell:
         dict(zip(seeds, row["final_validation_loss"], strict=True)),
         dict(zip(seeds, curves, strict=True)),
     )
-
-
-def _order(line: StoredLine) -> tuple[float, str]:
-    return (line.value, "") if isinstance(line.value, int) else (0.0, str(line.value))

@@ -31,11 +31,7 @@ CHOICES = {
         "sgd": "SGD",
     },
     "parameterization": NAMES["parameterization"],
-    "rate_rule": {
-        "global": "one global rate",
-        "full": "per-layer, full alignment",
-        "none": "per-layer, no alignment",
-    },
+    "rate_rule": NAMES["rate_rule"],
     "eps_rule": {"same": "one eps for all layers", "per_layer": "eps per layer"},
 }
 """Values of fields, and how they are called."""

@@ -12,8 +12,8 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -47,13 +47,11 @@ FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no network, whatever is asked
 ]
 
-TABLE = pytest.StashKey[list[tuple[str, str, float]]]()
-
-
-def chromium() -> str | None:
-    """Returns the browser of this machine: $ISOLAB_BROWSER, or one by its usual names."""
-    asked = os.environ.get("ISOLAB_BROWSER")
-    return shutil.which(asked) if asked else next(filter(None, map(shutil.which, NAMES)), None)
+OWN_FOLDERS = (
+    "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+    "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "ISOLAB_RUNS", "ISOLAB_PROGRAMS",
+)  # fmt: skip
+TABLE = pytest.StashKey[list[tuple[str, float]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,27 +59,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Prints how long it took until a chart was drawn, and keeps it; nothing fails for it."""
+    """Prints how long it took until a chart was drawn; nothing fails for it."""
     if not config.stash[TABLE]:
         return
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for what, how, ms in config.stash[TABLE]:
-        groups.setdefault(what, []).append((how, ms))
     lines = ["| what | times | median ms | longest ms |", "|---|---|---|---|"]
-    for what, rows in groups.items():
-        times = sorted(ms for _, ms in rows)
-        median = times[len(times) // 2]
-        lines.append(f"| {what} | {len(times)} | {median:.0f} | {times[-1]:.0f} |")
-    load = (
+    for what in dict.fromkeys(name for name, _ in config.stash[TABLE]):
+        times = sorted(ms for name, ms in config.stash[TABLE] if name == what)
+        lines.append(
+            f"| {what} | {len(times)} | {statistics.median(times):.0f} | {times[-1]:.0f} |"
+        )
+    lines.append(
         "From the key to the charts' last change; "
         f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}."
     )
     terminalreporter.section("latency in the browser")
-    terminalreporter.line("\n".join([*lines, load]))
+    terminalreporter.line("\n".join(lines))
     OUT.mkdir(parents=True, exist_ok=True)
-    each = [f"| {what} | {how} | {ms:.0f} |" for what, how, ms in config.stash[TABLE]]
-    every = ["| what | how | ms |", "|---|---|---|", *each]
-    (OUT / "latency.md").write_text("\n".join([*lines, "", load, "", *every, ""]))
+    (OUT / "latency.md").write_text("\n".join([*lines, ""]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,12 +93,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def latency(request: pytest.FixtureRequest) -> Any:
-    """Records a time: latency(what, how, ms)."""
-
-    def record(what: str, how: str, ms: float) -> None:
-        request.config.stash[TABLE].append((what, how, ms))
-
-    return record
+    """Records a time: latency(what, ms)."""
+    return lambda what, ms: request.config.stash[TABLE].append((what, ms))
 
 
 @dataclass
@@ -128,13 +118,13 @@ class Server:
 
     def settings(self, plugin: str, values: dict[str, Any]) -> None:
         """Writes settings of JupyterLab's apputils."""
-        folder = self.home / "settings/@jupyterlab/apputils-extension"
+        folder = self.home / "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(values))
 
     def plugins(self, *disabled: str) -> None:
         """Disables plugins of JupyterLab in pages that are opened from now on, and no others."""
-        folder = self.home / "config/labconfig"
+        folder = self.home / "JUPYTER_CONFIG_DIR/labconfig"
         folder.mkdir(parents=True, exist_ok=True)
         page = {"disabledExtensions": dict.fromkeys(disabled, True)}
         (folder / "page_config.json").write_text(json.dumps(page))
@@ -153,17 +143,7 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         port = free.getsockname()[1]
     made = Server(folder, home, f"http://127.0.0.1:{port}", secrets.token_hex(16))
     made.settings("notification", {"fetchNews": "false", "checkForUpdates": False})
-    own = {
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-        "IPYTHONDIR": "ipython",
-        "ISOLAB_RUNS": "runs",
-        "ISOLAB_PROGRAMS": "programs",
-    }
-    paths = {name: str(home / folder) for name, folder in own.items()}
+    paths = {name: str(home / name) for name in OWN_FOLDERS}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
     command += [f"--IdentityProvider.token={made.token}", f"--ServerApp.root_dir={folder}"]
@@ -190,8 +170,6 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
             _kill([ours, *kernels])
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
         process.wait(5)
 
 
@@ -223,15 +201,12 @@ class Browser:
 def executable() -> str:
     """The browser; the tests are skipped where there is none."""
     pytest.importorskip("playwright", reason="playwright is not installed: isolab's extra 'test'")
-    path = chromium()
     asked = os.environ.get("ISOLAB_BROWSER")
+    path = next(filter(None, map(shutil.which, [asked] if asked else NAMES)), None)
     if path is None and asked:  # who names a browser wants it tested
         pytest.fail(f"$ISOLAB_BROWSER is {asked!r}, which is no program")
     if path is None:
-        pytest.skip(
-            f"no browser to test in: none of {list(NAMES)} is on the PATH; "
-            "install Debian's chromium, or set $ISOLAB_BROWSER"
-        )
+        pytest.skip(f"no browser: none of {list(NAMES)} is on the PATH; or set $ISOLAB_BROWSER")
     return path
 
 
@@ -241,16 +216,12 @@ def browser(executable: str) -> Iterator[Browser]:
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=WAIT)  # its own 5 s are few on a loaded machine
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-
-    def started() -> list[psutil.Process]:
-        return [c for c in psutil.Process().children(recursive=True) if c.pid not in before]
-
+    before = set(psutil.Process().children(recursive=True))
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
             executable_path=executable, args=FLAGS, timeout=START * 1000
         )
-        ours = started()
+        ours = [each for each in psutil.Process().children(recursive=True) if each not in before]
         # evaluate() has no time limit of its own: it fails once the browser is gone
         hung = _after(LIMIT, lambda: _kill(ours))
         try:

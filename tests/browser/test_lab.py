@@ -27,7 +27,6 @@ SMALL = """small = RunConfig(
 )"""
 TINY = f"{SMALL}\ntiny = isolab.Lab(config=small)\ntiny"
 FREE = 'print("the kernel is free; training:", tiny.running)'
-EPSILON = 'isolab.Lab("epsilon")'
 WILD = f"""import dataclasses
 {SMALL}
 wild = isolab.Lab(config=dataclasses.replace(small, steps=2000, learning_rate=2.0**9))
@@ -74,22 +73,23 @@ class Shown:
         self.root.locator(".isolab-lab-curve svg.marks").wait_for()
         self.handle = self.root.element_handle()
         self.root.evaluate(WATCH)
+        self.status = self.root.get_by_role("status")
+        self.runs = self.root.locator(".isolab-lab-runs")
+        self.messages = self.root.locator(".isolab-lab-message")
 
     def chart(self, name: str) -> Any:
         return self.root.locator(f".isolab-lab-{name}")
 
     def pictures(self) -> dict[str, str]:
-        drawn = [self.chart(name).locator("svg.marks") for name in ("curve", "summary")]
-        curve, summary = (one.evaluate(PICTURE) for one in drawn)
-        return {"curve": curve, "summary": summary}
+        names = ("curve", "summary")
+        return {name: self.chart(name).locator("svg.marks").evaluate(PICTURE) for name in names}
 
-    def eventually(self, holds: Callable[[dict[str, str]], bool]) -> dict[str, str]:
-        """Waits until the pictures are as they should be, and returns them."""
+    def eventually(self, holds: Callable[[dict[str, str]], bool]) -> None:
+        """Waits until the pictures are as they should be."""
         until = time.monotonic() + CHANGE
-        while not holds(now := self.pictures()):
+        while not holds(self.pictures()):
             assert time.monotonic() < until, f"the charts are not so after {CHANGE} s"
             self.page.wait_for_timeout(50)
-        return now
 
     def described(self, name: str) -> str:
         """Returns what a screen reader says of a chart."""
@@ -102,21 +102,6 @@ class Shown:
     def button(self, name: str) -> Any:
         return self.root.get_by_role("button", name=name, exact=True)
 
-    def message(self, field: str) -> Any:
-        return self.control(field).locator(".isolab-lab-message")
-
-    @property
-    def status(self) -> Any:
-        return self.root.get_by_role("status")
-
-    @property
-    def kept(self) -> Any:
-        return self.root.locator(".isolab-lab-kept")
-
-    @property
-    def alert(self) -> Any:
-        return self.root.locator(".isolab-lab-alert")
-
     def settle(self) -> None:
         """Waits until the charts have changed since the last key, and then stay as they are."""
         self.page.wait_for_function(SETTLED, arg=[self.handle, QUIET], timeout=20_000)
@@ -126,6 +111,14 @@ class Shown:
         self.page.keyboard.press(key)
         self.settle()
         return self.root.evaluate("root => root.seen.change - root.seen.begun")
+
+    def move(self, field: str, keys: list[str], latency: Any) -> None:
+        """Moves a control by keys; each has to change the curve, which names the setting."""
+        self.control(field).locator(".noUi-handle, select").focus()
+        for key in keys:
+            before = self.pictures()["curve"]
+            latency(f"move {field}", self.press(key))
+            self.eventually(lambda now, before=before: now["curve"] != before)
 
     def drag(self, field: str, pixels: float) -> None:
         """Drags a slider's handle to the right by mouse."""
@@ -143,7 +136,7 @@ class Shown:
 
     def wait(self, text: str) -> None:
         """Waits for a text in the list of runs, and for the charts after it."""
-        self.kept.get_by_text(text).first.wait_for(timeout=SLOW)
+        self.runs.get_by_text(text).first.wait_for(timeout=SLOW)
         expect(self.button("Stop")).to_be_disabled()
         self.settle()
 
@@ -207,17 +200,14 @@ def test_names_for_screen_readers(lab: Shown) -> None:
         expect(slider).to_have_attribute("aria-valuetext", value)
     for name in ("optimizer", "parameterization"):
         expect(lab.root.get_by_role("combobox", name=name, exact=True)).to_have_count(1)
-    expect(lab.button("Train")).to_be_enabled()
-    expect(lab.button("Stop")).to_be_disabled()
     expect(lab.status).to_contain_text("Stored")
     more = lab.root.get_by_role("button", name="More settings")
     expect(more).to_have_attribute("aria-expanded", "false")
     lab.open("More settings")
     for name, role in (("steps", "spinbutton"), ("seed", "spinbutton"), ("corpus", "textbox")):
         expect(lab.root.get_by_role(role, name=name, exact=True)).to_have_count(1)
-    said = lab.described("curve"), lab.described("summary")
-    assert said[0].startswith("Loss while training. Asked for: Adam, width 64, 2^-5.")
-    assert said[1].startswith("Final loss against learning rate. Marked: learning rate 2^-5.")
+    assert "Asked for: Adam, width 64, 2^-5." in lab.described("curve")
+    assert "Marked: learning rate 2^-5." in lab.described("summary")
 
 
 def test_tab_reaches_every_control_in_order(lab: Shown) -> None:
@@ -249,32 +239,28 @@ def test_keys_in_a_control_are_not_jupyterlabs(lab: Shown) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "kind", "keys", "said"),
+    ("field", "keys", "named"),
     [
-        ("width", ".noUi-handle", ["ArrowRight"] * 3, "width 112"),
-        ("learning_rate", ".noUi-handle", ["ArrowLeft"] * 4, "2^-7"),
-        ("optimizer", "select", ["ArrowDown"] * 3, "IsoAdam"),
-        ("parameterization", "select", ["ArrowDown"] * 2, "muP"),
+        ("width", ["ArrowRight"] * 3, "width 112"),
+        ("learning_rate", ["ArrowLeft"] * 4, "2^-7"),
+        ("optimizer", ["ArrowDown"] * 3, "IsoAdam"),
+        ("parameterization", ["ArrowDown"] * 2, "muP"),
     ],
 )
 def test_a_control_redraws_both_charts(
-    lab: Shown, latency: Any, field: str, kind: str, keys: list[str], said: str
+    lab: Shown, latency: Any, field: str, keys: list[str], named: str
 ) -> None:
-    first = last = lab.pictures()
-    lab.control(field).locator(kind).focus()
-    for key in keys:
-        latency(f"move {field}", key, lab.press(key))
-        # it names the setting
-        last = lab.eventually(lambda now, last=last: now["curve"] != last["curve"])
-    lab.eventually(lambda now: now["summary"] != first["summary"])
-    assert said in lab.described("curve")
+    before = lab.pictures()["summary"]
+    lab.move(field, keys, latency)
+    lab.eventually(lambda now: now["summary"] != before)
+    assert named in lab.described("curve")
     expect(lab.status).to_contain_text("tored")
     assert lab.chart("curve").locator("svg.marks").evaluate(FILTER) == "none"
     lab.book.shoot(f"light_{field}")
 
 
-def test_train_draws_keeps_and_forgets_a_run(tiny: Shown, latency: Any) -> None:
-    expect(tiny.kept).to_contain_text("None yet")
+def test_train_draws_lists_and_removes_a_run(tiny: Shown, latency: Any) -> None:
+    expect(tiny.runs).to_contain_text("None yet")
     before = tiny.pictures()
     tiny.open("Watch it work")
     tiny.button("Train").focus()
@@ -307,7 +293,7 @@ def test_train_draws_keeps_and_forgets_a_run(tiny: Shown, latency: Any) -> None:
     tiny.wait("seed 7")
     tiny.book.shoot("light_two_runs")
     points_of_2 = [ms for ms, text, _ in tiny.log() if "Run 2: training, loss" in text]
-    latency("first point of a warm run", "Space on Train", points_of_2[0])
+    latency("first point of a warm run", points_of_2[0])
 
     box = tiny.root.get_by_role("checkbox", name=re.compile("^1: Adam, width 16"))
     expect(box).to_be_checked()
@@ -318,12 +304,12 @@ def test_train_draws_keeps_and_forgets_a_run(tiny: Shown, latency: Any) -> None:
     tiny.press("Space")
     tiny.eventually(lambda now: now == both)
     for left in (1, 0):
-        removing = tiny.kept.get_by_role("button", name=re.compile("^Remove run [12]"))
+        removing = tiny.runs.get_by_role("button", name=re.compile("^Remove run [12]"))
         removing.first.focus()
         tiny.press("Enter")
         expect(removing).to_have_count(left)
     assert "Run 1" not in tiny.chart("curve").inner_html()
-    expect(tiny.kept).to_contain_text("None yet")
+    expect(tiny.runs).to_contain_text("None yet")
     tiny.eventually(lambda now: now["curve"] != before["curve"])  # the runs were stored
 
 
@@ -352,20 +338,21 @@ def test_the_kernel_is_free_while_it_trains_and_stop_stops(tiny: Shown) -> None:
         ("corpus", "nowhere.txt", "words.txt", "nowhere.txt"),
     ],
 )
-def test_a_refusal_stands_beside_its_control(
+def test_a_refusal_stands_at_its_control(
     tiny: Shown, field: str, wrong: str, right: str, words: str
 ) -> None:
     tiny.open("More settings")
     before = tiny.pictures()
     tiny.fill(field, wrong)
-    expect(tiny.message(field)).to_contain_text(words)
-    expect(tiny.message(field).get_by_role("alert")).to_be_visible()
+    alert = tiny.control(field).get_by_role("alert")
+    expect(alert).to_contain_text(words)
+    expect(alert).to_be_visible()
     expect(tiny.button("Train")).to_be_disabled()
-    expect(tiny.root.locator(".isolab-lab-message")).to_have_count(1)
+    expect(tiny.messages).to_have_count(1)
     assert tiny.pictures() == before
     tiny.book.shoot(f"light_refused_{field}")
     tiny.fill(field, right)
-    expect(tiny.root.locator(".isolab-lab-message")).to_have_count(0)
+    expect(tiny.messages).to_have_count(0)
     expect(tiny.button("Train")).to_be_enabled()
 
 
@@ -374,7 +361,7 @@ def test_a_failure_of_training_shows_and_the_lab_goes_on(tiny: Shown) -> None:
     tiny.fill("steps", "2000")
     tiny.fill("corpus", "hub:nobody/nothing")  # looked for only in training
     tiny.button("Train").click()
-    alert = tiny.alert.get_by_role("alert")
+    alert = tiny.root.locator(".isolab-lab-alert").get_by_role("alert")
     alert.wait_for(timeout=SLOW)
     expect(alert).to_contain_text("Run 1 failed")
     expect(tiny.button("Train")).to_be_enabled()
@@ -390,7 +377,7 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
     server: Any, open_book: Any, latency: Any
 ) -> None:
     write_words(server)
-    server.write("dark.ipynb", IMPORTS, EPSILON, WILD)
+    server.write("dark.ipynb", IMPORTS, 'isolab.Lab("epsilon")', WILD)
     book = open_book("dark.ipynb", theme="Dark")
     expect(book.page.locator("body")).to_have_attribute("data-jp-theme-name", "JupyterLab Dark")
     book.run_all()
@@ -398,43 +385,35 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
     lab = Shown(book, 1)
     book.idle()
     for field in ("eps", "loss_scale"):
-        lab.control(field).locator(".noUi-handle").focus()
-        for key in ("ArrowLeft", "ArrowLeft"):
-            before = lab.pictures()
-            latency(f"move {field}", key, lab.press(key))
-            lab.eventually(lambda now, before=before: now["curve"] != before["curve"])
+        lab.move(field, ["ArrowLeft"] * 2, latency)
     assert "invert" in lab.chart("curve").locator("svg.marks").evaluate(FILTER)
     book.shoot("dark_epsilon")
     assert "Run 1: diverged, diverged." in wild.described("curve")
     expect(wild.chart("curve").get_by_text("1 diverged")).to_be_visible()
-    expect(wild.kept).to_contain_text("diverged")
-    wild.kept.scroll_into_view_if_needed()
+    expect(wild.runs).to_contain_text("diverged")
+    wild.runs.scroll_into_view_if_needed()
     book.shoot("dark_diverged")
 
 
-@pytest.mark.parametrize(
-    ("question", "field", "said"),
-    [("speedup", "learning_rate", "rate 2^"), ("transfer", "width", "width ")],
-)
-def test_the_labs_of_chapters_1_and_2_follow_the_mouse(
-    server: Any, open_book: Any, latency: Any, question: str, field: str, said: str
-) -> None:
-    server.write(f"{question}.ipynb", IMPORTS, f'isolab.Lab("{question}")')
-    book = open_book(f"{question}.ipynb")
+def test_the_labs_of_chapters_1_and_2_follow_the_mouse(server: Any, open_book: Any) -> None:
+    moves = {"speedup": ("learning_rate", "rate 2^"), "transfer": ("width", "width ")}
+    server.write("chapters.ipynb", IMPORTS, *(f'isolab.Lab("{name}")' for name in moves))
+    book = open_book("chapters.ipynb")
     book.run_all()
-    lab = Shown(book, 1)
-    book.idle()
-    before = lab.pictures()
-    lab.drag(field, 60)
-    lab.eventually(lambda now: all(now[name] != before[name] for name in before))
-    expect(lab.status).to_contain_text(said)
-    book.shoot(f"light_{question}")
+    for cell, (question, (field, words)) in enumerate(moves.items(), 1):
+        lab = Shown(book, cell)
+        book.idle()
+        before = lab.pictures()
+        lab.drag(field, 60)
+        lab.eventually(lambda now, old=before: all(now[name] != old[name] for name in old))
+        expect(lab.status).to_contain_text(words)
+        book.shoot(f"light_{question}")
 
 
 def test_what_papermill_leaves_opens_as_a_picture(
     server: Any, open_book: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ISOLAB_RUNS", str(server.home / "runs"))
+    monkeypatch.setenv("ISOLAB_RUNS", str(server.home / "ISOLAB_RUNS"))
     server.write("left.ipynb", IMPORTS, REFERENCE)
     path = server.folder / "left.ipynb"
     papermill.execute_notebook(path, path, progress_bar=False)
@@ -479,12 +458,12 @@ def test_start_here_runs_and_answers(server: Any, open_book: Any, latency: Any) 
     begun = time.monotonic()
     book.run_all()
     lab = Shown(book, code.index(shown))
-    latency("00_start_here: run all until the lab", "menu", 1000 * (time.monotonic() - begun))
+    latency("00_start_here: run all until the lab", 1000 * (time.monotonic() - begun))
     book.idle()
     assert book.page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
     before = lab.pictures()
     lab.root.locator(".noUi-handle").first.focus()
-    latency("move 00_start_here's first slider", "ArrowRight", lab.press("ArrowRight"))
+    latency("move 00_start_here's first slider", lab.press("ArrowRight"))
     lab.eventually(lambda now: now != before)
     book.shoot("start_here")
 

@@ -142,9 +142,11 @@ def test_a_rate_that_the_browser_rounded_is_the_rate_on_the_grid(controls):
 
 def test_set_moves_all_at_once_and_tells_once(controls):
     assert 144 not in WIDTHS
-    controls.set(width=144, steps=100, depth=3, eps=0.0, learning_rate=2.0**12)
+    controls.set(width=144, steps=100, depth=3, eps=0.0, learning_rate=2.0**12, optimizer="adamw",
+                 weight_decay=0.2)  # fmt: skip
     got = controls.config
     assert (got.width, got.steps, got.depth, got.eps) == (144, 100, 3, 0.0)
+    assert (got.optimizer, got.weight_decay) == ("adamw", 0.2)
     assert controls.changes == [got]
     assert widget(controls, "width").label == "144"
     assert widget(controls, "learning_rate").value == got.learning_rate == 2.0**12
