@@ -122,7 +122,6 @@ class Stored:
     def __init__(self, runs: pl.DataFrame, x: str = "learning_rate", line: Line = "width") -> None:
         self.x, self.line = x, line
         self._runs = runs
-        self._cells = pl.DataFrame() if runs.is_empty() else _cells(runs, x)
         free = LINE_FIELDS[line]
         self._kind = [name for name in _EXACT if name not in free]
         if "optimizer" in free:  # how IsoAdam works is nothing that Adam could share
@@ -130,6 +129,12 @@ class Stored:
         self._kind += ["rule"] if line == "variant" else []
         self._size = [name for name in NEAR if name not in (*free, x, "eps")]
         self._size += ["unusual_eps"] if x != "eps" else []
+        self._alike: dict[tuple[Any, ...], pl.DataFrame] = {}
+        self._comparable: dict[tuple[Any, ...], pl.DataFrame] = {}
+        if not runs.is_empty():
+            cells = _cells(runs, x)
+            self._alike = cells.partition_by(_EXACT, as_dict=True)
+            self._comparable = cells.partition_by(self._kind, as_dict=True)
 
     def joined(self, runs: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
@@ -138,29 +143,34 @@ class Stored:
 
     def nearest(self, config: RunConfig) -> Nearest:
         """Returns what is stored near a setting."""
-        if self._cells.is_empty():
-            return Nearest(None, None, ())
         asked = _asked(config)
-        short = (pl.col("points") < _SHORT) & pl.col(self.x).is_not_null()
-        cells = self._cells.with_columns(
-            far=_distance(asked).round(9), line_far=_distance(asked, self.x) + _PENALTY * short
-        )
-        alike = cells.filter(_equal(_EXACT, asked))
-        comparable = cells.filter(_equal(self._kind, asked))
-        line, cell = _nearest_line(alike), None
-        if line is not None:
-            off_line = pl.col("line") != line["line"]
-            cell = _cell(alike.sort("far", off_line, maintain_order=True).row(0, named=True))
-        centre = line or _nearest_line(comparable)
-        lines = {}
-        if centre is not None:
-            same_size = comparable.filter(_equal(self._size, centre))
-            for rows in same_size.partition_by("line", maintain_order=True):
-                lines[rows["line"][0]] = self._line(rows)
+        alike = self._alike.get(tuple(asked[name] for name in _EXACT))
+        comparable = self._comparable.get(tuple(asked[name] for name in self._kind))
+        if comparable is None:
+            return Nearest(None, None, ())
+        line, cell = None, None
+        if alike is not None:
+            line = self._nearest_line(alike, asked)
+            order = _distance(asked).round(9), pl.col("line") != line["line"]
+            cell = _cell(alike.sort(order, maintain_order=True).row(0, named=True))
+        centre = line or self._nearest_line(comparable, asked)
+        same_size = comparable.filter(_equal(self._size, centre))
+        lines = {
+            rows["line"][0]: self._line(rows)
+            for rows in same_size.partition_by("line", maintain_order=True)
+        }
         chosen = lines.pop(line["line"]) if line is not None else None
         names = {each.name: each for each in lines.values()}
         names.pop(chosen.name if chosen else "", None)
         return Nearest(cell, chosen, tuple(sorted(names.values(), key=lambda each: each.value)))
+
+    def _nearest_line(self, cells: pl.DataFrame, asked: Setting) -> Setting:
+        """Returns a cell of the nearest line; of two, the one with more points."""
+        short = (pl.col("points") < _SHORT) & pl.col(self.x).is_not_null()
+        far = (_distance(asked, self.x) + _PENALTY * short).round(9)
+        return cells.sort(far, -pl.col("points").cast(pl.Int64), maintain_order=True).row(
+            0, named=True
+        )
 
     def _line(self, rows: pl.DataFrame) -> StoredLine:
         cells = tuple(_cell(row) for row in rows.sort(self.x).iter_rows(named=True))
@@ -314,16 +324,6 @@ def _equal(names: Iterable[str], setting: Setting) -> list[pl.Expr]:
         pl.col(name).is_null() if setting[name] is None else pl.col(name) == setting[name]
         for name in names
     ]
-
-
-def _nearest_line(cells: pl.DataFrame) -> Setting | None:
-    """Returns a cell of the nearest line; of two, the one with more points."""
-    if cells.is_empty():
-        return None
-    order = cells.sort(
-        pl.col("line_far").round(9), "points", descending=[False, True], maintain_order=True
-    )
-    return order.row(0, named=True)
 
 
 def _cell(row: Setting) -> Cell:
