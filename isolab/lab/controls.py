@@ -45,9 +45,9 @@ SLIDERS: dict[str, tuple[Any, ...]] = {
     "width": WIDTHS, "eps": EPSILONS, "loss_scale": LOSS_SCALES
 }  # fmt: skip
 _DROPPED: dict[str, Any] = {
-    **dict.fromkeys(("b1", "b2", "weight_decay", "eps")),
-    **{"eps_rule": "same", "atan2_a": 1.0, "atan2_b": 1.0},
-}
+    "b1": None, "b2": None, "weight_decay": None, "eps": None,
+    "eps_rule": "same", "atan2_a": 1.0, "atan2_b": 1.0,
+}  # fmt: skip
 """Fields of one optimizer, and what they are for another."""
 _LARGEST = 2**31 - 1  # what int32 holds, as seeds and steps do in a compiled program
 

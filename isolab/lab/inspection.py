@@ -15,18 +15,11 @@ from isolab.training.config import RunConfig
 from isolab.training.train import Snapshot, TrainState
 from isolab.training.writing import is_text, prepare_writing, write
 
-INSPECTION_SECONDS = 1.0
-"""Least time from one inspection to the next."""
-
-INSPECTION_SHARE = 0.2
-"""Largest share of a run's time that inspections take, but for the last."""
-
-PROMPT_SECONDS = 0.05
-"""How long training waits for a program that may have been compiled before."""
-
-SAMPLE_LENGTH = 160
-SAMPLE_OPERATIONS = 2e10
-"""A sample is shorter where it would take more multiplications than this."""
+INSPECTION_SECONDS = 1.0  # least time from one inspection to the next
+INSPECTION_SHARE = 0.2  # largest share of a run's time that inspections take, but for the last
+PROMPT_SECONDS = 0.05  # how long training waits for a program that may have been compiled before
+SAMPLE_LENGTH = 160  # bytes
+SAMPLE_OPERATIONS = 2e10  # a sample is shorter where it would take more multiplications
 
 
 class Inspections:
@@ -85,7 +78,7 @@ class Inspections:
     @property
     def threads(self) -> list[threading.Thread]:
         """The threads that are compiling."""
-        return [thread for thread in self._compilations.values() if thread.is_alive()]
+        return [thread for thread in list(self._compilations.values()) if thread.is_alive()]
 
     def attempt(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Returns what a function returns; None, and the problem noted, where it raises."""

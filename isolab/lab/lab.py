@@ -6,6 +6,7 @@ Controls -> RunConfig -> Stored.nearest -> charts      a slider, within a tenth 
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import threading
@@ -31,11 +32,8 @@ from isolab.results.store import Store
 from isolab.sweeps.sweep import default_store
 from isolab.training.config import RunConfig, with_later_fields
 
-REDRAW_SECONDS = 0.22
-"""Least time between two drawings of a run that is training."""
-
-REDRAW_SHARE = 0.2
-"""Largest share of a run's time that drawing it takes."""
+REDRAW_SECONDS = 0.22  # least time between two drawings of a run that is training
+REDRAW_SHARE = 0.2  # largest share of a run's time that drawing it takes
 
 
 class Lab:
@@ -232,14 +230,15 @@ class Lab:
             self._warn(f"{type(error).__name__}: {error}", details)
 
     def _load(self) -> None:
-        """Reads the reference runs that there are, and the store's."""
+        """Reads the reference runs, which an installed package has not, and the store's."""
+        frames = []
         for name in reference.SWEEPS:
-            try:
-                self._stored = self._stored.joined(reference.load(name))
-            except FileNotFoundError:  # an installed package
-                continue
+            with contextlib.suppress(FileNotFoundError):
+                frames.append(reference.load(name))
         if self._store is not None and not (own := self._store.runs()).is_empty():
-            self._stored = self._stored.joined(with_later_fields(own))
+            frames.append(with_later_fields(own))
+        if frames:
+            self._stored = self._stored.joined(pl.concat(frames, how="diagonal_relaxed"))
 
     def _moved(self) -> None:
         self._warn("")
@@ -324,14 +323,11 @@ class Lab:
         """Shows an alert, or with an empty text none."""
         if details:
             code = 'style="overflow:auto;max-height:16em;font-size:0.85em"'
-            details = (
-                f"<details><summary>Details</summary><pre {code}>{html.escape(details)}</pre>"
-                "</details>"
-            )
-        style = (
-            "border-left:4px solid var(--jp-error-color1, #d32f2f);padding:4px 10px;margin:4px 0"
-        )
-        alert = f'<div role="alert" style="{style}">&#9888; {html.escape(text)}{details}</div>'
+            pre = f"<pre {code}>{html.escape(details)}</pre>"
+            details = f"<details><summary>Details</summary>{pre}</details>"
+        edge = "border-left:4px solid var(--jp-error-color1, #d32f2f)"
+        style = f'role="alert" style="{edge};padding:4px 10px;margin:4px 0"'
+        alert = f"<div {style}>&#9888; {html.escape(text)}{details}</div>"
         self._alert.value = alert if text else ""
         self._alert.layout.display = None if text else "none"
 

@@ -35,47 +35,26 @@ if TYPE_CHECKING:
 ENDS = ("finished", "stopped", "diverged", "failed")
 """States of a run that has ended."""
 
-FIRST_WINDOWS = 8
-"""Validation windows behind the first point, until all are evaluated."""
-
-LONG_OPERATIONS = 2e10
-"""Multiplications of an evaluation that takes long enough to begin with a few windows."""
-
-EXIT_SECONDS = 2.0
-"""Longest that the end of the program waits for a run that it stops."""
+FIRST_WINDOWS = 8  # validation windows behind the first point, until all are evaluated
+LONG_OPERATIONS = 2e10  # multiplications of an evaluation that begins with a few windows
+EXIT_SECONDS = 2.0  # longest that the end of the program waits for a run that it stops
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of a run; immutable, and complete each time.
-
-    Attributes:
-        config: the run.
-        state: "compiling", "training", or one of ``ENDS``.
-        step: updates done.
-        curve_step: steps of the curve so far, from 0.
-        curve_train_loss: as in :class:`isolab.training.result.Result`; NaN at step 0 until the
-            first interval is over, and wherever a diverged run has it.
-        curve_validation_loss: nats/token.
-        message: how it goes, or how it ended and why, in words.
-        inside: the newest inspection, if any.
-        before: text that the untrained model writes; None where it has not been asked, or the
-            corpus is no text.
-        after: text that the trained model writes, at the end.
-        row: the run's row in a frame of results, once it is finished or has diverged.
-    """
+    """What is known of a run; immutable, and complete each time."""
 
     config: RunConfig
-    state: str = "compiling"
-    step: int = 0
-    curve_step: tuple[int, ...] = ()
-    curve_train_loss: tuple[float, ...] = ()
-    curve_validation_loss: tuple[float, ...] = ()
-    message: str = "compiling"
-    inside: Inside | None = None
-    before: str | None = None
-    after: str | None = None
-    row: pl.DataFrame | None = None
+    state: str = "compiling"  # or "training", or one of ENDS
+    step: int = 0  # updates done
+    curve_step: tuple[int, ...] = ()  # from 0
+    curve_train_loss: tuple[float, ...] = ()  # nats/token; at 0 NaN until an interval is over
+    curve_validation_loss: tuple[float, ...] = ()  # nats/token
+    message: str = "compiling"  # how it goes, or how it ended and why
+    inside: Inside | None = None  # the newest inspection
+    before: str | None = None  # what the untrained model writes, where the corpus is text
+    after: str | None = None  # what the trained model writes
+    row: pl.DataFrame | None = None  # of a frame of results, once finished or diverged
 
 
 class Live(threading.Thread):

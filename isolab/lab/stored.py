@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -35,21 +36,16 @@ _SHORT = 3  # a line of fewer points is chosen only ...
 _PENALTY = 3.0  # ... before one that is so much further away
 
 Setting = Mapping[str, Any]
+Curve = tuple[tuple[int, ...], tuple[float, ...]]  # steps and validation losses
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The stored runs of one setting.
+    """The stored runs of one setting."""
 
-    Attributes:
-        setting: every field but those that seeds share; None for what plays no part.
-        losses: final validation loss by seed, nats/token; inf for a diverged run.
-        curves: steps and validation losses by seed.
-    """
-
-    setting: Setting
-    losses: dict[int, float] = field(compare=False)
-    curves: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(compare=False)
+    setting: Setting  # every field but those that seeds share; None for what plays no part
+    losses: dict[int, float] = field(compare=False)  # final, by seed, nats/token; inf: diverged
+    curves: dict[int, Curve] = field(compare=False)  # by seed
 
     @property
     def finite(self) -> list[float]:
@@ -72,30 +68,20 @@ class Cell:
         Of several kinds the one with most seeds, then most points; means of finite losses, NaN
         where there are none.
         """
-        kinds: dict[tuple[int, ...], list[tuple[float, ...]]] = {}
-        for steps, losses in self.curves.values():
-            kinds.setdefault(steps, []).append(losses)
-        steps, together = max(kinds.items(), key=lambda kind: (len(kind[1]), len(kind[0])))
-        finite = [
-            [loss for loss in at if math.isfinite(loss)] for at in zip(*together, strict=True)
-        ]
-        return steps, [float(np.mean(losses)) if losses else math.nan for losses in finite]
+        counts = Counter(steps for steps, _ in self.curves.values())
+        steps = max(counts, key=lambda steps: (counts[steps], len(steps)))
+        losses = [losses for at, losses in self.curves.values() if at == steps]
+        means = np.ma.masked_invalid(losses).mean(0)
+        return steps, [float(mean) for mean in np.ma.filled(means, math.nan)]
 
 
 class StoredLine(NamedTuple):
-    """Stored settings that differ in one field, which is on a chart's axis.
+    """Stored settings that differ in one field, which is on a chart's axis."""
 
-    Attributes:
-        name: what tells it from other lines, in words.
-        value: the same as it is stored: of the first field of the question's line.
-        setting: what its cells share.
-        cells: ascending in that field; one cell with None where the field does not apply.
-    """
-
-    name: str
-    value: Any
-    setting: Setting
-    cells: tuple[Cell, ...]
+    name: str  # what tells it from other lines, in words
+    value: Any  # the same as it is stored: of the first field of the question's line
+    setting: Setting  # what its cells share
+    cells: tuple[Cell, ...]  # ascending in that field; one cell where it does not apply
 
 
 class Nearest(NamedTuple):

@@ -1,7 +1,7 @@
 """A real JupyterLab and a real Chromium, offline, for the tests in this folder.
 
 One server and one browser serve a whole file.  Everything lives in temporary folders, waits end,
-and what was started is killed at the end, or after LIMIT seconds if something hangs.
+and what was started is killed at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -33,19 +32,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "browser"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-LIMIT = 400  # seconds for a file of tests
 WAIT = 30_000  # ms that the browser is waited for, where nothing else is said
-START = 90  # seconds that JupyterLab may take to start, or a notebook to open
+START = 180  # seconds that JupyterLab may take to start, or a notebook to open
 FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no network, whatever is asked
-]
+]  # fmt: skip
 
 OWN_FOLDERS = (
     "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
@@ -153,7 +146,6 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             command, env={**os.environ, **paths, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    hung = _after(LIMIT, lambda: _kill([psutil.Process(process.pid)]))
     try:
         until = time.monotonic() + START
         while not _answers(f"{made.address}/api/status?token={made.token}"):
@@ -162,14 +154,13 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             time.sleep(0.1)
         yield made
     finally:
-        hung.cancel()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            ours = psutil.Process(process.pid)
-            kernels = ours.children(recursive=True)
-            process.terminate()  # it ends its kernels itself
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            _kill([ours, *kernels])
+        kernels = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()  # it ends its kernels itself
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        for each in (*kernels, process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait(5)
 
 
@@ -216,23 +207,14 @@ def browser(executable: str) -> Iterator[Browser]:
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=WAIT)  # its own 5 s are few on a loaded machine
-    before = set(psutil.Process().children(recursive=True))
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
             executable_path=executable, args=FLAGS, timeout=START * 1000
         )
-        ours = [each for each in psutil.Process().children(recursive=True) if each not in before]
-        # evaluate() has no time limit of its own: it fails once the browser is gone
-        hung = _after(LIMIT, lambda: _kill(ours))
-        try:
-            context = running.new_context(viewport={"width": 1280, "height": 1100})
-            context.set_default_timeout(WAIT)
-            yield Browser(context)
-        finally:
-            hung.cancel()
-            with contextlib.suppress(Exception):  # gone already, if it had hung
-                running.close()
-    _kill(ours)
+        context = running.new_context(viewport={"width": 1280, "height": 1100})
+        context.set_default_timeout(WAIT)
+        yield Browser(context)
+        running.close()
 
 
 @dataclass
@@ -307,20 +289,3 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _after(seconds: float, act: Any) -> threading.Timer:
-    timer = threading.Timer(seconds, act)
-    timer.daemon = True
-    timer.start()
-    return timer
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    """Kills processes and what they started; psutil knows a process from a later one's number."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in process.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-            process.kill()
