@@ -1,23 +1,23 @@
-"""Losses while training."""
+"""Losses while training, and final losses against the length of the schedule."""
 
 from __future__ import annotations
 
-import altair as alt
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import polars as pl
 
+from isolab.analysis.optimum import at_best_rate
+from isolab.analysis.power_law import fit_power_law
 from isolab.analysis.seeds import require_columns
-from isolab.charts.parts import (
-    EDGE_MARK,
-    bound,
-    colour,
-    duplicates,
-    finish,
-    finite,
-    padded,
-    shown,
-    thinned,
-    tip,
-)
+from isolab.charts.figure import Chart, facets
+from isolab.charts.frames import EDGE_MARK, bound, duplicates, finite, origins, thinned
+from isolab.charts.layers import Layer, Plot, axis, edge_shape, log_axis, look_of, padded, tips
+from isolab.charts.theme import BAND, DASH, LINE, POINT, spelled, title_of, value_text
+
+if TYPE_CHECKING:
+    from isolab.analysis.speedup import Speedup
 
 CUT = 0.1  # the loss axis shows what comes after this part of the steps
 
@@ -28,16 +28,16 @@ def loss_curves(
     y: str = "validation",
     seed: str = "seed",
     title: str = "Loss while training",
-) -> alt.LayerChart:
+) -> Chart:
     """Draws losses against steps: a line through seed means and a band from lowest to highest.
 
     A diverged run is left out of its band and drawn as a dashed line of its own that ends in a
     cross. The axis is cut above the losses of the first 10% of the steps; the subtitle says so.
 
     Args:
-        runs: a row per ``color`` and ``seed`` (reduce a rate sweep by
-            :func:`~isolab.analysis.optimum.at_best_rate` first); list columns ``curve_step`` and
-            ``curve_validation_loss`` or ``curve_train_loss``.
+        runs: a row per ``color`` and ``seed``, and ``origin`` where there is one (reduce a rate
+            sweep by :func:`~isolab.analysis.optimum.at_best_rate` first); list columns
+            ``curve_step`` and ``curve_validation_loss`` or ``curve_train_loss``.
         y: "validation" or "train".
 
     Raises:
@@ -46,82 +46,175 @@ def loss_curves(
     kinds = {"validation": "validation", "train": "training"}
     if y not in kinds:
         raise ValueError(f"unknown y {y!r}; known: {sorted(kinds)}")
-    curve = f"curve_{y}_loss"
-    require_columns(runs, [color, seed, "curve_step", curve])
-    duplicates(runs, [color, seed], "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
-    told = "diverged" if "diverged" in runs.columns else None
-    points = finite(
-        runs.select(color, seed, *([told] if told else []), "curve_step", curve).explode(
-            "curve_step", curve
-        ),
-        [color, seed, "curve_step", *([told] if told else [])],
-        {"loss": curve},
-    ).rename({"curve_step": "step"})
-    failed = pl.col("loss").is_null().any().over(color, seed)
-    points = points.with_columns(
-        (failed | pl.col(told) if told else failed).alias("diverged")
-    ).filter(pl.col("loss").is_not_null())
+    keys = list(dict.fromkeys([color, *origins(runs)]))
+    points = _curve_points(runs, keys, seed, f"curve_{y}_loss")
+    look = look_of(points, color)
+    points, groups = look.frame, list(look.columns)
     bands = (
         points.filter(~pl.col("diverged"))
-        .group_by(color, "step")
+        .group_by(*groups, "step")
         .agg(
             pl.col("loss").mean().alias("mean"),
             pl.col("loss").min().alias("low"),
             pl.col("loss").max().alias("high"),
             pl.len().alias("seeds"),
         )
-        .sort(color, "step")
+        .sort(*groups, "step")
     )
-    highest, last = (
-        bound(points["loss"], "max", default=1.0),
-        bound(points["step"], "max", default=0.0),
-    )
+    highest, last = bound(points["loss"], "max", 1.0), bound(points["step"], "max", 0.0)
     settled = points.filter((pl.col("step") >= CUT * last) & ~pl.col("diverged"))["loss"]
     top = bound(settled, "max", default=highest)
-    notes = ["Line: mean over seeds; band: lowest to highest"]
+    lost = points.filter(pl.col("diverged")).sort(*groups, seed, "step")
+    ends = lost.group_by(*groups, seed, maintain_order=True).last()
+    ends = ends.with_columns(
+        pl.min_horizontal("loss", pl.lit(top)).alias("drawn"),
+        pl.lit("diverged").alias(EDGE_MARK),
+    )
+    bands, lost = thinned(bands, "step"), thinned(lost, "step")
+    domain = padded(bound(points["loss"], "min", default=0.0), top)
+    loss_axis = axis("mean", f"{kinds[y]} loss (nats/token)", domain)
+    plot = Plot(axis("step", "step", format=",d"), loss_axis, look)
+    of_mean = [*keys, ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f"), "seeds"]
+    layers = plot.draw(bands, LINE)
+    layers += plot.draw(bands, BAND, 0.2, y="low", y2="high")
+    invisible = POINT | {"size": 80, "opacity": 0}  # for the tooltip
+    layers += plot.draw(bands, invisible, None, split=False, tooltip=tips(*of_mean))
+    notes = ["Line: mean over seeds; band: lowest to highest", *look.note]
     if highest > top:
         notes.append(f"The axis is cut at {top:.2f}; the highest loss is {highest:.2f}")
-    scale = padded(bound(points["loss"], "min", default=0.0), top)
-
-    hue, pick, faded = colour(points[color], color)
-    lost = points.filter(pl.col("diverged")).sort(color, seed, "step")
-    bands, lost = thinned(bands, "step"), thinned(lost, "step")
-    x = alt.X("step:Q", title="step").axis(format=",d").scale(nice=False)
-    axis = alt.Y("mean:Q", title=f"{kinds[y]} loss (nats/token)").scale(scale)
-    tips = [tip(color), tip("step", ",d"), tip("mean", ".4f"), tip("low", ".4f")]
-    tips += [tip("high", ".4f"), tip("seeds")]
-    drawn = alt.Chart(bands).encode(x=x, color=hue)
-    layers = [
-        drawn.mark_area(clip=True, line=False).encode(
-            y=alt.Y("low:Q"), y2="high:Q", opacity=faded(0.2)
-        ),
-        drawn.mark_line(clip=True, strokeWidth=2).encode(y=axis, opacity=faded(1)),
-        drawn.mark_circle(clip=True, size=80).encode(y=axis, opacity=alt.value(0), tooltip=tips),
-    ]
     if not lost.is_empty():
         notes.append("Dashed: a diverged run, up to a cross at its last finite loss")
-        ends = lost.group_by(color, seed, maintain_order=True).last()
-        ends = ends.with_columns(pl.min_horizontal("loss", pl.lit(top)).alias("drawn"))
-        layers.append(
-            alt.Chart(lost)
-            .mark_line(clip=True, strokeDash=[5, 3], strokeWidth=1.5)
-            .encode(x=x, color=hue, y=alt.Y("loss:Q"), detail=f"{seed}:N", opacity=faded(0.8))
-        )
-        layers.append(
-            alt.Chart(ends.with_columns(pl.lit("diverged").alias(EDGE_MARK)))
-            .mark_point(size=80, strokeWidth=2.5)
-            .encode(
-                x=x,
-                color=hue,
-                y=alt.Y("drawn:Q"),
-                shape=shown(pl.Series(["diverged"])),
-                opacity=faded(1),
-                tooltip=[
-                    tip(color),
-                    tip(seed),
-                    tip("step", ",d", "last step with a finite loss"),
-                    tip("loss", ".4f"),
-                ],
-            )
-        )
-    return finish(layers, title, notes, pick)
+        path = LINE | {"strokeDash": DASH, "strokeWidth": 1.5}
+        apart = {"detail": [*look.columns, seed]}
+        layers += plot.draw(lost, path, 0.8, split=False, y="loss", **apart)
+        of_end = [*keys, seed, ("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
+        layers += plot.draw(
+            ends, {"type": "point", "size": 80, "strokeWidth": 2.5}, split=False, y="drawn",
+            shape=edge_shape(ends[EDGE_MARK]), tooltip=tips(*of_end),
+        )  # fmt: skip
+    return facets(points, layers, title, notes, look)
+
+
+def _curve_points(runs: pl.DataFrame, keys: list[str], seed: str, curve: str) -> pl.DataFrame:
+    """Returns a row per finite loss of a curve, with ``diverged``: whether its run did."""
+    require_columns(runs, [*keys, seed, "curve_step", curve])
+    duplicates(runs, [*keys, seed], "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
+    told = ["diverged"] if "diverged" in runs.columns else []
+    lists = runs.select(*keys, seed, *told, "curve_step", curve).explode("curve_step", curve)
+    points = finite(lists, [*keys, seed, "curve_step", *told], {"loss": curve})
+    failed = pl.col("loss").is_null().any().over(*keys, seed)
+    failed = failed | pl.col("diverged") if told else failed
+    points = points.rename({"curve_step": "step"}).with_columns(failed.alias("diverged"))
+    return spelled(points.filter(pl.col("loss").is_not_null()))
+
+
+def loss_vs_steps(
+    runs: pl.DataFrame,
+    color: str = "optimizer",
+    speedup: Speedup | None = None,
+    steps: str = "steps",
+    rate: str = "learning_rate",
+    loss: str = "final_validation_loss",
+    seed: str = "seed",
+    title: str = "Loss against length of the schedule",
+) -> Chart:
+    """Draws final losses against horizons, each with its own full schedule and its best rate.
+
+    The curve is :func:`~isolab.analysis.power_law.fit_power_law`'s through the seed means. With
+    ``speedup``, a dashed line runs from the challenger's point to the baseline's curve.
+
+    Args:
+        runs: a row per run; ``color``, ``steps``, ``rate``, ``loss``, ``seed`` and, where there is
+            one, ``origin`` ("reference" or "yours").
+
+    Raises:
+        ValueError: for missing columns, no rows, or no horizon with a finite loss.
+    """
+    keys = list(dict.fromkeys([color, *origins(runs)]))
+    require_columns(runs, [*keys, steps, rate, loss, seed])
+    notes, best = [], []
+    for values, its in runs.sort(*keys, steps).group_by([*keys, steps], maintain_order=True):
+        try:
+            best.append(at_best_rate(its, [*keys, steps], rate, loss, seed))
+        except ValueError as error:
+            who = ", ".join(map(value_text, values[:-1]))
+            notes.append(f"{who} at {values[-1]} steps is not drawn: {error}")
+    if not best:
+        raise ValueError("no horizon can be drawn: " + ("; ".join(notes) or "the frame is empty"))
+    points = spelled(finite(pl.concat(best), [*keys, steps, rate, seed], {"loss": loss}))
+    look = look_of(points, color)
+    points, groups = look.frame, list(look.columns)
+    means = (
+        points.group_by(*groups, steps)
+        .agg(pl.col("loss").mean().alias("mean"), pl.col(rate).first(), pl.len().alias("seeds"))
+        .sort(*groups, steps)
+    )
+    laws, fits = _laws(means, groups, steps)
+    x = log_axis(steps, points[steps], f"{title_of(steps)} (log2 axis)", ",d")
+    domain = padded(bound(points["loss"], "min"), bound(points["loss"], "max"))
+    plot = Plot(x, axis("loss", title_of(loss), domain), look)
+    where: list[Any] = [*keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
+    layers = []
+    if not laws.is_empty():
+        layers += plot.draw(laws, LINE, 0.9, y="fitted", tooltip=tips(*keys, "law"))
+    layers += plot.draw(points, POINT, 0.5, tooltip=tips(*where, seed, ("loss", ".4f")))
+    of_mean = tips(*where, ("mean", ".4f", "mean loss"), "seeds")
+    mean = POINT | {"size": 90, "stroke": "white", "strokeWidth": 1}
+    layers += plot.draw(means, mean, y="mean", tooltip=of_mean, split=False)
+    if speedup is not None and speedup.value is None:
+        notes.append(f"No speedup: {speedup.reason}")
+    elif speedup is not None:
+        layers += _speedup_layers(plot, speedup, steps)
+        fits = [f"Speedup in steps: {_speedup_text(speedup)}", *fits]
+        notes += [speedup.reason] if speedup.reason else []
+    return facets(points, layers, title, [*look.note, *fits, *notes], look)
+
+
+def _laws(means: pl.DataFrame, groups: list[str], steps: str) -> tuple[pl.DataFrame, list[str]]:
+    """Returns fitted curves, 60 points a group of 2 horizons or more, and what to say of them."""
+    frames, notes = [], []
+    for values, its in means.group_by(groups, maintain_order=True):
+        if len(its) < 2:
+            continue
+        who = ", ".join(value_text(v) for v, n in zip(values, groups, strict=True) if n != "series")
+        try:
+            law = fit_power_law(its[steps].to_numpy(), its["mean"].to_numpy())
+        except ValueError as error:
+            notes.append(f"{who}: {error}")
+            continue
+        at = np.geomspace(bound(its[steps], "min"), bound(its[steps], "max"), 60)
+        text = f"{law.limit:.3f} + {law.scale:.3g} T^-{law.exponent:.3f}"
+        notes.append(f"{who}: L(T) = {text}, residual {law.residual:.4f} nats")
+        curve = pl.DataFrame({steps: at, "fitted": law.loss(at), "law": text})
+        frames.append(curve.join(its.select(groups).head(1), how="cross"))
+    return (pl.concat(frames) if frames else pl.DataFrame()), notes
+
+
+def _speedup_text(speedup: Speedup) -> str:
+    text = f"{speedup.value:.2f}×"
+    if speedup.interval is None or speedup.seeds < 2:
+        return text
+    low, high = speedup.interval
+    ends = ["open" if low == 0 else f"{low:.2f}", "open" if math.isinf(high) else f"{high:.2f}"]
+    return f"{text} (95% interval {ends[0]} to {ends[1]})"
+
+
+def _speedup_layers(plot: Plot, speedup: Speedup, steps: str) -> list[Layer]:
+    assert speedup.value is not None and speedup.baseline_steps is not None
+    row = {
+        steps: float(speedup.challenger_steps),
+        "to": speedup.baseline_steps,
+        "middle": math.sqrt(speedup.challenger_steps * speedup.baseline_steps),
+        "loss": speedup.challenger_loss,
+        "label": f"{speedup.value:.2f}×",
+        "speedup in steps": _speedup_text(speedup),
+    }
+    tooltip = tips("speedup in steps", ("loss", ".4f"))
+    rows = pl.DataFrame([row])
+    rule = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 2, "color": "#333333"}
+    font: Any = {"dy": -11, "color": "#222222", "fontSize": 14}
+    where = {"x": "middle", "tooltip": tooltip}
+    return [
+        *plot.draw(rows, rule, None, x2="to", tooltip=tooltip),
+        *plot.labels(rows, "label", None, where, **font),
+    ]

@@ -1,30 +1,23 @@
-"""Final losses over eps and width, or eps and loss scale: a map for each variant.
-
-Each eps has a column and each width, or loss scale, a row, all of one size; between two of them the
-axes are logarithmic, so that a line has its place.
-"""
+"""Final losses over eps, and where eps lies among the second moments that it is added to."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 import numpy as np
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
-from isolab.charts.panels import Place, small_multiples
-from isolab.charts.parts import bound, ceiling, duplicates, spelled, summarized, tip, words
+from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
+from isolab.charts.frames import duplicates, log_domain
+from isolab.charts.heat import CELL, DASHES, Places, heat_map, places_of, rows_title, top_loss
+from isolab.charts.layers import Plot, axis, highest, look_of, power_ticks, tips
+from isolab.charts.theme import LINE, PANEL_HEIGHT, POINT, spelled, summarized, title_of, words
 
 NO_EPS = "no eps"
-_CELL = 25.0  # pixels that a number in a cell takes
-_GAP = 0.25  # between the columns of eps 0 and of the least eps above it
-_INK = {"light": ("#FFFFFF", "#000000"), "dark": ("#000000", "#FFFFFF")}  # and what is around it
-_DASHES = {"hidden": [1, 0], "embedding": [6, 3], "readout": [2, 2], "vector": [8, 2, 2, 2]}
-_LOST = "#D9D9D9"
-_SPAN = 0.3  # nats/token that the colours span at least, so that noise does not look like a pattern
+_TEN = "'1e' + format(datum.value, 'd')"  # a tick of a linear axis in log10
 
 
 def loss_by_eps(
@@ -34,7 +27,7 @@ def loss_by_eps(
     rows: str | None = None,
     columns: str | None = "variant",
     title: str = "",
-) -> alt.ConcatChart:
+) -> Chart:
     """Draws a map of the final loss: eps to the right, width or loss scale upwards, by variant.
 
     Eps 0 is a column of its own at the left; a variant without eps is one cell for all of them. A
@@ -42,79 +35,34 @@ def loss_by_eps(
     root mean square: right of it eps rules.
 
     Args:
-        cells: from :func:`isolab.analysis.epsilon.eps_map`; ``rows`` and ``columns`` too.
+        cells: from :func:`isolab.analysis.epsilon.eps_map`; ``rows`` and ``columns`` too, which may
+            be ``origin``.
         over: "width" or "loss_scale", both positive.
         lines: from :func:`isolab.analysis.epsilon.eps_lines`: ``variant``, ``role``, ``over`` and
-            ``eps``; drawn in the panels of their variant.
+            ``eps``; drawn in the panels of their variant, and of their ``origin`` if they have one.
 
     Raises:
         ValueError: for missing columns, no rows, two rows of a cell, an ``over`` that is not a
             positive number, a negative eps, lines without panels of variants, lines whose variants
             have no panel, or a role of theirs that is unknown.
     """
-    panel = [name for name in (rows, columns) if name is not None]
+    panel = panel_columns(rows, columns)
     require_columns(cells, [*panel, "variant", "eps", over, "loss"])
     if cells.is_empty():
         raise ValueError("nothing to draw: the frame has no rows")
     duplicates(cells, [*panel, "eps", over], "name the column that differs as rows or columns")
     if lines is not None:
-        require_columns(lines, ["variant", "role", over, "eps"])
-        if "variant" not in panel:
-            raise ValueError(
-                f"lines need panels of variants, got rows {rows!r}, columns {columns!r}"
-            )
-        theirs, shown = set(lines["variant"]), set(cells["variant"])
-        if not theirs & shown:
-            raise ValueError(f"lines are of {sorted(theirs)}; panels are of {sorted(shown)}")
-        unknown = sorted(set(lines["role"].cast(pl.String)) - set(_DASHES))
-        if unknown:
-            raise ValueError(f"unknown role {unknown[0]!r}; known: {sorted(_DASHES)}")
-    across, up = _columns(cells["eps"]), _rungs(cells[over], over)
-    placed = _numbered(_placed(cells, over, across, up))
-    lost = placed.filter(~pl.col("loss").is_finite()).drop("loss", "number")
-    kept = placed.filter(pl.col("loss").is_finite())
-    best = bound(kept["loss"], "min", 0.0)
-    top = _top(kept["loss"])
-    x = alt.X("left:Q", title="eps (log axis, a column each)")
-    y = up.axis(alt.Y("bottom:Q", title=f"{words(over)} (log axis, a row each)"))
-    shade = alt.Color("loss:Q", title=["final loss", "(nats/token)"]).scale(
-        scheme="viridis", reverse=True, domain=[best, top], clamp=True
-    )
-    where = [*map(tip, panel), tip("eps shown", name="eps"), tip(over, "~g")]
-    tips = [*where, tip("loss", ".4f"), tip("seeds")] if "seeds" in placed.columns else where
+        _check_lines(lines, over, cells, panel)
+    across = places_of(cells["eps"], "eps", math.log10, "1e{log:.3g}", zero=True)
+    tick = "2^{log:.3g}" if over == "loss_scale" else "{value:.4g}"
+    up = places_of(cells[over], over, math.log2, tick)
+    placed = _placed(cells, over, across, up)
+    pixels = panel_pixels(cells, columns) / (across.ends[1] - across.ends[0])  # of a column
+    x = across.axis("left", "eps (log axis, a column each)", crowded=pixels < CELL)
+    plot = Plot(x, up.axis("bottom", rows_title(over)))
+    where = [*panel, ("shown", None, "eps"), (over, "~g")]
     curves = None if lines is None else _curves(lines, over, across, up)
-
-    def draw(place: Place) -> list[alt.Chart]:
-        pixels = place.width / (across.ends[1] - across.ends[0])  # of a column
-        its_x = place.x(across.axis(x, crowded=pixels < _CELL))
-        ends = {"x2": "right:Q", "y2": "top:Q", "x": its_x, "y": place.y(y)}
-        box: dict[str, Any] = {"stroke": "white", "strokeWidth": 0.8, "clip": True}
-        layers = [
-            alt.Chart(place.of(kept)).mark_rect(**box).encode(color=shade, tooltip=tips, **ends)
-        ]
-        gone = place.of(lost)
-        if not gone.is_empty():
-            where_lost = [*where, *([tip("diverged")] if "diverged" in gone.columns else [])]
-            grey = alt.Chart(gone)
-            layers.append(grey.mark_rect(fill=_LOST, **box).encode(tooltip=where_lost, **ends))
-            cross = grey.mark_text(text="×", fontSize=15, fontWeight="bold", color="#333333")
-            layers.append(cross.encode(x=alt.X("middle:Q"), y=alt.Y("height:Q")))
-        if curves is not None:
-            layers += _drawn(place.of(curves), x=alt.X("left:Q"), y=alt.Y("bottom:Q"))
-        for ink, (colour, halo) in _INK.items():
-            fits = (pl.col("right") - pl.col("left")) * pixels >= _CELL
-            said = place.of(kept).filter(fits & (pl.col("ink") == ink))
-            text = alt.Chart(said).encode(x=alt.X("middle:Q"), y=alt.Y("height:Q"), text="number:N")
-            if not said.is_empty():
-                around: dict[str, Any] = {
-                    "strokeJoin": "round",
-                    "stroke": halo,
-                    "strokeWidth": 2,
-                    "strokeOpacity": 0.5,
-                }
-                layers += [text.mark_text(fontSize=10, **around)] if lines is not None else []
-                layers.append(text.mark_text(fontSize=10, color=colour))
-        return layers
+    layers = heat_map(plot, placed, where, pixels, curves)
 
     notes = []
     if curves is not None:
@@ -122,156 +70,158 @@ def loss_by_eps(
             "Black line: eps equals the root mean square of the gradient; right of it eps rules the"
             " update."
         )
-    if (kept["loss"] > top).any():
+    found = cells.filter(pl.col("loss").is_finite())["loss"]
+    if (found > (top := top_loss(found))).any():
         notes.append(f"Losses above {top:.2f} have the colour of {top:.2f}.")
-    if not lost.is_empty():
+    if len(found) < len(cells):
         notes.append("Grey with a cross: a seed diverged.")
     with_eps = cells.filter(pl.col("eps").is_not_null())
     each = with_eps["eps"].n_unique() * cells[over].n_unique()
     if len(with_eps) < each * len(with_eps.select(panel or [pl.lit(0)]).unique()):
         notes.append("White: not run.")
-    tall = {1: 300, 2: 240}.get(len(cells.select(rows).unique()) if rows else 1, 180)
+    tall = {1: 300, 2: 240}.get(cells[rows].n_unique() if rows else 1, 180)
     title = title or f"Final loss by eps and {words(over)}"
-    return small_multiples(
-        placed, rows, columns, draw, title, summarized(notes, 4), height=tall, zoom=False
-    )
+    notes = summarized(notes, 4)
+    return facets(placed, layers, title, notes, None, rows, columns, tall, zoom=False)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """One axis: a place for each value, and logarithmic ones between them.
-
-    logs: of the values, ascending; names: as the ticks say; zero: a place at 0 for the value 0.
-    """
-
-    logs: tuple[float, ...]
-    names: tuple[str, ...]
-    zero: bool = False
-
-    @property
-    def places(self) -> np.ndarray:
-        """Returns the places of the values but 0."""
-        return np.arange(len(self.logs)) + (1 + _GAP if self.zero else 0.0)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Returns where the axis begins and ends."""
-        places = self.places
-        first = 0.0 if self.zero or not len(places) else float(places[0])
-        return first - 0.5, (float(places[-1]) if len(places) else 0.0) + 0.5
-
-    def at(self, log: float) -> float:
-        """Returns the place of a value's logarithm; -inf for the value 0."""
-        if log == -math.inf:
-            return 0.0
-        logs, places = np.array(self.logs), self.places
-        if len(logs) == 1:
-            return float(places[0] + log - logs[0])
-        left = int(np.clip(np.searchsorted(logs, log, side="right") - 1, 0, len(logs) - 2))
-        return float(places[left] + (log - logs[left]) / (logs[left + 1] - logs[left]))
-
-    def axis(self, channel: Any, crowded: bool = False) -> Any:
-        """Returns the channel with this axis; ``crowded`` leaves names out where they overlap."""
-        ticks = [*([0.0] if self.zero else []), *map(float, self.places)]
-        said = "''"
-        names = [*(["0"] if self.zero else []), *self.names]
-        for tick, name in zip(ticks, names, strict=True):
-            said = f"abs(datum.value - {tick!r}) < 1e-6 ? '{name}' : {said}"
-        channel = channel.scale(domain=list(self.ends), nice=False, zero=False)
-        if not ticks:
-            return channel.axis(None)
-        return channel.axis(
-            values=ticks,
-            tickCount=len(ticks),  # else Vega thins them
-            labelExpr=said,
-            grid=False,
-            labelOverlap=crowded,
-            labelFontSize=10,
-            labelSeparation=1,
-        )
+def _check_lines(lines: pl.DataFrame, over: str, cells: pl.DataFrame, panel: list[str]) -> None:
+    require_columns(lines, ["variant", "role", over, "eps"])
+    if "variant" not in panel:
+        raise ValueError(f"lines need panels of variants, got panels of {panel}")
+    theirs, drawn = set(lines["variant"]), set(cells["variant"])
+    if not theirs & drawn:
+        raise ValueError(f"lines are of {sorted(theirs)}; panels are of {sorted(drawn)}")
+    unknown = sorted(set(lines["role"].cast(pl.String)) - set(DASHES))
+    if unknown:
+        raise ValueError(f"unknown role {unknown[0]!r}; known: {sorted(DASHES)}")
 
 
-def _columns(values: pl.Series) -> _Scale:
-    eps = values.cast(pl.Float64).drop_nulls()
-    bad = eps.filter(~(eps.is_finite() & (eps >= 0)))
-    if len(bad):
-        raise ValueError(f"eps must be 0 or above and finite, got {bad[0]}")
-    logs = sorted({math.log10(value) for value in eps if value > 0})
-    zero = bool((eps == 0).any()) and bool(logs)
-    return _Scale(tuple(logs), tuple(f"1e{log:.3g}" for log in logs), zero)
-
-
-def _rungs(values: pl.Series, over: str) -> _Scale:
-    heights = values.cast(pl.Float64)
-    bad = heights.filter(~(heights.is_finite() & (heights > 0)).fill_null(False))
-    if len(bad):
-        raise ValueError(f"{over} must be positive and finite, got {bad[0]}")
-    logs = sorted({math.log2(value) for value in heights})
-    if over == "loss_scale":
-        return _Scale(tuple(logs), tuple(f"2^{log:.3g}" for log in logs))
-    return _Scale(tuple(logs), tuple(f"{2**log:.4g}" for log in logs))
-
-
-def _placed(cells: pl.DataFrame, over: str, across: _Scale, up: _Scale) -> pl.DataFrame:
-    """Returns cells with their edges and middles."""
+def _placed(cells: pl.DataFrame, over: str, across: Places, up: Places) -> pl.DataFrame:
+    """Returns cells with their edges and middles, eps in words, and what follows their number."""
     rows = []
     for eps, height in cells.select(pl.col("eps", over).cast(pl.Float64)).rows():
         middle = across.at(math.log10(eps) if eps else -math.inf) if eps is not None else 0.0
         left, right = across.ends if eps is None else (middle - 0.5, middle + 0.5)
         place = up.at(math.log2(height))
-        shown = NO_EPS if eps is None else f"{eps:.3g}"
-        rows.append((left, right, place - 0.5, place + 0.5, (left + right) / 2, place, shown))
-    names = ["left", "right", "bottom", "top", "middle", "height", "eps shown"]
+        words_of = (NO_EPS, f", {NO_EPS}") if eps is None else (f"{eps:.3g}", "")
+        rows.append((left, right, place - 0.5, place + 0.5, (left + right) / 2, place, *words_of))
+    names = ["left", "right", "bottom", "top", "middle", "height", "shown", "suffix"]
     sides = pl.DataFrame(rows, schema=names, orient="row")
     return spelled(pl.concat([cells, sides], how="horizontal"))
 
 
-def _numbered(placed: pl.DataFrame) -> pl.DataFrame:
-    """Adds each cell's number and its ink."""
-    kept = placed.filter(pl.col("loss").is_finite())["loss"]
-    low = bound(kept, "min", 0.0)
-    high = _top(kept)
-    light = (pl.col("loss") - low) / (high - low) > 0.45  # of viridis, reversed
-    whole = pl.when(pl.col("eps").is_null()).then(pl.lit(f", {NO_EPS}")).otherwise(pl.lit(""))
-    number = pl.col("loss").map_elements(lambda loss: f"{loss:.2f}", return_dtype=pl.String)
-    return placed.with_columns(
-        pl.when(light).then(pl.lit("light")).otherwise(pl.lit("dark")).alias("ink"),
-        pl.concat_str(number, whole).alias("number"),
-    )
-
-
-def _top(losses: pl.Series) -> float:
-    """Returns the loss that has the last colour."""
-    return max(ceiling(losses, losses), bound(losses, "min", 0.0) + _SPAN)
-
-
-def _curves(lines: pl.DataFrame, over: str, across: _Scale, up: _Scale) -> pl.DataFrame:
+def _curves(lines: pl.DataFrame, over: str, across: Places, up: Places) -> pl.DataFrame:
     """Returns the lines' points at the places of the axes, close enough for straight pieces."""
+    keys = ["variant", "role", *(["origin"] if "origin" in lines.columns else [])]
+    named = lines.with_columns(pl.col("role").cast(pl.String)).sort(*keys, over)
     rows = []
-    named = lines.with_columns(pl.col("role").cast(pl.String)).sort("variant", "role", over)
-    for (variant, role), its in named.group_by(["variant", "role"], maintain_order=True):
+    for names, its in named.group_by(keys, maintain_order=True):
         heights, logs = np.log2(its[over].to_numpy()), np.log10(its["eps"].to_numpy())
         for height in np.linspace(heights[0], heights[-1], 80):
             log = float(np.interp(height, heights, logs))
             place = across.at(log)
             if place >= 0.5 or not across.zero:  # not into the column of eps 0
-                rows.append((variant, role, 10.0**log, place, up.at(float(height))))
-    names = ["variant", "role", "eps", "left", "bottom"]
-    return pl.DataFrame(rows, schema=names, orient="row")
+                rows.append((*names, 10.0**log, place, up.at(float(height))))
+    found = pl.DataFrame(rows, schema=[*keys, "eps", "left", "bottom"], orient="row")
+    return spelled(found).with_columns(pl.col("role").cast(pl.String))
 
 
-def _drawn(curves: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    if curves.is_empty():
-        return []
-    known = [role for role in _DASHES if role in curves["role"].unique()]
-    dash = alt.StrokeDash(
-        "role:N",
-        scale=alt.Scale(domain=known, range=[_DASHES[role] for role in known]),
-        title=["eps = gradient", "RMS of"],
-        legend=alt.Legend(symbolType="stroke", symbolSize=500),  # wide enough for a dash and a gap
+def root_histogram(
+    histogram: pl.DataFrame,
+    epsilons: Sequence[float] = (1e-8,),
+    title: str = "Adam's denominator √v against eps",
+) -> Chart:
+    """Draws how the second moments' roots are spread, by role and width, and where eps lies.
+
+    A parameter left of a dashed line loses more than half of its update to that eps. What is
+    exactly 0, parameters that never had a gradient, is a triangle at the left edge.
+
+    Args:
+        histogram: from :func:`isolab.measure.gradients.root_histogram`.
+        epsilons: above 0.
+
+    Raises:
+        ValueError: for missing columns, no rows, two rows of a bin, or an eps that is not positive.
+    """
+    require_columns(histogram, ["width", "role", "log10_low", "log10_high", "count"])
+    if histogram.is_empty():
+        raise ValueError("nothing to draw: the frame has no rows")
+    duplicates(histogram, ["width", "role", "log10_low"])
+    shares = histogram.with_columns(
+        (pl.col("count") / pl.col("count").sum().over("width", "role")).alias("share")
     )
-    drawn = alt.Chart(curves).encode(x=x, y=y, order=alt.Order("bottom:Q"))
-    tips = [tip("role"), tip("eps", ".3~e", "gradient RMS")]
-    halo = drawn.mark_line(clip=True, color="white", strokeWidth=4, opacity=0.7)
-    ink = drawn.mark_line(clip=True, color="black", strokeWidth=1.8)
-    return [halo.encode(detail="role:N"), ink.encode(strokeDash=dash, tooltip=tips)]
+    zeros = spelled(shares.filter(pl.col("log10_low").is_null()))
+    steps = spelled(_steps(shares.filter(pl.col("log10_low").is_not_null())))
+    rules = pl.DataFrame({"eps": list(epsilons)}, schema={"eps": pl.Float64})
+    log_domain("eps", rules["eps"])
+    names = [f"{eps:.0e}".replace("e-0", "e-") for eps in epsilons]
+    rules = rules.with_columns(pl.col("eps").log10().alias("log10"), pl.Series("name", names))
+    logs = [*rules["log10"], *steps["log10"]]
+    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    ticks = power_ticks(low, high, 8)
+    x = axis("log10", "√v (log10 axis)", [low, high], values=ticks, labelExpr=_TEN)
+    top = 1.12 * highest(steps["share"], zeros["share"])
+    y = axis("share", "share of parameters", [0, top], format="~%")
+    plot = Plot(x, y, look_of(shares, "width"))
+    outline = LINE | {"strokeWidth": 1.8, "interpolate": "step-after"}
+    layers = plot.draw(steps, outline, order="log10")
+    dashed = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": "#333333"}
+    layers += plot.draw(rules, dashed, None, y=None)
+    font: Any = {"color": "#333333", "fontSize": 11, "dx": 4, "align": "left"}
+    layers += plot.labels(rules, "name", None, {"y": 9}, **font)
+    of_zero = tips(("width", "d"), "role", ("share", ".2%", "exactly 0"))
+    triangle = POINT | {"shape": "triangle-left", "size": 70}
+    layers += plot.draw(zeros, triangle, x=7, tooltip=of_zero)
+    notes = ["Left of a dashed line eps takes more than half of the update."]
+    if not zeros.is_empty():
+        notes.append("Triangle at the left edge: exactly 0, never a gradient.")
+    return facets(steps, layers, title, notes, plot.look, None, "role", PANEL_HEIGHT, zoom=False)
+
+
+def _steps(shares: pl.DataFrame) -> pl.DataFrame:
+    """Returns the outline of each width's and role's bins, empty ones included."""
+    rows = []
+    for (width, role), its in shares.sort("log10_low").group_by(
+        ["width", "role"], maintain_order=True
+    ):
+        size = its["log10_high"][0] - its["log10_low"][0]
+        before = its["log10_low"][0] - size
+        for low, high, share in its.select("log10_low", "log10_high", "share").rows():
+            if low - before > 1e-6:
+                rows.append((width, role, before, 0.0))
+            rows.append((width, role, low, share))
+            before = high
+        rows.append((width, role, before, 0.0))
+    schema: dict[str, Any] = {"width": shares.schema["width"], "role": pl.String}
+    return pl.DataFrame(
+        rows, schema=schema | {"log10": pl.Float64, "share": pl.Float64}, orient="row"
+    )
+
+
+def damped_shares(
+    shares: pl.DataFrame, title: str = "Share of parameters that eps slows down"
+) -> Chart:
+    """Draws the share of parameters whose update eps more than halves, against eps, by width.
+
+    Args:
+        shares: from :func:`isolab.measure.gradients.damped_shares`, at several eps above 0; eps 0,
+            which slows nothing down, is left out.
+
+    Raises:
+        ValueError: for missing columns, no eps above 0, or two shares of one width, role and eps.
+    """
+    require_columns(shares, ["width", "role", "eps", "share"])
+    points = spelled(shares.filter((pl.col("eps") > 0) & pl.col("share").is_not_null()))
+    if points.is_empty():
+        raise ValueError("nothing to draw: no share at an eps above 0")
+    duplicates(points, ["width", "role", "eps"])
+    ends = log_domain("eps", points["eps"])
+    x = axis("eps", f"{title_of('eps')} (log10 axis)", ends, 10, format=".0e", tickCount=5)
+    quarters = [0, 0.25, 0.5, 0.75, 1]
+    y = axis("share", "share with √v < eps", [-0.03, 1.03], format="~%", values=quarters)
+    plot = Plot(x, y, look_of(points, "width"))
+    tooltip = tips(("width", "d"), "role", ("eps", ".2~e"), ("share", ".2%"))
+    layers = plot.draw(points, LINE, tooltip=tooltip)
+    layers += plot.draw(points, POINT | {"size": 20}, 0.8, tooltip=tooltip)
+    return facets(points, layers, title, [], plot.look, None, "role", PANEL_HEIGHT)

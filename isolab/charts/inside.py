@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 import polars as pl
 
-from isolab.charts.parts import NAMED_COLOURS, OTHER_COLOURS, bound, finite, tip
+from isolab.charts.figure import Chart, Panel, figure
+from isolab.charts.frames import bound, decades, finite
+from isolab.charts.layers import Plot, axis, names_axis, scaled, tips
+from isolab.charts.theme import LINE, NAMED_COLOURS, OTHER_COLOURS, POINT
 
 _NAMES = 95  # pixels for the names of layers
 _MOST_LAYERS = 26  # names that there is room for
@@ -19,9 +20,13 @@ _POINTS = 40  # of a spectrum, evenly spaced on the log axis
 _SHAPES = {"embedding": "square", "hidden": "circle", "readout": "diamond", "vector": "triangle-up"}
 _DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]
 _KINDS = {"qkv": 0, "out": 1, "up": 2, "down": 3}  # the four matrices of a block, by colour
+_LEGEND: dict[str, Any] = {
+    "orient": "bottom", "direction": "horizontal", "columns": 4, "labelFontSize": 10,
+    "columnPadding": 6, "symbolSize": 60,
+}  # fmt: skip
 
 
-def layers_inside(frame: pl.DataFrame, title: str | None = None) -> alt.HConcatChart:
+def layers_inside(frame: pl.DataFrame, title: str | None = None) -> Chart:
     """Draws, per layer from the input down, how far a step moves it and along its inputs or not.
 
     Left: root mean square of a step's change over that of the parameter; right: the change's
@@ -51,55 +56,41 @@ def layers_inside(frame: pl.DataFrame, title: str | None = None) -> alt.HConcatC
         notes.append("An alignment below 0 is drawn at 0.")
     lost = points.filter(pl.col("size").is_null())["layer"].to_list()
     if lost:
-        notes.append(f"Nothing that can be drawn: {_listed(lost)}.")
-    height = len(names) * (14 if len(names) <= _MOST_LAYERS else 11)
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        notes.append(f"Nothing that can be drawn: {', '.join(lost[:3])}{more}.")
+    height = max(len(names) * (14 if len(names) <= _MOST_LAYERS else 11), 60)
     shapes = {role: its for role, its in _SHAPES.items() if role in points["role"]}
-    color = _scaled("role", {role: NAMED_COLOURS[role] for role in shapes})
-    shape = alt.Shape("role:N", title=None, legend=_legend(), scale=_scale(shapes))
-    tips = [tip("layer"), tip("role"), tip("size", ".2e", "change over size")]
-    tips.append(tip("alignment", ".3f"))
-
-    def panel(x: alt.X, heading: str, left: bool, rules: Sequence[float]) -> alt.LayerChart:
-        axis = alt.Axis(
-            labels=left, ticks=False, domain=False, grid=True,
-            minExtent=_NAMES if left else 0, labelLimit=_NAMES, labelFontSize=10,
-            labelExpr="replace(datum.label, 'blocks/', '')",
-        )  # fmt: skip
-        y = alt.Y("layer:N", title=None, axis=axis).scale(domain=names)
-        column = x["shorthand"].removesuffix(":Q")
-        its = points.filter(pl.col(column).is_not_null())
-        dots = alt.Chart(its).mark_point(filled=True, size=45, opacity=1)
-        dots = dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
-        lines = alt.Chart(pl.DataFrame({column: list(rules)}, schema={column: pl.Float64}))
-        rule = lines.mark_rule(color="#666666", strokeDash=[4, 3]).encode(x=x)
-        return _layered([rule, dots]).properties(
-            title=_heading(heading), width=118 if left else 78, height=max(height, 60)
-        )
-
-    low, high = _decades(points["size"])
+    color = scaled("role", {role: NAMED_COLOURS[role] for role in shapes}, **_LEGEND)
+    look = {"color": color, "shape": scaled("role", shapes, **_LEGEND)}
+    tooltip = tips("layer", "role", ("size", ".2e", "change over size"), ("alignment", ".3f"))
+    low, high = decades(points["size"])
     ticks = [10.0**k for k in range(low, high + 1)]
-    sizes = alt.X("size:Q", title=None, axis=alt.Axis(values=ticks, format="~g")).scale(
-        type="log", domain=[ticks[0], ticks[-1]], nice=False
-    )
-    along = alt.X("drawn:Q", title=None, axis=alt.Axis(values=[0, 0.5, 1], format="~g")).scale(
-        domain=[0, 1.02], nice=False
-    )
-    panels = [
-        panel(sizes, "change of a step / size", left=True, rules=[]),
-        panel(along, "alignment", left=False, rules=[0.5, 1.0]),
-    ]
-    whole = alt.hconcat(*panels, spacing=8).resolve_scale(color="shared", shape="shared")
+    sizes = axis("size", None, [ticks[0], ticks[-1]], 10, values=ticks, format="~g")
+    along = axis("drawn", None, [0, 1.02], values=[0, 0.5, 1], format="~g")
+    font: dict[str, Any] = {"labelLimit": _NAMES, "labelFontSize": 10}
+    font["labelExpr"] = "replace(datum.label, 'blocks/', '')"
+    panels = []
+    for x, heading, rules, width in (
+        (sizes, "change of a step / size", [], 118),
+        (along, "alignment", [0.5, 1.0], 78),
+    ):
+        left = not panels
+        y = names_axis("layer", names, labels=left, minExtent=_NAMES if left else 0, **font)
+        plot = Plot(x, y)
+        its = points.filter(pl.col(x["field"]).is_not_null())
+        dots = plot.draw(
+            its, POINT | {"size": 45, "opacity": 1, "clip": False}, tooltip=tooltip, **look
+        )
+        panels.append(Panel(heading, plot.rules(rules, "x") + dots, width, height))
     ends = points.sort("size", nulls_last=True)
     description = (
         f"Per layer after {step} steps: relative size of a step's change, and its alignment."
-        f" Smallest change {_said(ends, 0)}; largest {_said(ends.drop_nulls('size'), -1)}."
+        f" Smallest change {_named(ends, 0)}; largest {_named(ends.drop_nulls('size'), -1)}."
     )
-    return _finished(whole, title or f"Inside the layers, step {step}", notes, description)
+    return _small(panels, title or f"Inside the layers, step {step}", notes, description, 8)
 
 
-def spectra(
-    frame: pl.DataFrame, title: str = "Spectra of the factors", note: str = ""
-) -> alt.HConcatChart:
+def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: str = "") -> Chart:
     """Draws eigenvalues of each hidden matrix's two factors, over the largest, by their place.
 
     A steep line: few directions hold all of what enters the layer (or of its gradients), and a step
@@ -120,46 +111,37 @@ def spectra(
     if points.is_empty():
         raise ValueError("nothing to draw: no eigenvalue of the frame is finite")
     path = pl.col("layer").str.split("/")
-    points = points.with_columns(
+    points = _thinned(points).with_columns(
         path.list.last().alias("matrix"),
         path.list.get(1, null_on_oob=True).fill_null("none").alias("block"),
+        pl.col("eigenvalue").clip(_LEAST, 1.0).alias("drawn"),
     )
-    points = _thinned(points)
-    under = points.filter(pl.col("eigenvalue") < _LEAST).height
-    points = points.with_columns(pl.col("eigenvalue").clip(_LEAST, 1.0).alias("drawn"))
     matrices = points["matrix"].unique(maintain_order=True).to_list()
     hues = {m: OTHER_COLOURS[_KINDS.get(m, 4 + i) % 8] for i, m in enumerate(matrices)}
     blocks = sorted(points["block"].unique(), key=lambda name: (len(name), name))
-    dashes: dict[str, Any] = {b: _DASHES[i % len(_DASHES)] for i, b in enumerate(blocks)}
-    color = _scaled("matrix", hues, symbolType="stroke", symbolStrokeWidth=1.6)
-    legend = _legend(
-        symbolType="stroke", symbolStrokeColor="black", symbolStrokeWidth=1.6, symbolSize=150,
-        titleOrient="left", titleFontSize=10,
-    )  # fmt: skip
-    dash = alt.StrokeDash("block:N", title="block", legend=legend, scale=_scale(dashes))
-    powers = range(round(math.log10(_LEAST)), 1)
-    y = alt.Y("drawn:Q", title=None).scale(type="log", domain=[_LEAST, 1.0], nice=False)
+    dashes = {b: _DASHES[i % len(_DASHES)] for i, b in enumerate(blocks)}
+    stroke: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 1.6}
+    black = {"symbolStrokeColor": "black", "symbolSize": 150, "titleOrient": "left"}
+    color = scaled("matrix", hues, **_LEGEND | stroke)
+    legend = _LEGEND | stroke | black | {"titleFontSize": 10}
+    look = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
     largest = bound(points["index"], "max")
     places = [2.0**k for k in range(0, 12, 2) if 2.0**k <= largest]
-    x = alt.X("index:Q", title="place", axis=alt.Axis(values=places, format="~g")).scale(
-        type="log", base=2, domain=[1.0, max(largest, 2.0)], nice=False
-    )
-    tips = [tip("layer"), tip("side"), tip("index", "d", "place"), tip("eigenvalue", ".2e")]
-    panels: list[alt.LayerChart] = []
+    x = axis("index", "place", [1.0, max(largest, 2.0)], 2, values=places, format="~g")
+    powers = [10.0**k for k in range(round(math.log10(_LEAST)), 1, 2)]
+    tooltip = tips("layer", "side", ("index", "d", "place"), ("eigenvalue", ".2e"))
+    shared: dict[str, Any] = {"detail": "layer", "tooltip": tooltip}
+    panels: list[Panel] = []
     for side in points["side"].unique(maintain_order=True):
-        axis = alt.Axis(values=[10.0**k for k in powers][::2], format="~e", labels=not panels)
-        its = alt.Chart(points.filter(pl.col("side") == side)).encode(
-            x=x, y=y.axis(axis), detail="layer:N", tooltip=tips
-        )
-        lines = its.mark_line(clip=True, strokeWidth=1.6).encode(color=color, strokeDash=dash)
-        dots = its.mark_circle(clip=True, size=40, opacity=0)  # for the tooltip
-        panels.append(
-            _layered([lines, dots]).properties(title=_heading(side), width=120, height=150)
-        )
-    whole = alt.hconcat(*panels, spacing=10).resolve_scale(color="shared", strokeDash="shared")
+        axis_y = {"values": powers, "format": "~e", "labels": not panels}
+        plot = Plot(x, axis("drawn", None, [_LEAST, 1.0], 10, **axis_y))
+        its = points.filter(pl.col("side") == side)
+        lines = plot.draw(its, LINE | {"strokeWidth": 1.6}, **look, **shared)
+        dots = plot.draw(its, POINT | {"opacity": 0, "size": 40}, **shared)  # for the tooltip
+        panels.append(Panel(side, lines + dots, 120, 150))
     notes = ["Over the largest eigenvalue, on a held-out batch."]
     notes += [f"{note[0].upper()}{note[1:]}."] if note else []
-    if under:
+    if (points["eigenvalue"] < _LEAST).any():
         notes.append(f"At the bottom: below {_LEAST:.0e}, rounding.")
     wide = points.filter(pl.col("eigenvalue") >= 0.01).group_by("layer", "side")
     counts = wide.agg(pl.col("index").max())["index"]
@@ -168,7 +150,15 @@ def spectra(
         f" From {bound(counts, 'min', 0):.0f} to {bound(counts, 'max', 0):.0f} eigenvalues of a"
         " factor are a hundredth of its largest or more."
     )
-    return _finished(whole, title, notes, description)
+    return _small(panels, title, notes, description, 10)
+
+
+def _small(
+    panels: Sequence[Panel], title: str, notes: Sequence[str], description: str, spacing: int
+) -> Chart:
+    """Returns panels side by side that fit beside each other below the lab."""
+    return figure(panels, title, notes, None, len(panels), zoom=False, letters=54,
+                  spacing=spacing, description=description)  # fmt: skip
 
 
 def _only_step(points: pl.DataFrame) -> int:
@@ -184,56 +174,11 @@ def _thinned(points: pl.DataFrame) -> pl.DataFrame:
     last = pl.col("index").max().over(groups)
     slot = (pl.col("index").log() / last.log().clip(lower_bound=1e-9) * _POINTS).round()
     first = pl.col("index").cum_count().over([*groups, "slot"]) == 1
-    kept = points.with_columns(slot.alias("slot")).filter(first | (pl.col("index") == last))
-    return kept.drop("slot")
+    some = points.with_columns(slot.alias("slot")).filter(first | (pl.col("index") == last))
+    return some.drop("slot")
 
 
-def _decades(sizes: pl.Series) -> tuple[int, int]:
-    """Returns the powers of ten around positive sizes, two or more apart."""
-    low = math.floor(math.log10(bound(sizes, "min", 1e-3)))
-    high = math.ceil(math.log10(bound(sizes, "max", 1e-1)))
-    return low, max(high, low + 1)
-
-
-def _scale(values: dict[str, Any]) -> alt.Scale:
-    return alt.Scale(domain=list(values), range=list(values.values()))
-
-
-def _scaled(column: str, colours: dict[str, str], **legend: Any) -> alt.Color:
-    return alt.Color(f"{column}:N", title=None, legend=_legend(**legend), scale=_scale(colours))
-
-
-def _legend(**options: Any) -> alt.Legend:
-    look: dict[str, Any] = {"orient": "bottom", "direction": "horizontal", "columns": 4}
-    look |= {"labelFontSize": 10, "columnPadding": 6, "symbolSize": 60}
-    return alt.Legend(**look | options)
-
-
-def _heading(text: str) -> alt.TitleParams:
-    return alt.TitleParams(text, fontSize=11.5, offset=6, frame="group")
-
-
-def _layered(layers: Sequence[alt.Chart]) -> alt.LayerChart:
-    chart = alt.layer(*layers)
-    assert isinstance(chart, alt.LayerChart)  # not a facet: no layer has one
-    return chart
-
-
-def _finished(
-    whole: alt.HConcatChart, title: str, notes: Sequence[str], description: str
-) -> alt.HConcatChart:
-    lines = [line for note in notes for line in textwrap.wrap(note, 54)]
-    heading = alt.TitleParams(title, subtitle=lines, fontSize=13, subtitleFontSize=11)
-    finished: alt.HConcatChart = whole.properties(title=heading, description=description)
-    return finished
-
-
-def _said(points: pl.DataFrame, place: int) -> str:
+def _named(points: pl.DataFrame, place: int) -> str:
     if points.is_empty() or points["size"][place] is None:
         return "unknown"
     return f"{points['size'][place]:.2g}, {points['layer'][place]}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

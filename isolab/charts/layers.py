@@ -1,239 +1,389 @@
-"""Sizes of layers against width: the coordinate check, and its slopes."""
+"""Pieces that every chart is made of: axes, tooltips, colours that a legend selects, and layers.
+
+They are plain Vega-Lite, made without a check at each step, so that the lab can draw with them
+while a slider moves.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import altair as alt
 import polars as pl
 
-from isolab.analysis.seeds import require_columns
-from isolab.charts.intervals import bars, beyond, reach, with_intervals
-from isolab.charts.panels import Place, panel_columns, small_multiples
-from isolab.charts.parts import (
-    EDGE_MARK,
-    bound,
-    colour,
-    duplicates,
-    finite,
-    log_axis,
-    spelled,
-    summarized,
-    tip,
+from isolab.charts.frames import EDGE_MARK, ORIGINS, bound, log_domain, origins
+from isolab.charts.theme import (
+    CROSS,
+    DASH,
+    DASHED,
+    HEIGHT,
+    ORIGIN_RAMPS,
+    POINT,
+    TEXT,
+    Spec,
+    colours_of,
+    ramp,
+    words,
 )
 
-_EDGES = {"0": "triangle-down", "not finite": "M-0.9,-0.9L0.9,0.9M-0.9,0.9L0.9,-0.9"}
+_SHAPES = {"diverged": CROSS, "above the axis": "triangle-up"}
+_APART = 0.09  # octaves between series at one width
+_POSITIONS = ("x", "y")
+# Equal parameters of two charts that are shown side by side would be linked.
+_NUMBERS = itertools.count(1)
 
 
-def coordinates(
-    frame: pl.DataFrame,
-    rows: str | None = "quantity",
-    columns: str | None = None,
-    step: int | None = None,
-    color: str = "layer",
-    title: str = "",
-) -> alt.ConcatChart:
-    """Draws the coordinate check: each layer's size and its change against width, log-log.
+@dataclass(frozen=True)
+class Layer:
+    """One mark, its rows (a frame or plain dicts) and their encoding."""
 
-    A line a layer, through the geometric mean over seeds. A size of 0 is a triangle at the bottom
-    edge, one that is not finite a cross at the top edge.
+    rows: pl.DataFrame | Sequence[Mapping[str, Any]]
+    mark: Spec
+    encoding: Spec
+
+    def to_dict(self) -> Spec:
+        """Returns the layer as plain Vega-Lite, its rows in it."""
+        rows = self.rows.to_dicts() if isinstance(self.rows, pl.DataFrame) else self.rows
+        return {"data": {"values": rows}, "mark": self.mark, "encoding": self.encoding}
+
+
+def number_of(name: str) -> str:
+    """Returns a parameter's name that no other chart of this process has."""
+    return f"{name}_{next(_NUMBERS)}"
+
+
+def axis(
+    field: str,
+    title: str | None,
+    domain: Sequence[float] | None = None,
+    base: float | None = None,
+    kind: str | None = None,
+    **options: Any,
+) -> Spec:
+    """Returns a position channel of numbers.
 
     Args:
-        frame: a row per width, seed, step and layer, as of
-            :func:`isolab.measure.coordinates.coordinate_check`, with ``rows`` and ``columns``
-            where they are named; they may be "quantity" (size or change) and "step".
-        step: which step to draw, unless ``rows`` or ``columns`` is "step"; None takes the last.
-        color: "layer", dark at the input and light at the readout, or another column.
+        field: the column.
+        domain: where the axis starts and ends.
+        base: of a log axis; None is a linear one unless ``kind`` names another scale.
+        options: of the axis, such as ``values``, ``format`` or ``labelExpr``.
+    """
+    scale: Spec = {"nice": False} | ({"domain": list(domain), "zero": False} if domain else {})
+    if base is not None:
+        scale = {"type": "log", "base": base, "nice": False, "domain": scale["domain"]}
+    if kind is not None:
+        scale = {"type": kind, "constant": 1, "nice": False, "domain": scale["domain"]}
+    channel = {"field": field, "type": "quantitative", "title": title, "scale": scale}
+    return channel | ({"axis": options} if options else {})
+
+
+def log_axis(
+    column: str,
+    values: pl.Series,
+    title: str,
+    format: str = ".3~g",
+    domain: Sequence[float] | None = None,
+) -> Spec:
+    """Returns a log2 axis with a tick at every value, thinned to ten.
 
     Raises:
-        ValueError: for missing columns, no rows, a step that the frame lacks, two rows of one
-            layer, width, step and seed, or a width that is not positive.
+        ValueError: for a value that is not a positive number.
     """
-    panel = panel_columns(rows, columns)
-    kept = [name for name in (*panel, color) if name not in ("quantity", "layer")]
-    keys = list(dict.fromkeys([*kept, "layer", "order", "width", "step", "seed"]))
-    require_columns(frame, [*keys, "activation_rms", "change_rms"])
-    frame, at = _at_step(frame, panel, step)
-    points = _tidy(frame, keys)
-    groups = list(dict.fromkeys([*panel, *kept, "layer", "quantity", "width"]))
-    duplicates(points, [*groups, "step", "seed"])
-    means = points.group_by(groups, maintain_order=True).agg(
-        pl.col("size").log().mean().exp().alias("size"),
-        pl.col("size").min().alias("low"),
-        pl.col("size").max().alias("high"),
-        pl.len().alias("seeds"),
-        (pl.col("given") == 0).any().alias("zero"),
-        pl.col("size").is_null().any().alias("lost"),
-    )
-    edge = means.filter("lost").with_columns(
-        pl.when("zero").then(pl.lit("0")).otherwise(pl.lit("not finite")).alias(EDGE_MARK)
-    )
-    means = means.filter(~pl.col("lost")).sort(groups)
-    hue, pick, faded = _hue(points, color)
-    x = log_axis("width", points["width"], "width (log2 axis)", format="d")
-    tips = [*map(tip, [name for name in groups if name != "width"]), tip("width", "d")]
-    numbers = [tip("size", ".4~g", "rms"), tip("low", ".4~g", "lowest"), tip("high", ".4~g")]
+    ends = log_domain(column, values)
+    levels = values.cast(pl.Float64).unique().sort()
+    ticks = levels.gather_every(math.ceil(len(levels) / 10)).to_list()
+    look: Spec = {"format": format, "labelOverlap": True, "labelSeparation": 6, "grid": True}
+    return axis(column, title, domain or ends, 2, values=ticks, **look)
 
-    def draw(place: Place) -> list[alt.Chart]:
-        across = means.filter(**_row_of(place, rows))
-        low, high = bound(across["size"], "min", 0.1), bound(across["size"], "max", 10.0)
-        pad = max((high / low) ** 0.08, 1.3)
-        y = (
-            alt.Y("size:Q", title="rms (log10 axis)")
-            .scale(type="log", domain=[low / pad, high * pad], nice=False)
-            .axis(format=".3~g", values=_ticks(low / pad, high * pad))
+
+def width_axis(widths: pl.Series, at: pl.Series | None = None, room: float = 1.0) -> Spec:
+    """Returns the log2 axis of widths, or of where they are drawn, with so much room at its end."""
+    low, high = log_domain("width", widths if at is None else at)
+    channel = log_axis("width", widths, "width (log2 axis)", "d", [low, high * room])
+    return channel | {"field": "width" if at is None else at.name}
+
+
+def names_axis(field: str, names: Sequence[str], title: str | None = None, **options: Any) -> Spec:
+    """Returns a position channel with a place for each name, in their order."""
+    look: Spec = {"labelLimit": 340, "ticks": False, "domain": False, "grid": True} | options
+    channel = {"field": field, "type": "nominal", "title": title, "sort": list(names)}
+    return channel | {"scale": {"domain": list(names)}, "axis": look}
+
+
+def padded(
+    bottom: float, top: float, rows: float = 0, labels: int = 1, height: int = HEIGHT
+) -> list[float]:
+    """Returns the ends of an axis with ``labels`` lines below and ``rows`` edge marks above."""
+    span = max(top - bottom, 0.02 * abs(top), 1e-6)
+    above = 14 + 12 * rows if rows else 8
+    below = 15 + 13 * labels
+    unit = span / (height - above - below)
+    return [bottom - below * unit, top + above * unit]
+
+
+def tips(*entries: str | tuple[str, str | None] | tuple[str, str | None, str]) -> list[Spec]:
+    """Returns tooltip entries: a column, or a column, its number format and a title.
+
+    Example:
+        >>> tips("seed", ("loss", ".4f", "final loss"))[1]["title"]
+        'final loss'
+    """
+    found = []
+    for entry in entries:
+        column, form, *title = (entry, None) if isinstance(entry, str) else entry
+        kind: Spec = {"type": "quantitative", "format": form} if form else {"type": "nominal"}
+        found.append({"field": column, "title": title[0] if title else words(str(column)), **kind})
+    return found
+
+
+def channel(name: str, value: Any, position: Spec | None = None) -> Any:
+    """Returns an encoding: of a column by its name, of a constant, or as it is given."""
+    if isinstance(value, str):
+        if name in ("x2", "y2"):
+            return {"field": value}
+        if name in _POSITIONS and position is not None:
+            return {**position, "field": value}
+        return {"field": value, "type": "quantitative" if name == "order" else "nominal"}
+    if isinstance(value, int | float):
+        return {"value": value}
+    if name == "detail":
+        return [channel("", column) for column in value]
+    return value
+
+
+def pixels(field: str) -> Spec:
+    """Returns a position that is a column's number of pixels from the top or left edge."""
+    return {"field": field, "type": "quantitative", "scale": None, "axis": None}
+
+
+def edge_shape(marks: pl.Series) -> Spec:
+    """Returns the shape, with a legend, of the edge marks that occur."""
+    domain = [name for name in _SHAPES if name in marks]
+    title = EDGE_MARK if len(domain) > 1 or "above the axis" in domain else "run"
+    scale = {"domain": domain, "range": [_SHAPES[name] for name in domain]}
+    return {"field": EDGE_MARK, "type": "nominal", "title": title, "scale": scale}
+
+
+def scaled(field: str, values: Mapping[str, Any], title: Any = None, **legend: Any) -> Spec:
+    """Returns a nominal channel whose names have these colours, shapes or dashes."""
+    scale = {"domain": list(values), "range": list(values.values())}
+    named = {"field": field, "type": "nominal", "title": title, "scale": scale}
+    return named | ({"legend": legend} if legend else {})
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the series of a chart look, and the columns that tell them apart.
+
+    Attributes:
+        frame: the rows, with a column ``series`` where numbers of two origins are shades.
+        columns: what tells series apart: the colour's column, and ``origin`` where there are two.
+        both: whether there are two origins.
+        color: the colour's channel.
+        pick: the parameter that the legend selects series by.
+    """
+
+    frame: pl.DataFrame
+    columns: tuple[str, ...]
+    both: bool
+    color: Spec
+    pick: str
+
+    @property
+    def note(self) -> list[str]:
+        """What to say of the two origins."""
+        return ["Dashed and hollow: reference runs; solid and filled: yours."] if self.both else []
+
+    def at(self, opacity: float) -> Spec:
+        """Returns the channels of colour and of an opacity that falls where others are picked."""
+        faded = {"condition": {"param": self.pick, "value": opacity}, "value": min(opacity, 0.07)}
+        return {"color": self.color, "opacity": faded}
+
+    def parts(self, rows: pl.DataFrame, mark: Spec) -> list[tuple[pl.DataFrame, Spec]]:
+        """Returns rows and mark by origin: the reference's lines are dashed, its points hollow."""
+        special = {"line": {"strokeDash": DASH}, "point": {"filled": False, "fill": "white"}}
+        kind = mark["type"]
+        if not self.both or kind not in special or "origin" not in rows.columns:
+            return [(rows, mark)]
+        reference = pl.col("origin") == "reference"
+        other = {**mark, **special[kind], "strokeWidth": mark.get("strokeWidth", 2)}
+        return [(rows.filter(reference), other), (rows.filter(~reference), mark)]
+
+    def apart(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Returns the rows with ``at``: widths moved so that series do not cover each other."""
+        on = list(self.columns)
+        order = self.frame.select(on).unique().sort(on).with_row_index("turn")
+        turns = pl.col("turn").cast(pl.Float64) - (len(order) - 1) / 2
+        width = pl.col("width").cast(pl.Float64)
+        return frame.join(order, on=on, how="left", maintain_order="left").with_columns(
+            width, (width * (turns * _APART * math.log(2)).exp()).alias("at")
         )
 
-        def drawn(its: pl.DataFrame) -> alt.Chart:
-            its_x = place.x(x)
-            return alt.Chart(place.of(its)).encode(x=its_x, color=hue, opacity=faded(1))
 
-        layers = [
-            drawn(means).mark_line(clip=True, strokeWidth=2).encode(y=place.y(y), detail="layer:N"),
-            drawn(means)
-            .mark_circle(clip=True, size=40)
-            .encode(y=place.y(y), tooltip=[*tips, *numbers, tip("seeds")]),
+def look_of(frame: pl.DataFrame, color: str, **legend: Any) -> Look:
+    """Returns how the series of ``color``, and of ``origin`` where there are two, look.
+
+    Names have their own colours; numbers are shades from dark to light, of two origins shades of
+    blue (reference) and orange (yours).
+    """
+    both = bool(origins(frame)) and frame["origin"].n_unique() == 2
+    columns = tuple(dict.fromkeys([color, *(["origin"] if both else [])]))
+    numbers = frame.schema[color].is_numeric()
+    if numbers and both:
+        frame, hue = _shades_of_origins(frame, color)
+        return Look(frame, (*columns, "series"), both, hue, number_of("pick"))
+    if numbers:
+        domain = frame[color].unique().sort().to_list()
+        scale = {"domain": domain, "scheme": {"name": "viridis", "extent": [0, 0.85]}}
+        hue = {"field": color, "type": "ordinal", "title": words(color), "scale": scale}
+    else:
+        hue = scaled(color, colours_of(frame[color]), words(color))
+    hue |= {"legend": legend} if legend else {}
+    return Look(frame, columns, both, hue, number_of("pick"))
+
+
+def _shades_of_origins(frame: pl.DataFrame, color: str) -> tuple[pl.DataFrame, Spec]:
+    named: list[tuple[str, Any]] = []
+    hexes: list[str] = []
+    for origin in ORIGINS:
+        levels = frame.filter(pl.col("origin") == origin)[color].unique().sort().to_list()
+        named += [(origin, level) for level in levels]
+        hexes += ramp(*ORIGIN_RAMPS[origin], len(levels))
+    labels = [f"{level:,g}" + ", yours" * (origin == "yours") for origin, level in named]
+    schema = {"origin": frame.schema["origin"], color: frame.schema[color]}
+    table = pl.DataFrame(named, schema=schema, orient="row").with_columns(
+        pl.Series("series", labels, dtype=pl.Enum(labels))
+    )
+    frame = frame.join(table, on=["origin", color], how="left", maintain_order="left")
+    return frame, scaled("series", dict(zip(labels, hexes, strict=True)), words(color))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The axes of a chart and how its series look: what its layers share.
+
+    A layer's ``x`` and ``y`` are the axes, another column on the same axis (by its name), a number
+    of pixels, a channel of its own, or None for none.
+    """
+
+    x: Spec
+    y: Spec
+    look: Look | None = None
+
+    def draw(
+        self,
+        rows: pl.DataFrame | Sequence[Mapping[str, Any]],
+        mark: Spec,
+        opacity: float | None = 1.0,
+        split: bool = True,
+        **channels: Any,
+    ) -> list[Layer]:
+        """Returns a layer of the series, or one for each of two origins.
+
+        Args:
+            rows: what is drawn.
+            mark: as Vega-Lite has it.
+            opacity: of the series that the legend selects; None: no colour of the series.
+            split: whether the two origins look different.
+            channels: encodings by column name, constant or in full.
+        """
+        encoding: Spec = {"x": self.x, "y": self.y}
+        if self.look is not None and opacity is not None:
+            encoding |= self.look.at(opacity)
+            if self.look.both and mark["type"] == "area":
+                channels = {"detail": ["origin"]} | channels
+        axes = {name: encoding[name] for name in _POSITIONS}
+        encoding |= {name: channel(name, v, axes.get(name)) for name, v in channels.items()}
+        encoding = {name: its for name, its in encoding.items() if its is not None}
+        parts = [(rows, mark)]
+        if split and self.look is not None and isinstance(rows, pl.DataFrame):
+            parts = self.look.parts(rows, mark)
+        return [Layer(its, look, encoding) for its, look in parts]
+
+    def rules(self, values: Sequence[float], along: str = "y", **mark: Any) -> list[Layer]:
+        """Returns dashed grey lines across the plot at values of an axis."""
+        field = getattr(self, along)["field"]
+        rows = pl.DataFrame({field: list(values)}, schema={field: pl.Float64})
+        across = "x" if along == "y" else "y"
+        return self.draw(rows, DASHED | mark, None, **{across: None})
+
+    def intervals(
+        self,
+        bars: pl.DataFrame,
+        points: pl.DataFrame,
+        tooltip: list[Spec],
+        along: str = "y",
+        opacity: float = 0.55,
+        size: float = 60,
+        thick: float = 2,
+        **channels: Any,
+    ) -> list[Layer]:
+        """Returns a bar from ``low`` to ``high`` and a point for each series and place."""
+        ends = {along: "low", f"{along}2": "high"}
+        rule = {"type": "rule", "clip": True, "strokeWidth": thick}
+        return [
+            *self.draw(bars, rule, opacity, **ends, **channels),
+            *self.draw(points, POINT | {"size": size}, tooltip=tooltip, **channels),
         ]
-        for mark, at_edge in (("0", place.height - 7), ("not finite", 7)):
-            its = edge.filter(pl.col(EDGE_MARK) == mark)
-            if not place.of(its).is_empty():
-                shape: dict[str, Any] = {"shape": _EDGES[mark], "size": 45, "strokeWidth": 2}
-                layers.append(
-                    drawn(its)
-                    .mark_point(**shape)
-                    .encode(y=alt.value(at_edge), tooltip=[*tips, tip(EDGE_MARK, name="rms")])
-                )
-        return layers
 
-    notes = ["Line: geometric mean over seeds. Flat: the size does not depend on the width."]
-    if (edge[EDGE_MARK] == "0").any():
-        notes.append("Triangle at the bottom edge: 0 for a seed at least.")
-    if (edge[EDGE_MARK] != "0").any():
-        notes.append("Cross at the top edge: not finite for a seed at least.")
-    heading = title or f"Sizes of activations against width{at}"
-    return small_multiples(points, rows, columns, draw, heading, notes, pick, 250)
+    def labels(
+        self,
+        rows: pl.DataFrame | Sequence[Mapping[str, Any]],
+        text: str,
+        opacity: float | None = 1.0,
+        channels: Mapping[str, Any] | None = None,
+        **font: Any,
+    ) -> list[Layer]:
+        """Returns texts on a white halo, so that they read over lines."""
+        halo: Spec = {"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}
+        looks = [TEXT | font | halo, TEXT | font]
+        its = {"text": text, **(channels or {})}
+        return [layer for look in looks for layer in self.draw(rows, look, opacity, **its)]
+
+    def top_edge(
+        self, marks: pl.DataFrame, tooltip: list[Spec], pitch: float = 12, size: float = 46
+    ) -> list[Layer]:
+        """Returns the marks of runs beyond the axis, a line of them for each series."""
+        if marks.is_empty():
+            return []
+        rows = marks.with_columns((8 + pitch * pl.col("line")).alias("pixel"))
+        mark: Spec = {"type": "point", "size": size, "strokeWidth": 1.8}
+        channels = {"y": pixels("pixel"), "shape": edge_shape(marks[EDGE_MARK])}
+        return self.draw(rows, mark, split=False, tooltip=tooltip, **channels)
 
 
-def coordinate_slopes(
-    slopes: pl.DataFrame,
-    rows: str | None = None,
-    columns: str | None = "quantity",
-    step: int | None = None,
-    color: str = "quantity",
-    title: str = "",
-) -> alt.ConcatChart:
-    """Draws each layer's slope of log size on log width with its interval, and a line at 0.
+def spread(places: Sequence[tuple[float, float]], near: float, line: float) -> list[float]:
+    """Returns heights at which labels do not cover each other: each as given, or further up.
 
     Args:
-        slopes: a row per layer, step and quantity, as of
-            :func:`isolab.measure.coordinates.slopes`, with
-            ``rows``, ``columns`` and ``color`` where they are named.
-        step: as in :func:`coordinates`.
-
-    Raises:
-        ValueError: for missing columns, no rows, a step that the frame lacks, or two rows of one
-            layer.
+        places: where each label is: across, and its height, in pixels.
+        near: pixels across within which two labels would cover each other.
+        line: the height of a label.
     """
-    panel = panel_columns(rows, columns)
-    keys = list(dict.fromkeys([*panel, color, "layer", "order", "step", "quantity"]))
-    ends = ("slope", "slope_low", "slope_high")
-    require_columns(slopes, [*keys, *ends, "note"])
-    slopes, at = _at_step(slopes, panel, step)
-    points = spelled(with_intervals(slopes, [*keys, "note"], ends, digits=3)).sort("order")
-    groups = list(dict.fromkeys([*panel, color, "layer"]))
-    duplicates(points, groups, "name the column that differs as rows, columns or color")
-    names = points["layer"].unique(maintain_order=True).to_list()
-    hues = points[color].unique().sort().to_list()
-    found = points.filter(pl.col("value").is_not_null())
-    bottom, top = reach(found, 0.0)
-    pad = 0.06 * (top - bottom)
-    domain = [bottom - pad, top + pad]
-    x = alt.X("value:Q", title="slope of log rms on log width").scale(domain=domain, nice=False)
-    y = alt.Y("layer:N", sort=names, title=None).scale(domain=names)
-    y = y.axis(labelLimit=220, ticks=False, domain=False, grid=True)
-    offset = alt.YOffset(f"{color}:N", sort=hues).scale(domain=hues)
-    hue, pick, faded = colour(points[color], color)
-    tips = [*map(tip, groups), tip("value", ".3f", "slope"), tip("interval", name="95% interval")]
-    zero = pl.DataFrame({"value": [0.0]})
-
-    def draw(place: Place) -> list[alt.Chart]:
-        its_x, its_y = place.x(x), place.y(y)
-
-        def drawn(its: pl.DataFrame, opacity: float = 1) -> alt.Chart:
-            chart = alt.Chart(place.of(its)).encode(y=its_y, yOffset=offset, color=hue)
-            return chart.encode(opacity=faded(opacity))
-
-        rule = alt.Chart(zero).mark_rule(color="#666666", strokeDash=[4, 3])
-        return [
-            rule.encode(x=its_x),
-            drawn(bars(found, *domain), 0.55)
-            .mark_rule(clip=True, strokeWidth=3)
-            .encode(x=alt.X("low:Q"), x2="high:Q"),
-            drawn(found).mark_circle(clip=True, size=60, opacity=1).encode(x=its_x, tooltip=tips),
-        ]
-
-    notes = ["Bar: 95% interval over seeds. 0: the size does not depend on the width."]
-    notes += beyond(found, *domain)
-    none = points.filter(pl.col("value").is_null())
-    notes += summarized(
-        [f"{row['layer']}, {row['quantity']}: {row['note']}" for row in none.iter_rows(named=True)]
-    )
-    height = max(len(names) * max(17, 9 * len(hues) + 5), 80)
-    heading = title or f"Slopes of sizes against width{at}"
-    return small_multiples(points, rows, columns, draw, heading, notes, pick, height, zoom=False)
+    lifted: dict[int, float] = {}
+    for i in sorted(range(len(places)), key=lambda i: places[i][1]):
+        across, at = places[i]
+        for other, taken in sorted(lifted.items(), key=lambda its: its[1]):
+            if abs(across - places[other][0]) < near and at < taken + line:
+                at = taken + line
+        lifted[i] = at
+    return [lifted[i] for i in range(len(places))]
 
 
-def _at_step(frame: pl.DataFrame, panel: list[str], step: int | None) -> tuple[pl.DataFrame, str]:
-    """Returns the rows of one step, and how to name it; all rows where steps are panels."""
-    if frame.is_empty():
-        raise ValueError("nothing to draw: the frame has no rows")
-    if "step" in panel:
-        return frame, ""
-    steps = frame["step"].unique().sort().to_list()
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise ValueError(f"step is {step}; the frame has {steps}")
-    return frame.filter(pl.col("step") == step), f", step {step}"
+def number_ticks(low: float, high: float, least: int = 4) -> list[float]:
+    """Returns at least so many round numbers between two, evenly spaced."""
+    unit = 10.0 ** math.ceil(math.log10(high - low))
+    for share in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
+        first, last = math.ceil(low / (unit * share)), math.floor(high / (unit * share))
+        if last - first + 1 >= least:
+            return [round(k * unit * share, 10) for k in range(first, last + 1)]
+    return [low, high]
 
 
-def _tidy(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Returns a row per size: ``given``, and ``size``, which is null unless positive and finite."""
-    sizes = {"activation": "activation_rms", "change": "change_rms"}
-    tidy = pl.concat(
-        [
-            finite(frame, keys, {"size": column}).with_columns(
-                frame[column].cast(pl.Float64).alias("given"), pl.lit(name).alias("quantity")
-            )
-            for name, column in sizes.items()
-        ]
-    )
-    # Before training there is no change, rather than a change that could not be measured.
-    tidy = tidy.filter(~((pl.col("step") == 0) & (pl.col("quantity") == "change")))
-    layers = tidy.sort("order")["layer"].unique(maintain_order=True).to_list()
-    return spelled(tidy).with_columns(
-        pl.when(pl.col("size") > 0).then("size").alias("size"),
-        pl.col("layer").cast(pl.Enum(layers)),
-    )
-
-
-def _hue(points: pl.DataFrame, color: str) -> tuple[alt.Color, alt.Parameter, Any]:
-    hue, pick, faded = colour(points[color], color)
-    if color != "layer":
-        return hue, pick, faded
-    names = points["layer"].unique().sort().to_list()
-    shades = alt.SchemeParams(name="viridis", extent=[0, 0.9])
-    legend = alt.Legend(symbolLimit=0, columns=math.ceil(len(names) / 24), labelFontSize=11)
-    return (
-        alt.Color("layer:O", title="layer, from the input on", legend=legend).scale(
-            domain=names, scheme=shades
-        ),
-        pick,
-        faded,
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Returns 1, 2 and 5 of every power of ten, or fewer where those would be more than ten."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
@@ -245,5 +395,11 @@ def _ticks(low: float, high: float) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / 10) or 1]
 
 
-def _row_of(place: Place, rows: str | None) -> dict[str, Any]:
-    return {rows: place.values[rows]} if rows else {}
+def power_ticks(first: int, last: int, most: int = 7) -> list[int]:
+    """Returns whole numbers from first to last, at most so many."""
+    return list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most))))
+
+
+def highest(*series: pl.Series) -> float:
+    """Returns the highest number of several series."""
+    return max(bound(values, "max", -math.inf) for values in series)

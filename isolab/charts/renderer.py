@@ -15,51 +15,12 @@ import altair as alt
 
 from isolab.charts.drawn import drawn, drawn_svg
 from isolab.charts.picture import size
+from isolab.charts.theme import CONFIG
 
 VEGALITE_MIME = "application/vnd.vegalite.v5+json"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 _NAME = "isolab"
 SCALE = 2  # PNG pixels per chart pixel
-
-# A white card with dark text: the one picture must be readable in light and dark themes, and on a
-# transparent ground no single text colour is.
-CONFIG: dict[str, Any] = {
-    "background": "#FFFFFF",
-    "padding": 12,
-    "font": "Helvetica, Arial, sans-serif",
-    "view": {"stroke": "#DDDDDD"},
-    "axis": {
-        "labelColor": "#333333",
-        "titleColor": "#222222",
-        "labelFontSize": 12,
-        "titleFontSize": 13,
-        "titleFontWeight": "normal",
-        "titlePadding": 8,
-        "gridColor": "#EEEEEE",
-        "domainColor": "#888888",
-        "tickColor": "#888888",
-    },
-    "legend": {
-        "labelColor": "#333333",
-        "titleColor": "#222222",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "bold",
-        "symbolSize": 90,
-        "symbolOpacity": 1,
-        "labelLimit": 260,
-    },
-    "title": {
-        "anchor": "start",
-        "color": "#222222",
-        "fontSize": 15,
-        "subtitleColor": "#555555",
-        "subtitleFontSize": 12,
-        "subtitlePadding": 4,
-        "offset": 12,
-    },
-    "header": {"labelColor": "#333333", "titleColor": "#222222", "labelFontSize": 12},
-}
 
 
 def enable_offline_renderer() -> None:

@@ -1,4 +1,4 @@
-"""The lab's two charts, as plain Vega-Lite: made in a millisecond, so that they follow a slider.
+"""The lab's two charts: plain Vega-Lite, made in a millisecond, so that they follow a slider.
 
 Losses lie on a log axis, so that the first steps and the last differences are both seen.
 """
@@ -10,24 +10,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isolab.charts.parts import OPTIMIZER_COLOURS, OTHER_COLOURS
-from isolab.lab.marks import (
-    EDGE,
-    PLOT,
-    ZERO,
+from isolab.charts.figure import specification
+from isolab.charts.layers import Layer, Plot, scaled, tips
+from isolab.charts.theme import (
+    BAND,
+    LINE,
+    OPTIMIZER_COLOURS,
+    OTHER_COLOURS,
+    POINT,
+    TEXT,
+    VIRIDIS,
     Spec,
-    axis_x,
-    crosses,
+    words,
+)
+from isolab.lab.marks import (
+    PLOT,
+    End,
+    along,
     curve_points,
-    empty_layer,
+    edge_marks,
     end_labels,
-    layer_of,
-    line_mark,
+    ends_of,
     loss_axis,
-    loss_span,
-    power_ticks,
-    step_ticks,
-    tooltips,
+    power_axis,
+    step_axis,
 )
 from isolab.lab.stored import Cell, Nearest, StoredLine
 from isolab.lab.words import choice, plural
@@ -37,17 +43,14 @@ TOTAL = (412, 350)
 """Width and height of a chart with its axes, pixels."""
 RUN_COLOURS = [colour for colour in OTHER_COLOURS if colour != "#000000"]
 GREY = "#555555"
-_WIDTHS = ["#440154", "#414487", "#2A788E", "#22A884", "#7AD151", "#B8A000"]  # viridis, last darker
 _VARIANTS = {
     "Adam": OPTIMIZER_COLOURS["adam"],
     "Adam, eps per layer": "#E69F00",
     "Adam-atan2": OPTIMIZER_COLOURS["adam_atan2"],
 }
 _SOLID = [1, 0]
-_DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the lines beside it
+_DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the other lines
 _CEILING = 1.8  # a rate chart ends at so many times its lowest loss, losses above it at its edge
-_ROOM = 0.18  # of the x axis, for labels at the ends of curves
-_LEFT = 0.015  # of the x axis, so that a dot at step 0 is whole
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ class RunView:
         """Whether its losses ended, or ended above where they began."""
         return self.state == "diverged" or any(not math.isfinite(v) for v in self.validation)
 
+    @property
+    def outcome(self) -> str:
+        """How far it is, in words."""
+        if self.diverged:
+            return "diverged"
+        if not self.validation:
+            return "no loss yet"
+        return f"loss {self.validation[-1]:.3f} at step {self.steps[-1]}"
+
 
 def run_colour(number: int) -> str:
     """Returns the colour of a run of this session, by its number from 1 on."""
@@ -95,55 +107,48 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
         runs: of this session; a live one is thick, its training loss thin.
         steps: of the setting.
     """
-    series: list[tuple[str, Sequence[int], Sequence[float]]] = []
-    if cell is not None:
-        series.append(("stored", *cell.curve()))
-    series += [(str(run.number), run.steps, run.validation) for run in runs]
-    last = max([steps, *(s for _, at, _ in series for s in at)])
-    starts = [next((v for v in losses if math.isfinite(v)), 1.0) for _, _, losses in series]
-    finite = [v for _, _, losses in series for v in losses if math.isfinite(v)]
+    curves = [cell.curve()] if cell is not None else []
+    curves += [(run.steps, list(run.validation)) for run in runs]
+    last = max([steps, *(step for at, _ in curves for step in at)])
+    starts = [next((v for v in losses if math.isfinite(v)), 1.0) for _, losses in curves]
+    finite = [v for _, losses in curves for v in losses if math.isfinite(v)]
     room = [0.8 * max(starts)] if any(run.live for run in runs) else []  # below a first point
-    low, high = loss_span(finite + room, max(starts) * 1.15 if starts else None)
-    x = axis_x("step", [-_LEFT * last, last * (1 + _ROOM)], [0, last], step_ticks(last), ",d")
-    y = loss_axis("loss (nats/token)", low, high)
-    layers: list[Spec] = []
-    ends: list[tuple[str, float, float, str]] = []
+    y = loss_axis("loss (nats/token)", finite + room, max(starts) * 1.15 if starts else None)
+    plot = Plot(step_axis(last), y)
+    layers: list[Layer] = []
+    ends: list[End] = []
     if cell is not None:
-        points = curve_points(*cell.curve())
-        tips = tooltips(step=",d", loss=".4f")
-        dash = {"strokeDash": [6, 4], "strokeWidth": 2}
-        layers.append(layer_of(points, line_mark(GREY, **dash, point={"color": GREY, "size": 22}),
-                             x, y, tooltip=tips))  # fmt: skip
+        points = curve_points(*curves[0])
+        layers += _curve(plot, points, GREY, 2, 22, strokeDash=[6, 4])
         if not cell.finite:
-            at = points[-1]["step"] if points else 0
-            layers += crosses([{"step": at, "n": "stored"}], x, GREY, "n")
+            layers += edge_marks(plot, [(points[-1]["step"] if points else 0, "stored")], GREY)
         elif points:
             ends.append(("stored", points[-1]["step"], points[-1]["loss"], GREY))
     for run in runs:
-        points = curve_points(run.steps, run.validation)
+        points, colour = curve_points(run.steps, run.validation), run.colour
         if run.live:
             train = [p for p in curve_points(run.steps, run.train) if p["step"] > 0]
-            layers.append(layer_of(train, line_mark(run.colour, strokeWidth=1, opacity=0.7), x, y))
+            thin = {"strokeWidth": 1, "opacity": 0.7, "color": colour}
+            layers += plot.draw(train, LINE | thin)
         width = 3.5 if run.live else 2
-        mark = line_mark(
-            run.colour, strokeWidth=width, point={"color": run.colour, "size": 6 * width}
-        )
-        layers.append(layer_of(points, mark, x, y, tooltip=tooltips(step=",d", loss=".4f")))
+        layers += _curve(plot, points, colour, width, 6 * width)
         if run.diverged:
-            bad = [s for s, v in zip(run.steps, run.validation, strict=True) if not v <= high]
+            top = ends_of(y)[1]
+            bad = [s for s, v in zip(run.steps, run.validation, strict=True) if not v <= top]
             at = [*bad, *run.steps[-1:], 0][0]
-            layers += crosses([{"step": at, "n": f"{run.number} diverged"}], x, run.colour, "n")
+            layers += edge_marks(plot, [(at, f"{run.number} diverged")], colour)
         elif points:
             name = f"{run.number} live" if run.live else str(run.number)
-            ends.append((name, points[-1]["step"], points[-1]["loss"], run.colour))
-    layers += end_labels(ends, x, y)
-    said = "nothing stored" if cell is None else "dashed: nearest stored, measured at its dots"
-    note = ", ".join([said, *(["thin: training loss"] if any(r.live for r in runs) else [])])
+            ends.append((name, points[-1]["step"], points[-1]["loss"], colour))
+    layers += end_labels(plot, ends)
+    note = "nothing stored" if cell is None else "dashed: nearest stored, measured at its dots"
+    note += ", thin: training loss" if any(run.live for run in runs) else ""
     about = [f"Asked for: {asked}."]
     if cell is not None:
-        about.append(f"Stored run, final loss {_loss(cell.mean)}.")
-    about += [f"Run {run.number}: {run.state}, {_now(run)}." for run in runs]
-    return _chart("Loss while training", [asked, note], layers or [empty_layer(x, y)], about)
+        loss = f"{cell.mean:.3f}" if math.isfinite(cell.mean) else "diverged"
+        about.append(f"Stored run, final loss {loss}.")
+    about += [f"Run {run.number}: {run.state}, {run.outcome}." for run in runs]
+    return _chart("Loss while training", [asked, note], plot, layers, about)
 
 
 def summary_view(
@@ -159,240 +164,176 @@ def summary_view(
         line: what tells lines apart, as in :class:`~isolab.lab.questions.Question`.
     """
     lines = [*([look.line] if look.line else []), *look.others]
-    lines = sorted(lines, key=lambda each: _line_order(each, line))
-    names = [each.name for each in lines]
-    cells = [cell for each in lines for cell in each.cells]
+    lines = sorted(
+        lines, key=lambda its: (float(its.value), "") if line == "width" else (0, its.name)
+    )
+    cells = [cell for its in lines for cell in its.cells]
     ended = [run for run in runs if not run.live and run.validation]
-    now = _along(_x_of(config, x), x)
-    places = [_along(cell.setting[x], x) for cell in cells if cell.setting[x] is not None]
-    places += [_along(_x_of(run.config, x), x) for run in ended] + [now]
-    known = [place for place in places if place is not None] or [-8.0, -2.0]
-    left, right = min(known), max(known)
-    pad = max(0.04 * (right - left), 0.5)
-    domain = [left - pad, right + pad]
+    now = along(_x_of(config, x), x)
+    places = [along(cell.setting[x], x) for cell in cells]
+    places += [*(along(_x_of(run.config, x), x) for run in ended), now]
     losses = [loss for cell in cells for loss in cell.finite]
     losses += [run.validation[-1] for run in ended if not run.diverged]
     limit = _CEILING * min(losses) if losses and x == "learning_rate" else None
-    low, high = loss_span(losses, limit)
+    y = loss_axis("final loss (nats/token)", losses, limit)
+    known = [place for place in places if place is not None] or [-8.0, -2.0]
+    plot = Plot(power_axis(x, known), y)
 
-    title = "learning rate, as a power of 2" if x == "learning_rate" else "eps, as a power of 10"
-    axis = axis_x(title, domain, [left, right], power_ticks(left, right), "d", "x")
-    if x == "eps":
-        zero = f"datum.value == {ZERO} ? '0, tiny' : format(datum.value, 'd')"
-        axis["axis"] = {**axis["axis"], "labelExpr": zero}
-    y = loss_axis("final loss (nats/token)", low, high)
     colours = _line_colours(lines, line)
-    scale = {"domain": names, "range": [colours[name] for name in names]}
-    beside = itertools.cycle(_DASHES)
-    looks = [_SOLID if each is look.line else next(beside) for each in lines]
-    dashes = {"domain": names, "range": looks}
+    others = itertools.cycle(_DASHES)
+    dashes = {its.name: _SOLID if its is look.line else next(others) for its in lines}
     legend = {
         "orient": "bottom", "direction": "horizontal", "columns": 2 if line == "variant" else 4,
         "title": "width" if line == "width" else None, "titleOrient": "left",
         "symbolType": "stroke", "symbolStrokeWidth": 2.5, "symbolSize": 300, "columnPadding": 14,
     }  # fmt: skip
-    hue = {"field": "line", "type": "nominal", "scale": scale, "legend": legend}
-    dash = {"field": "line", "type": "nominal", "scale": dashes, "legend": legend}
-    layers: list[Spec] = []
-    for each in lines:
-        bold = each is look.line
-        means, bands = _means(each, x, domain)
-        part = {"field": "part", "type": "nominal"}
-        if bold and len(bands) > 1:
-            area = {"type": "area", "clip": True, "opacity": 0.18, "color": colours[each.name]}
-            layers.append(layer_of(bands, area, axis, {**y, "field": "low"}))
-            layers[-1]["encoding"] |= {"y2": {"field": "high"}, "detail": part}
-        mark = {"type": "line", "clip": True, "strokeWidth": 3.5 if bold else 1.6,
-                "opacity": 1 if bold else 0.55}  # fmt: skip
-        layers.append(layer_of(means, mark, axis, y, color=hue, strokeDash=dash, detail=part))
-        if bold and not _is_flat(each, x):
-            dots = {"type": "circle", "clip": True, "size": 40, "opacity": 1}
-            tips = [*tooltips(line=None), {"field": "said", "title": x.replace("_", " ")},
-                    *tooltips(loss=".4f", low=".4f", high=".4f", seeds=None)]  # fmt: skip
-            layers.append(layer_of(means, dots, axis, y, color=hue, tooltip=tips))
-        layers += _edges(each, x, high, axis, colours[each.name], 1.0 if bold else 0.35)
-    layers += _now_marked(now, _said(config, x), axis)
-    layers += _numbered(ended, x, domain, high, axis, y)
+    hue = scaled("line", colours, **legend)
+    series = {"color": hue, "strokeDash": scaled("line", dashes, **legend)}
+    layers: list[Layer] = []
+    for its in lines:
+        layers += _stored_line(plot, its, x, its is look.line, colours[its.name], series)
+    layers += _marked(plot, now, _x_text(config, x))
+    layers += _numbered(plot, ended, x)
+    note, titled = "nothing stored for this choice", {its.name: _titled(its, line) for its in lines}
     if look.line is not None:
-        share = max(len(cell.losses) for cell in look.line.cells)
-        note = f"bold: {_titled(look.line, line)}, {plural(share, 'seed')}; band: all seeds"
-    else:
-        note = "nothing stored for this choice"
+        seeds = plural(max(len(cell.losses) for cell in look.line.cells), "seed")
+        note = f"bold: {titled[look.line.name]}, {seeds}; band: all seeds"
     subtitle = [note, "upright line: your setting" + ("; numbers: your runs" if ended else "")]
-    named = {"learning_rate": "learning rate", "eps": "eps"}[x]
-    about = [f"Marked: {named} {_said(config, x)}."]
-    about += [f"{'Bold' if each is look.line else 'Faint'} line {_titled(each, line)}: "
-              f"{plural(len(each.cells), 'point')}." for each in lines]  # fmt: skip
-    about += [f"Run {run.number}: {_said(run.config, x)}, {_now(run)}." for run in ended]
-    return _chart(f"Final loss against {named}", subtitle, layers, about)
+    about = [f"Marked: {words(x)} {_x_text(config, x)}."]
+    about += [
+        f"{'Bold' if its is look.line else 'Faint'} line {titled[its.name]}:"
+        f" {plural(len(its.cells), 'point')}."
+        for its in lines
+    ]
+    about += [f"Run {run.number}: {_x_text(run.config, x)}, {run.outcome}." for run in ended]
+    return _chart(f"Final loss against {words(x)}", subtitle, plot, layers, about)
 
 
 def picture(left: Spec, right: Spec, heading: str) -> Spec:
     """Returns both charts side by side, for where no kernel is."""
-    width, height = PLOT
-    panels = []
-    for spec in (left, right):
-        kept = {name: spec[name] for name in ("title", "layer", "description")}
-        panels.append({**kept, "width": width, "height": height})
+    size = {"width": PLOT[0], "height": PLOT[1]}
+    panels = [
+        {name: spec[name] for name in ("title", "layer", "description")} | size
+        for spec in (left, right)
+    ]
     # each panel has a scale of its own for what both call x, loss and line
     apart = dict.fromkeys(["color", "strokeDash"], "independent")
     return {"hconcat": panels, "title": heading, "spacing": 28, "resolve": {"scale": apart}}
 
 
-def _chart(title: str, subtitle: list[str], layers: list[Spec], about: list[str]) -> Spec:
-    width, height = TOTAL
-    return {
-        "title": {"text": title, "subtitle": subtitle},
-        "description": " ".join([f"{title}.", *about]),
-        "width": width,
-        "height": height,
-        "autosize": {"type": "fit", "contains": "padding"},
-        "layer": layers,
-    }
+def _chart(
+    title: str, subtitle: list[str], plot: Plot, layers: list[Layer], about: list[str]
+) -> Spec:
+    nothing = plot.draw([{}], {"type": "point", "opacity": 0})  # shows the axes
+    fit = {"autosize": {"type": "fit", "contains": "padding"}}
+    description = " ".join([f"{title}.", *about])
+    return specification(layers or nothing, title, subtitle, *TOTAL, description=description, **fit)
 
 
-def _means(line: StoredLine, x: str, domain: Sequence[float]) -> tuple[list[Spec], list[Spec]]:
-    """Returns points of a line's means and of its range, in parts between diverged ones."""
-    means, bands, part = [], [], 0
+def _curve(
+    plot: Plot, points: list[Spec], colour: str, width: float, dot: float, **more: object
+) -> list[Layer]:
+    look = {"strokeWidth": width, "color": colour, "point": {"color": colour, "size": dot}}
+    return plot.draw(points, LINE | look | more, tooltip=tips(("step", ",d"), ("loss", ".4f")))
+
+
+def _stored_line(
+    plot: Plot, line: StoredLine, x: str, bold: bool, colour: str, series: Spec
+) -> list[Layer]:
+    """Returns a line's means in parts between diverged ones, its band, dots and edge marks."""
+    rows, part = [], 0
     for cell in line.cells:
         if cell.diverged:
             part += 1
             continue
-        setting = cell.setting[x]
+        place = along(cell.setting[x], x)
         row = {
             "line": line.name, "loss": round(cell.mean, 5), "part": part,
             "low": round(min(cell.finite), 5), "high": round(max(cell.finite), 5),
-            "seeds": len(cell.losses), "said": choice(x, setting),
+            "seeds": len(cell.losses), "value": choice(x, cell.setting[x]),
         }  # fmt: skip
-        flat = setting is None
-        for place in domain if flat else [_along(setting, x)]:
-            means.append({**row, "x": place})
-            if len(cell.losses) > 1:
-                bands.append({**row, "x": place})
-    return means, bands
+        rows += [row | {"x": at} for at in (ends_of(plot.x) if place is None else [place])]
+    band = [row for row in rows if row["seeds"] > 1]
+    layers = []
+    if bold and len(band) > 1:
+        area = BAND | {"opacity": 0.18, "color": colour}
+        layers += plot.draw(band, area, y="low", y2="high", detail="part")
+    mark = LINE | {"strokeWidth": 3.5 if bold else 1.6, "opacity": 1 if bold else 0.55}
+    layers += plot.draw(rows, mark, detail="part", **series)
+    if bold and line.cells[0].setting[x] is not None:
+        dots = POINT | {"size": 40, "opacity": 1}
+        entries = tips("line", ("value", None, words(x)), ("loss", ".4f"), ("low", ".4f"),
+                       ("high", ".4f"), "seeds")  # fmt: skip
+        layers += plot.draw(rows, dots, color=series["color"], tooltip=entries)
+    return layers + _edges(plot, line, x, colour, 1.0 if bold else 0.35)
 
 
-def _edges(
-    line: StoredLine, x: str, high: float, axis: Spec, colour: str, opacity: float
-) -> list[Spec]:
+def _edges(plot: Plot, line: StoredLine, x: str, colour: str, opacity: float) -> list[Layer]:
     """Returns marks at the top edge: runs that diverged, or lie above the axis."""
-    lost, above = [], []
+    lost, above, top = [], [], ends_of(plot.y)[1]
     for cell in line.cells:
-        place = _along(cell.setting[x], x)
-        if place is None:
-            continue
+        place = along(cell.setting[x], x)
         named = f"{line.name}, {choice(x, cell.setting[x])}"
-        if cell.diverged:
-            said = f"{named}: {cell.diverged} of {plural(len(cell.losses), 'seed')} diverged"
-            lost.append({"x": place, "said": said})
-        elif cell.mean > high:
-            above.append({"x": place, "said": f"{named}: loss {cell.mean:.3f}, above the axis"})
-    layers = crosses(lost, axis, colour, "said", opacity) if lost else []
-    if above:
-        mark = {"type": "point", "shape": "triangle-up", "size": 50, "color": colour,
-                "opacity": opacity, "strokeWidth": 2}  # fmt: skip
-        top = {"value": EDGE}
-        encoding = {"x": axis, "y": top, "tooltip": [{"field": "said"}]}
-        layers.append({"data": {"values": above}, "mark": mark, "encoding": encoding})
-    return layers
+        if place is not None and cell.diverged:
+            seeds = plural(len(cell.losses), "seed")
+            lost.append((place, f"{named}: {cell.diverged} of {seeds} diverged"))
+        elif place is not None and cell.mean > top:
+            above.append((place, f"{named}: loss {cell.mean:.3f}, above the axis"))
+    layers = edge_marks(plot, lost, colour, opacity, named=False)
+    return layers + edge_marks(plot, above, colour, opacity, above=True, named=False)
 
 
-def _now_marked(now: float | None, said: str, axis: Spec) -> list[Spec]:
-    """Returns an upright line at the setting, with its value."""
+def _marked(plot: Plot, now: float | None, text: str) -> list[Layer]:
+    """Returns an upright line at the setting, with its value above the frame."""
     if now is None:
         return []
-    value = [{"x": now, "said": said}]
+    rows = [{"x": now, "value": text}]
     rule = {"type": "rule", "strokeWidth": 1.5, "color": "#000000", "strokeDash": [3, 2]}
-    words = {"type": "text", "fontSize": 12, "fontWeight": "bold", "color": "#000000"}
-    encoding = {"x": axis, "y": {"value": -8}, "text": {"field": "said"}}  # above the frame
     return [
-        {"data": {"values": value}, "mark": rule, "encoding": {"x": axis}},
-        {"data": {"values": value}, "mark": words, "encoding": encoding},
+        *plot.draw(rows, rule, y=None),
+        *plot.draw(rows, TEXT | {"color": "#000000"}, y=-8, text="value"),
     ]
 
 
-def _numbered(
-    runs: Sequence[RunView], x: str, domain: Sequence[float], high: float, axis: Spec, y: Spec
-) -> list[Spec]:
+def _numbered(plot: Plot, runs: Sequence[RunView], x: str) -> list[Layer]:
     """Returns a numbered dot for each run that has ended; hollow for one that was stopped."""
-    layers: list[Spec] = []
-    ends: list[tuple[str, float, float, str]] = []
+    layers: list[Layer] = []
+    ends: list[End] = []
+    right, top = ends_of(plot.x)[1], ends_of(plot.y)[1]
     for run in runs:
-        place = _along(_x_of(run.config, x), x)
-        place = domain[1] if place is None else place
-        name = str(run.number)
+        at = along(_x_of(run.config, x), x)
+        place, name = right if at is None else at, str(run.number)
         if run.diverged:
-            layers += crosses([{"x": place, "n": name}], axis, run.colour, "n")
+            layers += edge_marks(plot, [(place, name)], run.colour)
             continue
-        loss, stopped = min(run.validation[-1], high), run.state == "stopped"
-        value = {"x": place, "loss": loss, "run": name, "rate": _said(run.config, x)}
-        dot = {
-            "type": "circle",
-            "size": 90,
-            "opacity": 1,
-            "strokeWidth": 2,
-            "stroke": run.colour if stopped else "white",
-            "color": "white" if stopped else run.colour,
-        }
-        tips = tooltips(run=None, rate=None, loss=".4f")
-        layers.append(layer_of([value], dot, axis, y, tooltip=tips))
-        ends.append((name, place, loss, run.colour))
-    return [*layers, *end_labels(ends, axis, y)]
-
-
-def _along(value: float | None, x: str) -> float | None:
-    """Returns where a rate or an eps lies on the axis."""
-    if value is None:
-        return None
-    if x == "eps":
-        return max(math.log10(value), ZERO + 0.5) if value > 0 else ZERO
-    return math.log2(value)
+        stroke, fill = (run.colour, "white") if run.state == "stopped" else ("white", run.colour)
+        dot = {"type": "circle", "size": 90, "opacity": 1, "strokeWidth": 2}
+        row = {"x": place, "loss": min(run.validation[-1], top), "run": name}
+        row["rate"] = _x_text(run.config, x)
+        entries = tips("run", "rate", ("loss", ".4f"))
+        layers += plot.draw([row], dot | {"stroke": stroke, "color": fill}, tooltip=entries)
+        ends.append((name, place, row["loss"], run.colour))
+    return [*layers, *end_labels(plot, ends)]
 
 
 def _x_of(config: RunConfig, x: str) -> float | None:
     return config.learning_rate if x == "learning_rate" else config.hyperparameters.get("eps")
 
 
-def _said(config: RunConfig, x: str) -> str:
+def _x_text(config: RunConfig, x: str) -> str:
     value = _x_of(config, x)
     return "no eps" if value is None else choice(x, value)
-
-
-def _now(run: RunView) -> str:
-    if run.diverged:
-        return "diverged"
-    if not run.validation:
-        return "no loss yet"
-    return f"loss {_loss(run.validation[-1])} at step {run.steps[-1]}"
-
-
-def _loss(loss: float) -> str:
-    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
 
 
 def _titled(line: StoredLine, kind: str) -> str:
     return f"width {line.name}" if kind == "width" else line.name
 
 
-def _is_flat(line: StoredLine, x: str) -> bool:
-    return line.cells[0].setting[x] is None
-
-
-def _line_order(line: StoredLine, kind: str) -> tuple[float, str]:
-    return (float(line.value), "") if kind == "width" else (0.0, line.name)
-
-
 def _line_colours(lines: Sequence[StoredLine], kind: str) -> dict[str, str]:
     """Returns the colour of each line: by its optimizer, or from dark to light with the width."""
     if kind == "width":
         last = max(len(lines) - 1, 1)
-        spread = [round(i * (len(_WIDTHS) - 1) / last) for i in range(len(lines))]
-        return {line.name: _WIDTHS[at] for line, at in zip(lines, spread, strict=True)}
-    other = OTHER_COLOURS[-1]
-    if kind == "variant":
-        return {line.name: _VARIANTS.get(line.name, _optimizer_colour(line)) for line in lines}
-    return {line.name: OPTIMIZER_COLOURS.get(line.value, other) for line in lines}
-
-
-def _optimizer_colour(line: StoredLine) -> str:
-    return OPTIMIZER_COLOURS.get(line.value, OTHER_COLOURS[-1])
+        shades = [VIRIDIS[round(i * (len(VIRIDIS) - 1) / last)] for i in range(len(lines))]
+        return {line.name: shade for line, shade in zip(lines, shades, strict=True)}
+    own = {line.name: OPTIMIZER_COLOURS.get(line.value, OTHER_COLOURS[-1]) for line in lines}
+    return own | {name: _VARIANTS[name] for name in own if kind == "variant" and name in _VARIANTS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from isolab.charts.parts import NAMES
+from isolab.charts.theme import NAMES
 from isolab.training.config import RunConfig
 
 LABELS = {
