@@ -81,17 +81,16 @@ def facets(
     panel = panel_columns(rows, columns)
     tall = height or panel_height(frame, panel)
     if not panel:
-        alone = Panel("", _part(layers, {}), panel_width(1), tall)
-        return figure([alone], title, notes, look, zoom=zoom)
+        return figure([Panel("", layers, panel_width(1), tall)], title, notes, look, zoom=zoom)
     down, across = _levels(frame, rows), _levels(frame, columns)
     panels = []
     for i, below in enumerate(down):
         for j, beside in enumerate(across):
             values = {n: v for n, v in ((rows, below), (columns, beside)) if n is not None}
-            its = [] if _of(frame, values).is_empty() else _part(layers, values)
-            drawn = [_trimmed(layer, j == 0, i == len(down) - 1) for layer in its]
+            drawn = [_in_panel(its, values, j == 0, i == len(down) - 1) for its in layers]
+            drawn = [_NO_ROWS] if _of(frame, values).is_empty() else drawn
             heading = "; ".join(value_text(v, name) for name, v in values.items())
-            panels.append(Panel(heading, drawn or [_NO_ROWS], panel_width(len(across)), tall))
+            panels.append(Panel(heading, drawn, panel_width(len(across)), tall))
     return figure(panels, title, notes, look, len(across), zoom)
 
 
@@ -153,12 +152,12 @@ def _layered(panel: Panel, zoom: bool, look: Look | None) -> alt.LayerChart:
 
     A mark with a point overlay becomes two in Vega-Lite, which would both declare them.
     """
+    layers = [layer for layer in panel.layers if len(layer.rows)]
     units = [
         alt.Chart(layer.rows, mark=layer.mark, encoding=alt.FacetedEncoding(**layer.encoding))
-        for layer in panel.layers
+        for layer in layers
     ]
-    both = (i for i, layer in enumerate(panel.layers) if _has_axes(layer))
-    holder = next(both, 0)
+    holder = next((i for i, layer in enumerate(layers) if _has_axes(layer)), 0)
     if look is not None:
         fields = [look.color["field"]]
         units[holder] = units[holder].add_params(
@@ -183,11 +182,6 @@ def _has_axes(layer: Layer) -> bool:
     return all("scale" in its and its["scale"] is not None for its in axes)
 
 
-def _part(layers: Sequence[Layer], values: dict[str, Any]) -> list[Layer]:
-    parts = [Layer(_of(layer.rows, values), layer.mark, layer.encoding) for layer in layers]
-    return [layer for layer in parts if len(layer.rows)]
-
-
 def _of(rows: Any, values: dict[str, Any]) -> Any:
     """Returns the rows that belong to a panel; those without its columns belong to every one."""
     for column, value in values.items():
@@ -197,8 +191,8 @@ def _of(rows: Any, values: dict[str, Any]) -> Any:
     return rows
 
 
-def _trimmed(layer: Layer, left: bool, bottom: bool) -> Layer:
-    """Returns the layer with titles and labels of its axes only at the left and at the bottom."""
+def _in_panel(layer: Layer, values: dict[str, Any], left: bool, bottom: bool) -> Layer:
+    """Returns a panel's part of a layer, axes with titles only at the left and at the bottom."""
     encoding = dict(layer.encoding)
     x, y = encoding.get("x", {}), encoding.get("y", {})
     if "title" in x and not bottom:
@@ -208,7 +202,7 @@ def _trimmed(layer: Layer, left: bool, bottom: bool) -> Layer:
         look: Spec = {"labelBound": True} if left else {"labels": False, "ticks": False}
         axis = {**(y.get("axis") or {}), **look}
         encoding["y"] = {**y, "axis": axis, "title": y["title"] if left else None}
-    return Layer(layer.rows, layer.mark, encoding)
+    return Layer(_of(layer.rows, values), layer.mark, encoding)
 
 
 def _levels(frame: pl.DataFrame, column: str | None) -> list[Any]:

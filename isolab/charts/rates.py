@@ -180,7 +180,7 @@ def _diamonds(plot: Plot, best: pl.DataFrame, tooltip: list[Spec], size: int) ->
         mark = {"type": "point", "clip": True, "shape": "diamond", "size": size, **its}
         rows = best.filter(pl.col("edge").is_not_null() == at_edge)
         layers += plot.draw(rows, mark, split=False, tooltip=tooltip)
-    return [layer for layer in layers if len(layer.rows)]
+    return layers
 
 
 def _labelled(best: pl.DataFrame, rate: str, rates: pl.Series, span: float) -> pl.DataFrame:

@@ -83,7 +83,7 @@ def ranking(
         cross = POINT | {"shape": "cross", "angle": 45, "size": 70}
         layers += plot.draw(lost, cross, x=_WIDTH - 8, split=False, tooltip=tips(*keys, "note"))
     heading = title or f"Loss at the best rate, width {widths[0]:g}"
-    panel = Panel("", [its for its in layers if len(its.rows)], _WIDTH, max(20 * len(order), 60))
+    panel = Panel("", layers, _WIDTH, max(20 * len(order), 60))
     return figure([panel], heading, notes, look, zoom=False)
 
 

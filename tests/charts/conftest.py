@@ -39,7 +39,7 @@ def drawn():
             if panel is not None and part["title"]["text"] != panel:
                 continue
             for layer in part["layer"]:
-                its = layer["mark"] if isinstance(layer["mark"], dict) else {"type": layer["mark"]}
+                its = layer["mark"]
                 if its["type"] == mark and all(its.get(k) == v for k, v in with_mark.items()):
                     data = layer.get("data", part.get("data", spec.get("data")))
                     found.append(spec["datasets"][data["name"]])

@@ -1,0 +1,202 @@
+"""What holds of every chart: it is drawn by all Vega-Lites, keeps its colours, refuses nonsense."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import math
+
+import altair as alt
+import polars as pl
+import pytest
+import vl_convert
+from charts.samples import (
+    BOTH_ORIGINS,
+    BY,
+    EVERY,
+    aligned,
+    best,
+    cells,
+    changes,
+    check,
+    eps_curves,
+    gradients,
+    moments,
+    spectra,
+    sweep,
+    theory_lines,
+    times,
+    transfer,
+    with_curves,
+)
+from charts.samples import INSIDE as LAYERS
+
+from isolab import charts
+from isolab.analysis.ranking import ranking
+from isolab.analysis.regret import regrets
+from isolab.charts import renderer
+from isolab.charts.picture import size
+from isolab.measure.coordinates import slopes
+from isolab.measure.gradients import damped_shares, gradient_exponents, root_histogram
+from isolab.theory.update_function import update_function
+
+ALL = EVERY | {f"{name} of both origins": make for name, make in BOTH_ORIGINS.items()}
+OLDEST = "5.8"  # that vl-convert has; JupyterLab's own is 5.6
+
+
+def scales(node, channel):
+    """Returns every scale of a channel, anywhere in a specification."""
+    found = []
+    if isinstance(node, dict):
+        its = node.get(channel)
+        found = [its["scale"]] if isinstance(its, dict) and its.get("scale") else []
+        node = list(node.values())
+    return found + [
+        s for child in node if isinstance(child, dict | list) for s in scales(child, channel)
+    ]
+
+
+def repeated_signals(group):
+    """Returns the names that two signals of one group share, and of the groups within."""
+    names = collections.Counter(signal["name"] for signal in group.get("signals", []))
+    twice = [name for name, count in names.items() if count > 1]
+    return twice + [name for mark in group.get("marks", []) for name in repeated_signals(mark)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_chart_is_strict_json_with_titles_and_drawn_by_an_old_vega_lite(name):
+    spec = ALL[name]().to_dict()  # checked against the schema
+    json.dumps(spec, allow_nan=False)
+    for rows in spec["datasets"].values():
+        assert 0 < len(rows) <= 5000
+        assert not {"nan", "inf", "-inf", "NaN"} & {str(v) for row in rows for v in row.values()}
+    assert spec["title"]["text"]
+    panels = spec.get("concat", [spec])
+    layers = [layer["encoding"] for panel in panels for layer in panel["layer"]]
+    unnamed = {"ranking": "y", "coordinate_slopes": "y", "layers_inside": "xy", "spectra": "y"}
+    for along in set("xy") - set(unnamed.get(name.split()[0], "")):
+        assert any(its.get(along, {}).get("title") for its in layers)
+    live = renderer.offline_bundle(spec, png=False)[0][renderer.VEGALITE_MIME]
+    assert min(size(vl_convert.vegalite_to_png(live, vl_version=OLDEST))) > 150
+    vl_convert.vegalite_to_vega(spec, vl_version="6.4")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_two_parameters_share_a_name_and_none_is_declared_twice(name):
+    """A parameter of a line with a point overlay would be: Vega-Lite makes two marks of it."""
+    spec = ALL[name]().to_dict()
+    parameters = spec.get("params", [])
+    names = [its["name"] for its in parameters]
+    assert len(names) == len(set(names))
+    views = list(itertools.chain(*(its["views"] for its in parameters)))
+    panels = spec.get("concat", [spec])
+    holders = [layer for panel in panels for layer in panel["layer"] if layer.get("name") in views]
+    assert len(holders) == len(set(views))
+    assert not any("point" in layer["mark"] for layer in holders)
+    vega = vl_convert.vegalite_to_vega(
+        {**spec, "$schema": "https://vega.github.io/schema/vega-lite/v5.json"}, vl_version=OLDEST
+    )
+    assert repeated_signals(vega) == []
+
+
+@pytest.mark.parametrize("name", BOTH_ORIGINS)
+def test_reference_runs_and_a_readers_own_are_told_apart_in_one_chart(name, subtitle, titles):
+    chart = BOTH_ORIGINS[name]()
+    spec = chart.to_dict()
+    rows = list(itertools.chain(*spec["datasets"].values()))
+    assert {row["origin"] for row in rows if row.get("origin")} == {"reference", "yours"}
+    in_panels = "concat" in spec and any("yours" in title for title in titles(chart))
+    marks = [layer["mark"] for panel in spec.get("concat", [spec]) for layer in panel["layer"]]
+    apart = any(m.get("strokeDash") == [5, 3] or m.get("filled") is False for m in marks)
+    assert in_panels or ("Dashed and hollow: reference" in subtitle(chart) and apart)
+
+
+def test_an_optimizer_has_one_colour_in_every_chart():
+    fixed = charts.OPTIMIZER_COLOURS
+    assert len(set(fixed.values())) == len(fixed)
+    for name in ("loss_vs_rate", "loss_curves", "loss_vs_steps", "step_time", "invariance"):
+        (scale, *more) = scales(EVERY[name]().to_dict(), "color")
+        assert all(its == scale for its in more)
+        assert scale["range"] == [fixed[name] for name in scale["domain"]]
+    mixed = charts.loss_vs_rate(sweep({"adam": (-5, 1), "mine": (-5, 2), "other": (-5, 3)}))
+    assert len(set(scales(mixed.to_dict(), "color")[0]["range"])) == 3
+
+
+def test_charts_side_by_side_keep_their_own_zoom():
+    pair = alt.hconcat(charts.loss_vs_rate(sweep()), charts.loss_vs_rate(sweep(seeds=2))).to_dict()
+    names = [parameter["name"] for parameter in pair["params"]]
+    assert len(names) == len(set(names)) == 4
+    assert json.dumps(pair).count('"bind": "scales"') == 2
+
+
+RANKED = ranking(transfer(), BY, resamples=50)
+REFUSED = {
+    r"missing columns \['seed'\]": lambda: charts.loss_by_width(transfer().drop("seed")),
+    "no rows": lambda: charts.loss_vs_rate(sweep().clear()),
+    "2 runs share": lambda: charts.loss_vs_rate(pl.concat([sweep()] * 2)),
+    "learning_rate must be positive": lambda: charts.loss_vs_rate(
+        sweep().with_columns(pl.col("learning_rate") - 0.01)
+    ),
+    "4 runs share": lambda: charts.loss_by_width(transfer()),
+    "rows and columns are both 'width'": lambda: charts.loss_by_width(transfer(), "width", "width"),
+    r"unknown origin 'mine'; known: \['reference', 'yours'\]": lambda: charts.loss_by_width(
+        transfer().with_columns(origin=pl.lit("mine")), *BY
+    ),
+    "7 runs share.*at_best_rate": lambda: charts.loss_curves(with_curves(sweep())),
+    "unknown y 'test'; known": lambda: charts.loss_curves(with_curves(sweep()), y="test"),
+    "step_ms must be finite and above 0, got 0": lambda: charts.step_time(
+        times().with_columns(step_ms=0.0)
+    ),
+    "finite and 0 or above, got inf": lambda: charts.invariance(
+        changes().with_columns(relative_change=math.inf)
+    ),
+    "no row has a rate": lambda: charts.best_rate_vs_width(
+        best(transfer()).with_columns(rate=pl.lit(None, pl.Float64)), None, "parameterization"
+    ),
+    r"one width, the frame has \[32, 64\]": lambda: charts.ranking(
+        RANKED.with_columns(width=pl.Series([32, 64, 64, 64]))
+    ),
+    "2 runs share.*colour by": lambda: charts.regrets(regrets(transfer(), BY, resamples=50)),
+    "factor must be finite and above 0, got 0": lambda: charts.theory_rates(
+        theory_lines().with_columns(factor=0.0)
+    ),
+    "must be finite, got": lambda: charts.update_function(
+        update_function().with_columns(update=math.inf)
+    ),
+    r"step is 3; the frame has \[0, 1, 4\]": lambda: charts.coordinates(check(), step=3),
+    "2 runs share.*rows, columns or color": lambda: charts.coordinate_slopes(
+        pl.concat([slopes(check())] * 2)
+    ),
+    "no alignment of the frame is finite": lambda: charts.alignment(
+        aligned().with_columns(alignment=math.nan)
+    ),
+    "width must be positive": lambda: charts.loss_by_eps(cells(values=(0, 32))),
+    "eps must be 0 or above": lambda: charts.loss_by_eps(cells(epsilons=(-1.0, 1e-8))),
+    "lines need panels": lambda: charts.loss_by_eps(
+        cells().filter(variant="adam"), columns=None, lines=eps_curves()
+    ),
+    r"lines are of \['sgd'\]; panels are of \['adam'": lambda: charts.loss_by_eps(
+        cells(), lines=eps_curves().with_columns(variant=pl.lit("sgd"))
+    ),
+    "unknown role 'bias'; known": lambda: charts.loss_by_eps(
+        cells(), lines=eps_curves().with_columns(role=pl.lit("bias"))
+    ),
+    "2 runs share.*as rows or columns": lambda: charts.gradient_sizes(
+        gradients(), gradient_exponents(gradients()), columns=None
+    ),
+    "eps must be positive": lambda: charts.root_histogram(root_histogram(moments()), [0.0]),
+    "no share at an eps": lambda: charts.damped_shares(damped_shares(moments(), [0.0])),
+    r"the frame has steps \[40, 41\]; allowed: one look": lambda: charts.layers_inside(
+        pl.concat([LAYERS, LAYERS.with_columns(pl.col("step") + 1)])
+    ),
+    "no eigenvalue of the frame is finite": lambda: charts.spectra(
+        spectra(3).with_columns(eigenvalue=pl.lit(math.nan))
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_drawn_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message]()

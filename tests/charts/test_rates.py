@@ -1,0 +1,258 @@
+"""Charts of rate sweeps draw the numbers that the analysis gives, and lose no run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import polars as pl
+import pytest
+from charts.samples import (
+    BEST,
+    PANELS,
+    RATES,
+    best,
+    both_transfers,
+    fitted,
+    sweep,
+    transfer,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isolab import charts
+from isolab.analysis.optimum import optimum
+
+
+def edge_marks(drawn, chart, panel=None):
+    """What is drawn at the top edge: rows with their seeds apart."""
+    rows = [r for its in drawn(chart, "point", panel) for r in its if "at the top edge" in r]
+    return [row | {"seed": int(seed)} for row in rows for seed in row["seeds"].split(", ")]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(list(charts.OPTIMIZER_COLOURS)),
+        st.tuples(st.floats(-9, -3.5), st.floats(0.5, 3)),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(max_examples=20, deadline=None)
+def test_the_diamond_lies_at_the_best_rate_and_is_hollow_at_an_edge(drawn, lowest):
+    runs = sweep(lowest)
+    chart = charts.loss_vs_rate(runs)
+    diamonds = {
+        row["optimizer"]: row | {"filled": filled}
+        for filled in (True, False)
+        for rows in drawn(chart, "point", shape="diamond", filled=filled)
+        for row in rows
+    }
+    assert diamonds.keys() == lowest.keys()
+    for name, row in diamonds.items():
+        found = optimum(runs.filter(pl.col("optimizer") == name))
+        assert (row["learning_rate"], row["loss"]) == (found.rate, found.loss)
+        assert row["label"].startswith(f"{found.rate:.2g}")
+        assert ("edge" in row["label"]) == (found.edge is not None) == (not row["filled"])
+        assert row["low"] <= row["learning_rate"] <= row["high"]
+        assert row["low"] >= min(RATES) and row["high"] <= max(RATES)
+
+
+@given(
+    st.sets(
+        st.tuples(st.sampled_from(list(BEST)), st.sampled_from(RATES), st.integers(0, 2)),
+        max_size=63,
+    )
+)
+@settings(max_examples=20, deadline=None)
+def test_every_run_is_drawn_once_and_diverged_ones_at_the_top(drawn, gone):
+    runs = sweep(gone=gone)
+    chart = charts.loss_vs_rate(runs)
+    key = ("optimizer", "learning_rate", "seed")
+    points = [tuple(row[k] for k in key) for its in drawn(chart, "point", size=36) for row in its]
+    marks = edge_marks(drawn, chart)
+    lost = [tuple(m[k] for k in key) for m in marks if m["at the top edge"] == "diverged"]
+    assert sorted(lost) == sorted(gone)
+    assert sorted([*points, *(tuple(m[k] for k in key) for m in marks)]) == sorted(
+        runs.select(key).rows()
+    )
+    means = [row for its in drawn(chart, "line") for row in its]
+    whole = {(name, rate) for name in BEST for rate in RATES} - {mark[:2] for mark in gone}
+    assert {(row["optimizer"], row["learning_rate"]) for row in means} == whole
+
+
+@given(
+    st.sets(
+        st.tuples(
+            st.sampled_from(["standard", "mup"]),
+            st.sampled_from((32, 64, 128)),
+            st.sampled_from([2.0**k for k in range(-11, -3)]),
+            st.integers(0, 1),
+        ),
+        max_size=30,
+    )
+)
+@settings(max_examples=8, deadline=None)
+def test_every_run_is_in_its_panel_and_diverged_ones_at_its_top(drawn, gone):
+    runs = transfer(rules=("global",), gone=gone)
+    chart = charts.loss_by_width(runs, **PANELS)
+    key = ("width", "learning_rate", "seed")
+    for p, name in (("standard", "standard"), ("mup", "muP")):
+        title = f"{name}; one global rate"
+        points = [r for rows in drawn(chart, "point", title, size=24) for r in rows]
+        marks = edge_marks(drawn, chart, title)
+        its = runs.filter(parameterization=p, rate_rule="global")
+        found = [tuple(row[k] for k in key) for row in [*points, *marks]]
+        assert sorted(found) == sorted(its.select(key).rows())
+        lost = {tuple(m[k] for k in key) for m in marks if m["at the top edge"] == "diverged"}
+        assert lost == {run[1:] for run in gone if run[0] == p}
+
+
+def test_a_line_breaks_where_a_seed_diverged(drawn):
+    chart = charts.loss_vs_rate(sweep({"adam": BEST["adam"]}, gone=(("adam", 0.02, 1),)))
+    (means,) = drawn(chart, "line")
+    segments = {row["learning_rate"]: row["segment"] for row in means}
+    assert segments[0.001] == segments[0.01] != segments[0.04] == segments[0.16]
+
+
+def test_a_run_far_above_does_not_flatten_the_rest(drawn, spec_of):
+    high = (pl.col("learning_rate") == 0.16) & (pl.col("optimizer") == "adam")
+    loss = "final_validation_loss"
+    chart = charts.loss_vs_rate(
+        sweep().with_columns(pl.when(high).then(50.0).otherwise(loss).alias(loss))
+    )
+    above = [m for m in edge_marks(drawn, chart) if m["at the top edge"] == "above the axis"]
+    assert {("adam", 0.16)} <= {(m["optimizer"], m["learning_rate"]) for m in above}
+    assert max(spec_of(chart)["layer"][0]["encoding"]["y"]["scale"]["domain"]) < 5
+
+
+def test_a_sweep_without_a_best_rate_says_so(subtitle):
+    said = subtitle(charts.loss_vs_rate(sweep().filter(pl.col("learning_rate") < 0.005)))
+    assert "No best rate for muon: " in said and "at least 3 rates" in said
+    every = tuple((name, rate, 0) for name in BEST for rate in RATES)
+    assert "has a seed that diverged" in subtitle(charts.loss_vs_rate(sweep(gone=every)))
+
+
+def test_labels_of_close_optima_do_not_overlap(spec_of):
+    spec = spec_of(charts.loss_vs_rate(sweep({"adam": (-5.0, 1.5), "muon": (-5.0, 1.5)}, seeds=2)))
+    heights = {
+        row["optimizer"]: layer["mark"]["dy"]
+        for layer in spec["layer"]
+        if layer["mark"]["type"] == "text"
+        for row in spec["datasets"][layer["data"]["name"]]
+    }
+    assert abs(heights["adam"] - heights["muon"]) >= 12
+
+
+def test_panels_share_their_axes_and_a_missing_one_says_so(drawn, titles, spec_of):
+    missing = (pl.col("parameterization") == "mup") & (pl.col("rate_rule") == "full")
+    chart = charts.loss_by_width(transfer().filter(~missing), **PANELS)
+    assert titles(chart)[-1] == "muP; per layer, full alignment"
+    assert drawn(chart, "text", titles(chart)[-1]) == [[{"text": "no rows"}]]
+    for axis in "xy":
+        domains = {
+            tuple(layer["encoding"][axis]["scale"]["domain"])
+            for panel in spec_of(chart)["concat"]
+            for layer in panel["layer"]
+            if layer.get("encoding", {}).get(axis, {}).get("scale")
+        }
+        assert len(domains) == 1
+
+
+def test_widths_of_two_origins_are_shades_of_blue_and_orange(drawn, subtitle, spec_of):
+    chart = charts.loss_by_width(both_transfers(), **PANELS)
+    dashed, solid = drawn(chart, "line", "muP; one global rate", strokeWidth=2)
+    assert {row["origin"] for row in dashed} == {"reference"}
+    assert {row["origin"] for row in solid} == {"yours"}
+    layer = spec_of(chart)["concat"][0]["layer"]
+    assert layer[0]["mark"]["strokeDash"] and "strokeDash" not in layer[1]["mark"]
+    scale = layer[0]["encoding"]["color"]["scale"]
+    shades = dict(zip(scale["domain"], scale["range"], strict=True))
+    assert list(shades) == ["32", "64", "128", "32, yours", "48, yours", "64, yours"]
+    assert len(set(shades.values())) == 6
+    for name, shade in shades.items():
+        red, blue = int(shade[1:3], 16), int(shade[5:7], 16)
+        assert (red > blue) == name.endswith("yours")
+    one = transfer().with_columns(origin=pl.lit("reference"))
+    assert "Dashed" not in subtitle(charts.loss_by_width(one, **PANELS))
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1.5, 0.5), st.floats(-8, -4)), min_size=1, max_size=3),
+    st.sampled_from([-1.0, -0.5, 0.0, None]),
+)
+@settings(max_examples=10, deadline=None)
+def test_lines_are_the_fit_and_the_theory(drawn, laws, by_theory):
+    widths, names = (32, 64, 256), [f"r{i}" for i in range(len(laws))]
+    frame = pl.DataFrame(
+        [
+            {"rule": name, "width": n, "rate": 2.0 ** (start + slope * math.log2(n / 32) + 0.1)}
+            for name, (slope, start) in zip(names, laws, strict=True)
+            for n in widths
+        ]
+    ).with_columns(rate_low=pl.col("rate") / 2, rate_high=math.inf, edge=pl.lit(None, pl.String))
+    powers = pl.DataFrame(
+        [
+            {"rule": name, "exponent": slope, "exponent_low": slope - 0.1,
+             "exponent_high": math.inf, "intercept": start - 5 * slope, "theory": by_theory}
+            for name, (slope, start) in zip(names, laws, strict=True)
+        ],
+        schema_overrides={"theory": pl.Float64},
+    )  # fmt: skip
+    chart = charts.best_rate_vs_width(frame, powers, color="rule")
+    fits = [row for rows in drawn(chart, "line", strokeWidth=2)[:1] for row in rows]
+    dotted = [row for rows in drawn(chart, "line", strokeDash=[1.5, 3.5]) for row in rows]
+    texts = {row["rule"]: row["text"] for rows in drawn(chart, "text") for row in rows}
+    for name, (slope, start) in zip(names, laws, strict=True):
+        first, last = (row["rate"] for row in fits if row["rule"] == name)
+        assert first == pytest.approx(2.0**start)
+        assert math.log2(last / first) == pytest.approx(3 * slope, abs=1e-9)
+        ends = [] if by_theory is None else [2.0 ** (start + 0.1 + x * by_theory) for x in (0, 3)]
+        assert [row["rate"] for row in dotted if row["rule"] == name] == pytest.approx(ends)
+        text = texts[name]
+        assert float(text.split()[0].replace("−", "-")) == pytest.approx(slope, abs=0.00501)
+        assert "open]" in text and ("theory" in text) == (by_theory is not None)
+    (points,) = drawn(chart, "point")
+    assert {(row["rule"], row["width"]) for row in points} == set(itertools.product(names, widths))
+
+
+def test_texts_of_exponents_do_not_overlap(drawn, spec_of):
+    chart = charts.best_rate_vs_width(
+        best(transfer()), fitted(transfer()), columns="parameterization"
+    )
+    for panel in spec_of(chart)["concat"]:
+        at = [r["pixel"] for rows in drawn(chart, "text", panel["title"]["text"]) for r in rows]
+        assert len(at) == 4 and len(set(at)) == 2
+        assert max(at) <= panel["height"] and max(at) - min(at) >= 14
+
+
+def test_a_best_rate_at_an_edge_is_a_triangle_and_a_lost_one_is_named(drawn, subtitle):
+    rates = [2.0**k for k in range(-11, -3)]
+    runs = transfer(widths=(32, 64, 128, 4096), gone=[("mup", 128, rate, 0) for rate in rates])
+    chart = charts.best_rate_vs_width(best(runs), columns="parameterization", color="rate_rule")
+    (down,) = drawn(chart, "point", "standard", shape="triangle-down")
+    assert [(row["width"], row["rate"]) for row in down] == [(4096, rates[0])]
+    assert "lowest (down)" in subtitle(chart)
+    assert "muP, one global rate, width 128: all diverged" in subtitle(chart)
+    assert 128 not in {row["width"] for rows in drawn(chart, "point", "muP") for row in rows}
+
+
+def test_open_intervals_reach_the_frame_and_closed_ones_do_not(drawn, subtitle, spec_of):
+    frame = pl.DataFrame(
+        {"rate_rule": "full", "width": [32, 64, 128, 256], "rate": [0.02, 0.02, 0.02, 0.02],
+         "rate_low": [0.01, 0.0, 0.01, 0.0], "rate_high": [0.03, 0.03, math.inf, math.inf],
+         "edge": [None] * 4},
+        schema_overrides={"edge": pl.String},
+    )  # fmt: skip
+    chart = charts.best_rate_vs_width(frame)
+    (bars,) = drawn(chart, "rule")
+    (points,) = drawn(chart, "point")
+    low, high = spec_of(chart)["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    ends = {row["width"]: (row["low"], row["high"]) for row in bars}
+    expected = {32: (0.01, 0.03), 64: (low, 0.03), 128: (0.01, high)}
+    assert ends.keys() == expected.keys()  # 256 is open at both ends: no bar
+    for width, (a, b) in expected.items():
+        assert ends[width] == (pytest.approx(a), pytest.approx(b))
+    said = {row["width"]: row["rates"] for row in points}
+    assert said[64] == "below the grid to 0.03" and said[256] == "none"
+    assert "goes on beyond" in subtitle(chart)
