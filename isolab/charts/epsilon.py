@@ -60,7 +60,7 @@ def loss_by_eps(
     pixels = panel_pixels(cells, columns) / (across.ends[1] - across.ends[0])  # of a column
     x = across.axis("left", "eps (log axis, a column each)", crowded=pixels < CELL)
     plot = Plot(x, up.axis("bottom", rows_title(over)))
-    where = [*panel, ("shown", None, "eps"), (over, "~g")]
+    where = [*panel, ("shown", "", "eps"), (over, "~g")]
     curves = None if lines is None else _curves(lines, over, across, up)
     layers = heat_map(plot, placed, where, pixels, curves)
 

@@ -154,7 +154,7 @@ def _layered(panel: Panel, zoom: bool, look: Look | None) -> alt.LayerChart:
     """
     layers = [layer for layer in panel.layers if len(layer.rows)]
     units = [
-        alt.Chart(layer.rows, mark=layer.mark, encoding=alt.FacetedEncoding(**layer.encoding))
+        alt.Chart(layer.rows, alt.FacetedEncoding(**layer.encoding), mark=alt.MarkDef(**layer.mark))
         for layer in layers
     ]
     holder = next((i for i, layer in enumerate(layers) if _has_axes(layer)), 0)

@@ -138,7 +138,8 @@ def with_intervals(
     """
     value, low, high = ends
     cleaned = finite(frame, columns, {"value": value, "low": low, "high": high})
-    texts = [interval_text(*its, digits) for its in cleaned.select("low", "high").rows()]
+    ends_of = cleaned.select("low", "high").rows()
+    texts = [interval_text(low, high, digits) for low, high in ends_of]
     if "note" in cleaned.columns:
         note = pl.col("note").fill_null("").replace("", "none")
         cleaned = cleaned.with_columns(note)
@@ -242,7 +243,12 @@ def best_rates(
             notes.append(f"{who}: the best rate is the {end} of the grid.")
         low, high = best.rate_interval if best.seeds > 1 else (best.rate, best.rate)
         interval = rate_interval_text(*best.rate_interval)
-        row = {rate: best.rate, "loss": best.loss, "low": max(low, first), "high": min(high, last)}
+        row: dict[str, Any] = {
+            rate: best.rate,
+            "loss": best.loss,
+            "low": max(low, first),
+            "high": min(high, last),
+        }
         row |= {"interval": interval if best.seeds > 1 else "none: one seed"}
         row |= {"grid_rate": best.grid_rate, "seeds": best.seeds, "edge": best.edge}
         rows.append(named | row | {"note": best.note or "none"})
@@ -261,8 +267,8 @@ def edge_marks(
     ``lines_of`` names the columns of a series, which has a ``line`` of its own, the same in every
     panel. ``seeds`` lists the seeds, ``of`` counts all, ``loss`` is the mean of those above.
     """
-    kind = pl.when(pl.col("loss").is_null()).then(pl.lit("diverged"))
-    kind = kind.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(EDGE_MARK)
+    lost = pl.when(pl.col("loss").is_null()).then(pl.lit("diverged"))
+    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(EDGE_MARK)
     marks = (
         points.with_columns(kind, pl.len().over([*groups, x]).alias("of"))
         .filter(pl.col(EDGE_MARK).is_not_null())

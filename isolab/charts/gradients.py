@@ -61,7 +61,7 @@ def gradient_sizes(
     plot = Plot(x, y, look_of(points, "role"))
     where = [*group, ("width", "d")]
     of_mean = tips(*where, ("size", ".3~e", "geometric mean"), ("power", ".3f", "fitted power"),
-                   ("interval", None, "95% interval"))  # fmt: skip
+                   ("interval", "", "95% interval"))  # fmt: skip
     of_point = tips(*where, ("size", ".3~e"), "seed")
     layers = plot.draw(means, LINE, tooltip=of_mean)
     dot = POINT | {"size": 22}

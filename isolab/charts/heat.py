@@ -122,14 +122,14 @@ def heat_map(plot: Plot, cells: pl.DataFrame, where: list[Any], pixels: float,
     )
     scheme = {"scheme": "viridis", "reverse": True, "domain": [low, high], "clamp": True}
     shade = {"field": "loss", "type": "quantitative", "title": ["final loss", "(nats/token)"]}
-    ends = {"x2": "right", "y2": "top"}
+    ends: Spec = {"x2": "right", "y2": "top"}
     more = [("loss", ".4f"), "seeds"] if "seeds" in cells.columns else []
     layers = plot.draw(found, _BOX, color=shade | {"scale": scheme}, tooltip=tips(*where, *more),
                        **ends)  # fmt: skip
     more = ["diverged"] if "diverged" in lost.columns else []
     grey = _BOX | {"fill": "#D9D9D9"}
     layers += plot.draw(lost, grey, tooltip=tips(*where, *more), **ends)
-    middle = {"x": "middle", "y": "height"}
+    middle: Spec = {"x": "middle", "y": "height"}
     cross = {"type": "text", "text": "×", "fontSize": 15, "fontWeight": "bold", "color": "#333333"}
     layers += plot.draw(lost, cross, **middle)
     if lines is not None and not lines.is_empty():
@@ -137,7 +137,12 @@ def heat_map(plot: Plot, cells: pl.DataFrame, where: list[Any], pixels: float,
     room = found.filter((pl.col("right") - pl.col("left")) * pixels >= CELL)
     for is_light, (ink, around) in _INK.items():
         its = room.filter(pl.col("light") == is_light)
-        halo = {"stroke": around, "strokeWidth": 2, "strokeOpacity": 0.5, "strokeJoin": "round"}
+        halo: Spec = {
+            "stroke": around,
+            "strokeWidth": 2,
+            "strokeOpacity": 0.5,
+            "strokeJoin": "round",
+        }
         for look in [*([halo] if lines is not None else []), {"color": ink}]:
             text: Spec = {"type": "text", "fontSize": 10, **look}
             layers += plot.draw(its, text, text="number", **middle)

@@ -11,7 +11,7 @@ import polars as pl
 from isolab.charts.figure import Chart, Panel, figure
 from isolab.charts.frames import bound, decades, finite
 from isolab.charts.layers import Plot, axis, names_axis, scaled, tips
-from isolab.charts.theme import LINE, NAMED_COLOURS, OTHER_COLOURS, POINT
+from isolab.charts.theme import LINE, NAMED_COLOURS, OTHER_COLOURS, POINT, Spec
 
 _NAMES = 95  # pixels for the names of layers
 _MOST_LAYERS = 26  # names that there is room for
@@ -61,7 +61,7 @@ def layers_inside(frame: pl.DataFrame, title: str | None = None) -> Chart:
     height = max(len(names) * (14 if len(names) <= _MOST_LAYERS else 11), 60)
     shapes = {role: its for role, its in _SHAPES.items() if role in points["role"]}
     color = scaled("role", {role: NAMED_COLOURS[role] for role in shapes}, **_LEGEND)
-    look = {"color": color, "shape": scaled("role", shapes, **_LEGEND)}
+    look: Spec = {"color": color, "shape": scaled("role", shapes, **_LEGEND)}
     tooltip = tips("layer", "role", ("size", ".2e", "change over size"), ("alignment", ".3f"))
     low, high = decades(points["size"])
     ticks = [10.0**k for k in range(low, high + 1)]
@@ -69,7 +69,7 @@ def layers_inside(frame: pl.DataFrame, title: str | None = None) -> Chart:
     along = axis("drawn", None, [0, 1.02], values=[0, 0.5, 1], format="~g")
     font: dict[str, Any] = {"labelLimit": _NAMES, "labelFontSize": 10}
     font["labelExpr"] = "replace(datum.label, 'blocks/', '')"
-    panels = []
+    panels: list[Panel] = []
     for x, heading, rules, width in (
         (sizes, "change of a step / size", [], 118),
         (along, "alignment", [0.5, 1.0], 78),
@@ -124,7 +124,7 @@ def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: st
     black = {"symbolStrokeColor": "black", "symbolSize": 150, "titleOrient": "left"}
     color = scaled("matrix", hues, **_LEGEND | stroke)
     legend = _LEGEND | stroke | black | {"titleFontSize": 10}
-    look = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
+    look: Spec = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
     largest = bound(points["index"], "max")
     places = [2.0**k for k in range(0, 12, 2) if 2.0**k <= largest]
     x = axis("index", "place", [1.0, max(largest, 2.0)], 2, values=places, format="~g")
@@ -133,7 +133,7 @@ def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: st
     shared: dict[str, Any] = {"detail": "layer", "tooltip": tooltip}
     panels: list[Panel] = []
     for side in points["side"].unique(maintain_order=True):
-        axis_y = {"values": powers, "format": "~e", "labels": not panels}
+        axis_y: Spec = {"values": powers, "format": "~e", "labels": not panels}
         plot = Plot(x, axis("drawn", None, [_LEAST, 1.0], 10, **axis_y))
         its = points.filter(pl.col("side") == side)
         lines = plot.draw(its, LINE | {"strokeWidth": 1.6}, **look, **shared)

@@ -124,8 +124,8 @@ def padded(
     return [bottom - below * unit, top + above * unit]
 
 
-def tips(*entries: str | tuple[str, str | None] | tuple[str, str | None, str]) -> list[Spec]:
-    """Returns tooltip entries: a column, or a column, its number format and a title.
+def tips(*entries: str | Sequence[str]) -> list[Spec]:
+    """Returns tooltip entries: a column, or a column, its number format (or "") and a title.
 
     Example:
         >>> tips("seed", ("loss", ".4f", "final loss"))[1]["title"]
@@ -133,9 +133,9 @@ def tips(*entries: str | tuple[str, str | None] | tuple[str, str | None, str]) -
     """
     found = []
     for entry in entries:
-        column, form, *title = (entry, None) if isinstance(entry, str) else entry
+        column, form, *title = (entry, "") if isinstance(entry, str) else entry
         kind: Spec = {"type": "quantitative", "format": form} if form else {"type": "nominal"}
-        found.append({"field": column, "title": title[0] if title else words(str(column)), **kind})
+        found.append({"field": column, "title": title[0] if title else words(column), **kind})
     return found
 
 
@@ -204,7 +204,7 @@ class Look:
 
     def parts(self, rows: pl.DataFrame, mark: Spec) -> list[tuple[pl.DataFrame, Spec]]:
         """Returns rows and mark by origin: the reference's lines are dashed, its points hollow."""
-        special = {"line": {"strokeDash": DASH}, "point": {"filled": False, "fill": "white"}}
+        special: Spec = {"line": {"strokeDash": DASH}, "point": {"filled": False, "fill": "white"}}
         kind = mark["type"]
         if not self.both or kind not in special or "origin" not in rows.columns:
             return [(rows, mark)]
@@ -298,17 +298,17 @@ class Plot:
         axes = {name: encoding[name] for name in _POSITIONS}
         encoding |= {name: channel(name, v, axes.get(name)) for name, v in channels.items()}
         encoding = {name: its for name, its in encoding.items() if its is not None}
-        parts = [(rows, mark)]
+        parts: list[tuple[Any, Spec]] = [(rows, mark)]
         if split and self.look is not None and isinstance(rows, pl.DataFrame):
-            parts = self.look.parts(rows, mark)
+            parts = [*self.look.parts(rows, mark)]
         return [Layer(its, look, encoding) for its, look in parts]
 
     def rules(self, values: Sequence[float], along: str = "y", **mark: Any) -> list[Layer]:
         """Returns dashed grey lines across the plot at values of an axis."""
         field = getattr(self, along)["field"]
         rows = pl.DataFrame({field: list(values)}, schema={field: pl.Float64})
-        across = "x" if along == "y" else "y"
-        return self.draw(rows, DASHED | mark, None, **{across: None})
+        across: Spec = {"x" if along == "y" else "y": None}
+        return self.draw(rows, DASHED | mark, None, **across)
 
     def intervals(
         self,
@@ -322,7 +322,7 @@ class Plot:
         **channels: Any,
     ) -> list[Layer]:
         """Returns a bar from ``low`` to ``high`` and a point for each series and place."""
-        ends = {along: "low", f"{along}2": "high"}
+        ends: Spec = {along: "low", f"{along}2": "high"}
         rule = {"type": "rule", "clip": True, "strokeWidth": thick}
         return [
             *self.draw(bars, rule, opacity, **ends, **channels),
@@ -351,7 +351,7 @@ class Plot:
             return []
         rows = marks.with_columns((8 + pitch * pl.col("line")).alias("pixel"))
         mark: Spec = {"type": "point", "size": size, "strokeWidth": 1.8}
-        channels = {"y": pixels("pixel"), "shape": edge_shape(marks[EDGE_MARK])}
+        channels: Spec = {"y": pixels("pixel"), "shape": edge_shape(marks[EDGE_MARK])}
         return self.draw(rows, mark, split=False, tooltip=tooltip, **channels)
 
 

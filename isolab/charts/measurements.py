@@ -10,7 +10,7 @@ import polars as pl
 from isolab.charts.figure import Chart, Panel, facets, figure
 from isolab.charts.frames import bound, decades, finite, log_domain, origins, thinned
 from isolab.charts.layers import Plot, axis, look_of, names_axis, padded, tips, width_axis
-from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, panel_width, spelled
+from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, Spec, panel_width, spelled
 
 
 def step_time(
@@ -104,7 +104,7 @@ def invariance(
     title_y = "condition number of the transformation"
     y = names_axis("condition", conditions, title_y, labelLimit=320, bandPosition=0)
     y["scale"] |= {"paddingInner": 0.15, "paddingOuter": 0.1}
-    offset = {"yOffset": {"field": "optimizer", "type": "nominal", "sort": optimizers}}
+    offset: Spec = {"yOffset": {"field": "optimizer", "type": "nominal", "sort": optimizers}}
     plot = Plot(x, y, look_of(points, "optimizer"))
     of_median = [("median", ".3e"), ("low", ".3e"), ("high", ".3e"), "draws"]
     dot, tick = POINT | {"size": 40}, {"type": "tick", "thickness": 3, "size": 15}

@@ -139,9 +139,9 @@ def _sweep(
     plot = Plot(x, axis("loss", title_of(loss), domain), look)
     where: list[Any] = [*keys, (rate, ".4~g")]
     of_best = [*keys, (rate, ".4~g", "best rate"), ("loss", ".4f", "loss at the best rate")]
-    of_best += [("interval", None, "rate, 95% interval"), "seeds", "note"]
+    of_best += [("interval", "", "rate, 95% interval"), "seeds", "note"]
     of_best += [("grid_rate", ".4~g", "best rate of the grid")]
-    of_edge = [*where, "at the top edge", "seeds", ("of", None, "of seeds")]
+    of_edge = [*where, "at the top edge", "seeds", ("of", "", "of seeds")]
     joined = color == "width" and not labelled and points["width"].n_unique() > 1
 
     layers = plot.draw(means, LINE, y="mean", detail="segment")
@@ -252,7 +252,7 @@ def best_rate_vs_width(
              values=ticks)  # fmt: skip
     plot = Plot(x, y, look)
     of_point = [*keys, ("width", "d"), ("rate", ".4~g", "best rate")]
-    of_point += [("rates", None, "rate, 95% interval"), ("in_grid", None, "in the grid of rates")]
+    of_point += [("rates", "", "rate, 95% interval"), ("in_grid", "", "in the grid of rates")]
     intervals, cut = bars(points, low, high)
     intervals = intervals.with_columns(_power("low", "high"))
 

@@ -70,7 +70,7 @@ def ranking(
     )
     intervals, cut = bars(ranked, *domain)
     of_point = [*keys, ("value", ".4f", "loss at the best rate")]
-    of_point += [("interval", None, "loss, 95% interval"), ("rate", ".4~g", "best rate"), "note"]
+    of_point += [("interval", "", "loss, 95% interval"), ("rate", ".4~g", "best rate"), "note"]
     layers = plot.intervals(intervals, ranked, tips(*of_point), "x", 0.5, 80, 3)
     text = {"type": "text", "align": "left", "fontSize": 11, "color": "#333333"}
     said = pl.DataFrame({"name": order, "text": texts})
@@ -155,7 +155,7 @@ def _against_width(
     plot = Plot(width_axis(points["width"], points["at"]), axis("value", y_title, domain), look)
     intervals, cut = bars(found, *domain)
     of_point = [*keys, ("width", "d"), ("value", ".4f", y_title)]
-    of_point += [("interval", None, "95% interval"), "note"]
+    of_point += [("interval", "", "95% interval"), "note"]
     layers: list[Layer] = plot.draw(found, LINE | {"strokeWidth": 1.5}, 0.5)
     layers += plot.rules([0.0], strokeWidth=1)
     layers += plot.intervals(intervals, found, tips(*of_point))

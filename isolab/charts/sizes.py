@@ -145,9 +145,9 @@ def coordinate_slopes(
     plot = Plot(x, names_axis("layer", names, labelLimit=220), look)
     apart = "origin" if look.both else color
     hues = points[apart].unique().sort().to_list()
-    offset = {"yOffset": {"field": apart, "type": "nominal", "sort": hues,
+    offset: Spec = {"yOffset": {"field": apart, "type": "nominal", "sort": hues,
                           "scale": {"domain": hues}}}  # fmt: skip
-    of_slope = [*groups, ("value", ".3f", "slope"), ("interval", None, "95% interval")]
+    of_slope = [*groups, ("value", ".3f", "slope"), ("interval", "", "95% interval")]
     layers = plot.rules([0.0], "x")
     layers += plot.intervals(intervals, found, tips(*of_slope), "x", thick=3, **offset)
     notes = ["Bar: 95% interval over seeds. 0: the size does not depend on the width."]
@@ -206,7 +206,7 @@ def alignment(
     y = axis("mean", "alignment exponent", domain, values=ticks, format=".3~g")
     plot = Plot(_steps(means["step"]), y, look)
     of_mean = [*keys, ("step", ",d"), ("mean", ".3f"), ("low", ".3f", "lowest")]
-    of_mean += [("high", ".3f", "highest"), ("values", None, "values in the mean")]
+    of_mean += [("high", ".3f", "highest"), ("values", "", "values in the mean")]
     layers = plot.rules(_RULES) + plot.draw(means, BAND, 0.15, y="low", y2="high")
     layers += plot.draw(means, LINE)
     layers += plot.draw(means, POINT | {"size": 26}, tooltip=tips(*of_mean))

@@ -225,7 +225,7 @@ def _chart(
     title: str, subtitle: list[str], plot: Plot, layers: list[Layer], about: list[str]
 ) -> Spec:
     nothing = plot.draw([{}], {"type": "point", "opacity": 0})  # shows the axes
-    fit = {"autosize": {"type": "fit", "contains": "padding"}}
+    fit: Spec = {"autosize": {"type": "fit", "contains": "padding"}}
     description = " ".join([f"{title}.", *about])
     return specification(layers or nothing, title, subtitle, *TOTAL, description=description, **fit)
 
@@ -241,7 +241,7 @@ def _stored_line(
     plot: Plot, line: StoredLine, x: str, bold: bool, colour: str, series: Spec
 ) -> list[Layer]:
     """Returns a line's means in parts between diverged ones, its band, dots and edge marks."""
-    rows, part = [], 0
+    part, rows = 0, list[Spec]()
     for cell in line.cells:
         if cell.diverged:
             part += 1
@@ -262,7 +262,7 @@ def _stored_line(
     layers += plot.draw(rows, mark, detail="part", **series)
     if bold and line.cells[0].setting[x] is not None:
         dots = POINT | {"size": 40, "opacity": 1}
-        entries = tips("line", ("value", None, words(x)), ("loss", ".4f"), ("low", ".4f"),
+        entries = tips("line", ("value", "", words(x)), ("loss", ".4f"), ("low", ".4f"),
                        ("high", ".4f"), "seeds")  # fmt: skip
         layers += plot.draw(rows, dots, color=series["color"], tooltip=entries)
     return layers + _edges(plot, line, x, colour, 1.0 if bold else 0.35)
@@ -308,7 +308,7 @@ def _numbered(plot: Plot, runs: Sequence[RunView], x: str) -> list[Layer]:
             continue
         stroke, fill = (run.colour, "white") if run.state == "stopped" else ("white", run.colour)
         dot = {"type": "circle", "size": 90, "opacity": 1, "strokeWidth": 2}
-        row = {"x": place, "loss": min(run.validation[-1], top), "run": name}
+        row: Spec = {"x": place, "loss": min(run.validation[-1], top), "run": name}
         row["rate"] = _x_text(run.config, x)
         entries = tips("run", "rate", ("loss", ".4f"))
         layers += plot.draw([row], dot | {"stroke": stroke, "color": fill}, tooltip=entries)
