@@ -43,7 +43,7 @@ def matching(frame: pl.DataFrame, conditions: Sequence[str]) -> pl.DataFrame:
         names: list[str] = []
         try:
             expression = pl.sql_expr(text)
-            names = columns_of(text)
+            names = list(dict.fromkeys(expression.meta.root_names()))
             check_columns(names, frame.columns)
             if not names:
                 raise ValueError("it names no column")
@@ -52,11 +52,6 @@ def matching(frame: pl.DataFrame, conditions: Sequence[str]) -> pl.DataFrame:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{text!r}: {reason}; {_allowed(frame, names)}") from error
     return frame
-
-
-def columns_of(text: str) -> list[str]:
-    """Returns the columns that a condition names."""
-    return list(dict.fromkeys(pl.sql_expr(text).meta.root_names()))
 
 
 def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
@@ -68,15 +63,15 @@ def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
             raise ValueError(f"no column {name!r}; {hint}")
 
 
-def stored_texts(frame: pl.DataFrame, conditions: Sequence[str]) -> list[str]:
+def stored_texts(frame: pl.DataFrame, conditions: Iterable[str]) -> list[str]:
     """Returns what the columns of text hold that conditions name, for one that matched nothing."""
-    names = dict.fromkeys(name for text in conditions for name in columns_of(text))
-    told = []
-    for name in (name for name in names if frame.schema[name] == pl.String):
-        values = [repr(value) for value in sorted(frame[name].drop_nulls().unique())]
-        more = ["..."] if len(values) > SHOWN else []
-        told.append(f"{name} is one of {', '.join(values[:SHOWN] + more)}")
-    return told
+    named = {name for text in conditions for name in pl.sql_expr(text).meta.root_names()}
+    found = []
+    for values in frame.select(sorted(named)).select(pl.col(pl.String)).iter_columns():
+        texts = [repr(text) for text in values.drop_nulls().unique().sort()]
+        rest = ["..."] if len(texts) > SHOWN else []
+        found.append(f"{values.name} is one of {', '.join(texts[:SHOWN] + rest)}")
+    return found
 
 
 def _allowed(frame: pl.DataFrame, names: Iterable[str]) -> str:
@@ -89,5 +84,5 @@ def _allowed(frame: pl.DataFrame, names: Iterable[str]) -> str:
     }
     number = "a number, such as 64 or POWER(2.0, -7)"
     types = {name: frame.schema[name].base_type() for name in names if name in frame.columns}
-    told = "; ".join(f"{name} is {allowed.get(kind, number)}" for name, kind in types.items())
-    return told or f"allowed: SQL over columns, such as {EXAMPLE}"
+    known = "; ".join(f"{name} is {allowed.get(kind, number)}" for name, kind in types.items())
+    return known or f"allowed: SQL over columns, such as {EXAMPLE}"

@@ -198,7 +198,7 @@ def _open(path: str | None) -> Store:
 
 
 def _matching_runs(store: Store, where: Sequence[str] | None) -> tuple[pl.DataFrame, int]:
-    """Returns the runs that satisfy every condition, and how many are stored; tells of none."""
+    """Returns the runs that satisfy every condition, and how many are stored; says if none."""
     frame = store.runs()
     if not frame.height:
         typer.echo(f"no runs in {store.folder.path}", err=True)

@@ -76,12 +76,17 @@ def sweep(
             memory_bytes=memory_bytes,
             processes=processes,
         )
-    except (ValueError, ImportError) as error:
-        _fail(error, 2)
-    except (OSError, MemoryError, RuntimeError) as error:  # of the store or the cluster, too
-        _fail(error, 1)
-    except KeyboardInterrupt as error:
-        _fail(error, 130)
+    except (
+        ValueError,
+        ImportError,
+        OSError,
+        MemoryError,
+        RuntimeError,
+        KeyboardInterrupt,
+    ) as error:
+        typer.echo(f"isolab sweep: {error}", err=True)
+        wrong = 2 if isinstance(error, ValueError | ImportError) else 1
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else wrong) from None
 
 
 def _run(values: Sequence[str], axes: Sequence[str], store: str | None, **options: Any) -> None:
@@ -126,7 +131,7 @@ def _values(text: str, default: Any) -> list[Any]:
 
 
 def _value(text: str, default: Any) -> Any:
-    """Reads a value as a field's default is typed; RunConfig tells what a wrong text should be."""
+    """Reads a value as a field's default is typed; RunConfig refuses a wrong text."""
     word = text.strip().lower()
     if isinstance(default, str):
         return text
@@ -148,8 +153,3 @@ def _resource(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise ValueError(f"--resource {text!r} is not NAME=NUMBER, such as GPU=1") from None
-
-
-def _fail(error: BaseException, code: int) -> None:
-    typer.echo(f"isolab sweep: {error}", err=True)
-    raise typer.Exit(code) from None

@@ -7,21 +7,21 @@ Python that runs this module.
 
 from __future__ import annotations
 
-import contextlib
+import ast
 import functools
 import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-PRESETS: Final = ("smoke", "laptop", "full")
+import typer
 
-# Seconds that one cell may take: far beyond the presets' budgets, so that only a hang meets it.
+# By preset: seconds that one cell may take, far beyond its budget, so that only a hang meets it.
 TIMEOUTS: Final = {"smoke": 600, "laptop": 3600, "full": 48 * 3600}
 
 # Seconds between saves while a cell runs, so that an interrupted run leaves its outputs behind.
@@ -35,26 +35,89 @@ class Outcome:
     Args:
         executed: the executed notebook; where ``error`` is set, up to the cell that failed.
         seconds: wall time, the page included.
-        claims: the JSON of each claim shown, in order, as ``isolab.analysis.claim`` writes it.
+        claims: each claim shown, in order, in a line.
         error: what went wrong, in one line, or None.
     """
 
     executed: Path
     seconds: float
-    claims: tuple[Mapping[str, Any], ...]
+    claims: list[str]
     error: str | None
 
     def __str__(self) -> str:
-        """Tells the verdicts, or what failed, and where the files are."""
+        """Returns the verdicts, or what failed, and where the files are."""
         if self.error is not None:
             lines = [f"FAILED after {self.seconds:.0f} s at {self.error}"]
             if self.executed.exists():
                 lines.append(f"as far as it got: {self.executed}")
         else:
-            lines = [verdict(claim) for claim in self.claims] or ["shows no claim"]
-            lines.append(f"executed notebook: {self.executed}")
-            lines.append(f"HTML page: {self.executed.with_suffix('.html')} ({self.seconds:.0f} s)")
+            lines = self.claims or ["shows no claim"]
+            page = f"HTML page: {self.executed.with_suffix('.html')} ({self.seconds:.0f} s)"
+            lines = [*lines, f"executed notebook: {self.executed}", page]
         return "\n".join(f"  {line}" for line in lines)
+
+
+def workbook(
+    notebooks: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Default: the numbered ones in notebooks/, in order."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="smoke, laptop or full.")] = "laptop",
+    out: Annotated[
+        Path, typer.Option(help="Folder for the executed notebooks and their pages.")
+    ] = Path("build/workbook"),
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter", "-p", help="NAME=VALUE, a Python literal or a word; may be repeated."
+        ),
+    ] = None,
+    timeout: Annotated[
+        int | None, typer.Option(min=1, help="Seconds that one cell may take.")
+    ] = None,
+    at_once: Annotated[
+        int,
+        typer.Option(min=1, help="Notebooks run at the same time; chapter 1 times steps: 1 then."),
+    ] = 1,
+) -> None:
+    """Run notebooks by papermill and export each as an HTML page.
+
+    Ends with 1 where a notebook failed (the others still run), and with 2, before anything runs,
+    where the preset, a path or a parameter is wrong.
+    """
+    try:
+        parameters = {"preset": preset, **dict(map(_parameter, parameter or ()))}
+        paths = notebooks or chapters(Path("notebooks"))
+        _check(paths, out, parameters)
+    except ValueError as error:
+        typer.echo(f"isolab workbook: {error}", err=True)
+        raise typer.Exit(2) from None
+    out.mkdir(parents=True, exist_ok=True)
+    settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    typer.echo(f"{len(paths)} notebooks, {at_once} at a time, with {settings}")
+    seconds = timeout or TIMEOUTS[parameters["preset"]]
+    jobs = [(path, out / path.name, parameters, seconds) for path in paths]
+    failed = []
+    outcomes = _outcomes(jobs, at_once)
+    for path in paths:
+        typer.echo(f"{path}:")
+        outcome = next(outcomes)
+        typer.echo(str(outcome))
+        if outcome.error is not None:
+            failed.append(path.stem)
+    if failed:
+        typer.echo(f"{len(failed)} of {len(paths)} failed: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"parameter {text!r} is not NAME=VALUE, such as seeds=[0,1]")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def chapters(folder: Path) -> list[Path]:
@@ -68,18 +131,12 @@ def chapters(folder: Path) -> list[Path]:
     return found
 
 
-def check(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -> None:
-    """Checks that the notebooks are there and take the parameters, before anything runs.
-
-    Raises:
-        ValueError: the preset is unknown; a path is no notebook; two outputs, or an output and its
-            notebook, would be one file; a notebook lacks a parameter.
-    """
+def _check(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the notebooks are there and take the parameters."""
     import papermill
 
-    preset = parameters.get("preset")
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    if parameters["preset"] not in TIMEOUTS:
+        raise ValueError(f"unknown preset {parameters['preset']!r}; known: {', '.join(TIMEOUTS)}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder: name one for the executed notebooks")
     names = [notebook.name for notebook in notebooks]
@@ -94,58 +151,24 @@ def check(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -
             known = papermill.inspect_notebook(str(notebook))
         except ValueError as error:  # not JSON, not a notebook, or without a kernel's name
             raise ValueError(f"{notebook} cannot be read as a notebook: {error}") from error
-        for name in parameters:
-            if name not in known:
-                raise ValueError(
-                    f"{notebook} has no parameter {name!r}; its cell tagged 'parameters' sets: "
-                    f"{', '.join(known) or 'nothing'}"
-                )
+        unknown = [name for name in parameters if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{notebook} has no parameter {unknown[0]!r}; its cell tagged 'parameters' sets: "
+                f"{', '.join(known) or 'nothing'}"
+            )
 
 
-def run(
-    notebooks: Sequence[Path],
-    out: Path,
-    parameters: Mapping[str, Any],
-    timeout: int | None = None,
-    say: Callable[[str], None] = print,
-    at_once: int = 1,
-) -> list[Outcome]:
-    """Runs notebooks and exports each as a page; a failure stops only its own.
-
-    Args:
-        notebooks: paths, run in this order.
-        out: folder for the executed notebooks and their pages; made if missing.
-        parameters: what goes into every notebook's ``parameters`` cell; ``preset`` is required.
-        timeout: seconds that one cell may take; None takes the preset's from ``TIMEOUTS``.
-        say: told what starts and what came of it.
-        at_once: how many run at the same time, each in a process of its own; more than one disturbs
-            what a notebook times.
-
-    Raises:
-        ValueError: as in ``check``, or ``at_once`` below 1; nothing has run then.
-    """
-    if at_once < 1:
-        raise ValueError(f"at_once is {at_once}; allowed: 1 or more")
-    check(notebooks, out, parameters)
-    out.mkdir(parents=True, exist_ok=True)
-    seconds = TIMEOUTS[parameters["preset"]] if timeout is None else timeout
-    settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    say(f"{len(notebooks)} notebooks, {at_once} at a time, with {settings}")
-    jobs = [(notebook, out / notebook.name, parameters, seconds) for notebook in notebooks]
-    outcomes = []
-    with contextlib.ExitStack() as closing:
-        ran: Iterator[Outcome] = itertools.starmap(_run_one, jobs)
-        if at_once > 1:  # processes, as papermill changes the folder of its whole process
-            spawned = multiprocessing.get_context("spawn")
-            pool = closing.enter_context(ProcessPoolExecutor(at_once, spawned))
-            longest = sorted(jobs, key=lambda job: job[0].stat().st_size, reverse=True)  # first
-            begun = {job[0]: pool.submit(_run_one, *job) for job in longest}
-            ran = (begun[notebook].result() for notebook in notebooks)
-        for notebook in notebooks:
-            say(f"{notebook}:")
-            outcomes.append(next(ran))
-            say(str(outcomes[-1]))
-    return outcomes
+def _outcomes(jobs: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[Outcome]:
+    """Runs notebooks, several at a time in processes: papermill changes its process's folder."""
+    if at_once == 1:
+        yield from itertools.starmap(_run_one, jobs)
+        return
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        longest = sorted(jobs, key=lambda job: int(job[0].stat().st_size), reverse=True)  # first
+        begun = {job[0]: pool.submit(_run_one, *job) for job in longest}
+        for job in jobs:
+            yield begun[job[0]].result()
 
 
 def _run_one(
@@ -156,7 +179,7 @@ def _run_one(
     from isolab.cli.page import write_page
 
     start = time.perf_counter()
-    claims: tuple[Mapping[str, Any], ...] = ()
+    claims: list[str] = []
     problem = None
     page = executed.with_suffix(".html")
     for stale in (executed, page):
@@ -219,43 +242,14 @@ def _kernel_config() -> Any:
     return Config(KernelManager={"transport_encryption": "auto"} if zmq.has("curve") else {})
 
 
-def _claims(notebook: Any) -> tuple[Mapping[str, Any], ...]:
-    """Returns the JSON of each claim that an executed notebook shows, in order."""
+def _claims(notebook: Any) -> list[str]:
+    """Returns each claim that an executed notebook shows in a line, its verdict first."""
     from isolab.analysis.claim import MIME
 
-    return tuple(
-        output["data"][MIME]
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if MIME in output.get("data", {})
-    )
-
-
-def verdict(claim: Mapping[str, Any]) -> str:
-    """Returns a claim's JSON as one line, the verdict first.
-
-    Example:
-        >>> verdict({"question": "Fewer steps?", "measured": 1.62, "interval": [1.5, None],
-        ...          "threshold": 1.1, "direction": "above", "verdict": "reproduced"})
-        'reproduced: Fewer steps? 1.62 (1.5 to ∞), threshold above 1.1'
-    """
-    measured, interval, threshold = (claim.get(k) for k in ("measured", "interval", "threshold"))
-    ours = "no finite number" if measured is None else f"{measured:.4g}"
-    if interval is not None:
-        ours += f" ({_range(interval)})"
-    limit = _range(threshold) if isinstance(threshold, Sequence) else _range([threshold])
-    unit = f" {claim['unit']}" if claim.get("unit") else ""
-    direction = f"{claim['direction']} " if claim.get("direction") else ""
-    line = f"{claim['verdict']}: {claim['question']} {ours}{unit}, threshold {direction}{limit}"
-    return f"{line}; {claim['reason']}" if claim.get("reason") else line
-
-
-def _range(ends: Sequence[float | None]) -> str:
-    # JSON has no infinity, so an open end is null: the first of a pair is low, the last high.
-    words = [f"{end:.4g}" if end is not None else "∞" for end in ends]
-    if len(ends) == 2 and ends[0] is None:
-        words[0] = "-∞"
-    return " to ".join(words)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [o["data"]["text/plain"] for o in outputs if MIME in o.get("data", {})]
+    lines = [[" ".join(line.split()) for line in text.splitlines()] for text in texts]
+    return ["; ".join([verdict, *rest]) for *rest, verdict in lines]
 
 
 def _reason(error: Exception) -> str:

@@ -70,29 +70,20 @@ def cached(measure: Callable[..., Frames], *arguments: Any, **options: Any) -> F
         True
     """
     name = f"{measure.__module__}.{measure.__qualname__}"
-    called = [_plain(name, arguments), _plain(name, options)]
+    called = json.dumps([arguments, options], default=functools.partial(_plain, name))
     about = {k: v for k, v in provenance().items() if k != "git_revision"}
-    content = cached_bytes(
-        MEASUREMENTS,
-        [name, called, about, _code()],
-        lambda: _packed(measure(*arguments, **options)),
-    )
+    parts = [name, called, about, _code()]
+    content = cached_bytes(MEASUREMENTS, parts, lambda: _packed(measure(*arguments, **options)))
     return _unpacked(content)  # type: ignore[return-value]  # as it was packed
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Returns an argument as JSON can write it; with a config goes the corpus that it means."""
+    """Returns a config as JSON can write it, and the fingerprint of its corpus."""
     from isolab.model.corpus import load_corpus
     from isolab.training.config import RunConfig
 
     if isinstance(value, RunConfig):
         return [dataclasses.asdict(value), load_corpus(value.corpus).fingerprint]
-    if isinstance(value, dict):
-        return {str(key): _plain(name, item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(name, item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     raise TypeError(
         f"{name}: an argument is {value!r}; allowed: RunConfigs, and lists, tuples, dicts, numbers,"
         " strings, booleans and None"

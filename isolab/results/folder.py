@@ -55,14 +55,10 @@ class Folder:
             infos = self._fs.ls(self._root, detail=True)
         except FileNotFoundError:
             return {}
-        if self.local and [info["name"] for info in infos] == [self._root]:
+        if [info["name"] for info in infos] == [self._root]:
             raise NotADirectoryError(f"{self.path!r} is a file; allowed: a folder")
-        entries = [
-            Entry(PurePosixPath(info["name"]).name, info["size"], info.get("mtime") or 0.0)
-            for info in infos
-            if info["type"] != "directory"
-        ]
-        return {entry.name: entry for entry in entries}
+        files = {PurePosixPath(i["name"]).name: i for i in infos if i["type"] != "directory"}
+        return {n: Entry(n, info["size"], info.get("mtime") or 0.0) for n, info in files.items()}
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a file; FileNotFoundError if it vanished."""
@@ -99,9 +95,9 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
-    def rename(self, name: str, other: str) -> None:
-        """Gives a file of this folder another name."""
-        self._fs.mv(f"{self._root}/{name}", f"{self._root}/{other}")
+    def set_aside(self, name: str) -> None:
+        """Renames a damaged file to ``*.damaged``."""
+        self._fs.mv(f"{self._root}/{name}", f"{self._root}/{name}.damaged")
 
     def lock(self, seconds: float) -> contextlib.AbstractContextManager[object]:
         """Returns a lock that one process at a time holds; behind fsspec it holds nobody back.

@@ -13,8 +13,6 @@ UNKNOWN = "unknown"
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of isolab's own files; in a checkout its parent is the repository."""
 
-COMMAND_SECONDS = 10  # no result waits longer than this for git
-
 
 def provenance() -> dict[str, str]:
     """Returns what a result depends on beyond its config; gathered once per process.
@@ -32,17 +30,15 @@ def provenance() -> dict[str, str]:
 
 
 @functools.cache
-def _gathered() -> tuple[tuple[str, str], ...]:
-    return tuple(
-        {
-            "isolab_version": _version("isolab"),
-            "jax_version": _version("jax"),
-            "device": device(),
-            "git_revision": git_revision(PACKAGE),
-            "python_version": platform.python_version(),
-            "cpu": cpu_model(),
-        }.items()
-    )
+def _gathered() -> dict[str, str]:
+    return {
+        "isolab_version": _version("isolab"),
+        "jax_version": _version("jax"),
+        "device": device(),
+        "git_revision": git_revision(PACKAGE),
+        "python_version": platform.python_version(),
+        "cpu": cpu_model(),
+    }
 
 
 def device() -> str:
@@ -101,14 +97,9 @@ def _output(command: list[str]) -> str | None:
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     environment["GIT_OPTIONAL_LOCKS"] = "0"  # asking must not write to the index
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=COMMAND_SECONDS,
-            check=True,
+        found = subprocess.check_output(
+            command, text=True, env=environment, timeout=10, stderr=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return found.strip()

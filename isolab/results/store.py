@@ -165,9 +165,7 @@ class Store:
     def damaged(self) -> list[str]:
         """Returns the paths of the files whose content does not match their name."""
         self._load()
-        return [
-            self.folder / entry.name for entry, file in self._files.items() if file.rows is None
-        ]
+        return [self.folder / e.name for e, file in self._files.items() if file.rows is None]
 
     def _read(self, frames: dict[Entry, pl.DataFrame]) -> pl.DataFrame:
         """Returns the rows of all files; a frame without columns where nothing is stored."""
@@ -215,11 +213,8 @@ class Store:
     def _counted(self) -> dict[Entry, pl.DataFrame]:
         """Returns the rows of the files that are neither damaged nor replaced by another."""
         replaced = self._replaced()
-        counted = {
-            entry: file.rows
-            for entry, file in self._files.items()
-            if file.rows is not None and entry.name not in replaced
-        }
+        sound = {e: file.rows for e, file in self._files.items() if file.rows is not None}
+        counted = {e: rows for e, rows in sound.items() if e.name not in replaced}
         pruned = [counted.pop(e) for e in list(counted) if e.name.endswith(TOMBSTONE)]
         if pruned:
             gone, row = pl.concat(pruned), ["key", STORED_AT]
@@ -295,7 +290,7 @@ class Store:
             with contextlib.suppress(OSError):
                 restored = _matches(entry, self.folder.read(entry.name))
                 if not restored and HASH.fullmatch(PurePosixPath(entry.name).stem):
-                    self.folder.rename(entry.name, entry.name + ".damaged")
+                    self.folder.set_aside(entry.name)
 
 
 def export(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
