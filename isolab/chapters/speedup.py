@@ -1,139 +1,236 @@
-"""What chapter 1 runs."""
+"""Chapter 1: is IsoAdam faster than Adam?"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import polars as pl
 
-from isolab.chapters.settings import choose, rates, require_several
-from isolab.measure import step_time
+from isolab.analysis import speedup
+from isolab.analysis.claim import Claim
+from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, require_several
+from isolab.measure import invariance, step_time
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 
-SPEEDUP: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "width": 16,
-        "depth": 1,
-        "context": 32,
-        "batch_size": 8,
-        "horizons": [20, 40, 80],
-        "evaluate_every": 20,
-        "log2_rates_adam": [-6, -2],
-        "log2_rates_isoadam": [-6, -2],
-        "seeds": [0, 1],
-        "timing_rounds": 2,
-    },
-    "laptop": {
-        "width": 64,
-        "depth": 2,
-        "context": 64,
-        "batch_size": 32,
-        "horizons": [100, 200, 400],
-        "evaluate_every": 50,
-        "log2_rates_adam": [-7, -3],
-        "log2_rates_isoadam": [-6, -2],
-        "seeds": [0, 1, 2],
-        "timing_rounds": 5,
-    },
-    "full": {
-        "width": 256,
-        "depth": 4,
-        "context": 256,
-        "batch_size": 64,
-        "horizons": [1000, 2000, 4000, 8000],
-        "evaluate_every": 250,
-        "log2_rates_adam": [-10, -4],
-        "log2_rates_isoadam": [-10, -4],
-        "seeds": [0, 1, 2, 3, 4],
-        "timing_rounds": 5,
-    },
-}
-"""Chapter 1: rates are 2**k for k in the half-open ranges; the challenger's short horizon is the
-baseline's longest divided by 4."""
+SOURCE = "arXiv:2307.12979, abstract"
 
 
 @dataclass(frozen=True)
-class SpeedupPlan:
-    """Chapter 1's sweeps, checked and not yet run.
+class Settings:
+    """What chapter 1 trains and times.
 
     Attributes:
-        base: what all runs share.
-        adam: the baseline's runs: rates, seeds and all horizons.
-        isoadam: the challenger's: rates, seeds, the short horizon and the longest.
-        short: the challenger's horizon for the speedup, in steps.
-        timing: width, sequences and steps of the intervals in which steps are timed.
-    """
-
-    base: RunConfig
-    adam: Sweep
-    isoadam: Sweep
-    short: int
-    timing: tuple[int, int, int]
-
-    def __str__(self) -> str:
-        shape = f"width {self.base.width}, depth {self.base.depth}, context {self.base.context}"
-        return f"{shape}: {len(self.adam)} runs of Adam, {len(self.isoadam)} of IsoAdam"
-
-
-def speedup_plan(settings: SimpleNamespace) -> SpeedupPlan:
-    """Returns chapter 1's sweeps; an impossible setting fails here, before any training.
-
-    Args:
-        settings: from :func:`choose` with :data:`SPEEDUP`.
+        width, depth, context, batch_size, evaluate_every: of every run.
+        horizons: steps of Adam's full schedules; IsoAdam has the longest, and a quarter of it.
+        log2_rates_adam, log2_rates_isoadam: rates are 2**k for k in these half-open ranges.
+        seeds: of every run.
+        timing_rounds: rounds in which the optimizers' steps are timed in turns.
 
     Raises:
-        ValueError: fewer than two seeds or three horizons, horizons that evaluations do not
-            divide, or what :class:`isolab.RunConfig` refuses.
+        ValueError: fewer than two seeds, three horizons or three rates.
     """
-    require_several(settings, "seeds")
-    if len(set(settings.horizons)) < 3:
-        raise ValueError(f"horizons is {settings.horizons}; allowed: three or more, in steps")
-    horizons = sorted(settings.horizons)
-    short = horizons[-1] // 4
-    base = RunConfig(
-        width=settings.width,
-        depth=settings.depth,
-        context=settings.context,
-        batch_size=settings.batch_size,
-        evaluate_every=settings.evaluate_every,
-        steps=horizons[-1],
-        warmup_steps=horizons[-1] // 10,
-    )
 
-    def sweep(optimizer: str, steps: list[int], log2_range: list[int]) -> Sweep:
-        schedules = {"steps": steps, "warmup_steps": [n // 10 for n in steps]}
-        return Sweep(
-            base,
-            schedules,
-            optimizer=[optimizer],
-            learning_rate=rates(log2_range),
-            seed=settings.seeds,
+    width: int = 64
+    depth: int = 2
+    context: int = 64
+    batch_size: int = 32
+    horizons: tuple[int, ...] = (100, 200, 400)
+    evaluate_every: int = 50
+    log2_rates_adam: tuple[int, ...] = (-7, -3)
+    log2_rates_isoadam: tuple[int, ...] = (-6, -2)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    timing_rounds: int = 5
+
+    def __post_init__(self) -> None:
+        require_several(self, "seeds")
+        if len(set(self.horizons)) < 3:
+            raise ValueError(f"horizons is {list(self.horizons)}; allowed: three or more, in steps")
+        for name in ("log2_rates_adam", "log2_rates_isoadam"):
+            ends = getattr(self, name)
+            if len(ends) != 2 or ends[1] - ends[0] < 3:
+                raise ValueError(
+                    f"{name} is {list(ends)}; allowed: [start, stop) with three rates or more, so"
+                    " that a best one can have neighbours"
+                )
+
+    @property
+    def base(self) -> RunConfig:
+        """What all runs share."""
+        longest = max(self.horizons)
+        return RunConfig(
+            width=self.width,
+            depth=self.depth,
+            context=self.context,
+            batch_size=self.batch_size,
+            evaluate_every=self.evaluate_every,
+            steps=longest,
+            warmup_steps=longest // 10,
         )
 
-    return SpeedupPlan(
-        base,
-        sweep("adam", horizons, settings.log2_rates_adam),
-        sweep("isoadam", [short, horizons[-1]], settings.log2_rates_isoadam),
-        short,
-        (settings.width, settings.batch_size, 17),
+
+PRESETS = {
+    "smoke": Settings(
+        width=16,
+        depth=1,
+        context=32,
+        batch_size=8,
+        horizons=(20, 40, 80),
+        evaluate_every=20,
+        log2_rates_adam=(-6, -2),
+        log2_rates_isoadam=(-6, -2),
+        seeds=(0, 1),
+        timing_rounds=2,
+    ),
+    "laptop": Settings(),
+    "full": Settings(
+        width=256,
+        depth=4,
+        context=256,
+        batch_size=64,
+        horizons=(1000, 2000, 4000, 8000),
+        evaluate_every=250,
+        log2_rates_adam=(-10, -4),
+        log2_rates_isoadam=(-10, -4),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+}
+
+
+def sweeps(s: Settings) -> dict[str, Sweep]:
+    """Returns both optimizers' runs: rates, seeds and horizons, each a schedule of its own."""
+    horizons = sorted(s.horizons)
+    runs = [
+        Sweep(
+            s.base,
+            {"steps": steps, "warmup_steps": [n // 10 for n in steps]},
+            optimizer=[optimizer],
+            learning_rate=[2.0**k for k in range(*log2_rates)],
+            seed=s.seeds,
+        )
+        for optimizer, steps, log2_rates in (
+            ("adam", horizons, s.log2_rates_adam),
+            ("isoadam", [horizons[-1] // 4, horizons[-1]], s.log2_rates_isoadam),
+        )
+    ]
+    return {"horizons": Sweep.union(runs)}
+
+
+def tables(s: Settings) -> dict[str, Measurement]:
+    """Returns the step times of Adam, IsoAdam and Muon, and the check of invariance."""
+    timing = [(s.width, s.batch_size, 17)]  # width, sequences, steps of an interval
+    return {
+        "step_time": Measurement(step_time.measure, timing, rounds=s.timing_rounds, base=s.base),
+        "invariance": Measurement(invariance.update_invariance),
+    }
+
+
+def claims(evidence: Evidence) -> dict[str, Claim]:
+    """Asks for the loss at equal steps, the steps and the time to the same loss."""
+    found = evidence.runs("horizons")
+    longest = found.filter(pl.col("steps") == pl.col("steps").max())
+    adam, isoadam = (longest.filter(pl.col("optimizer") == name) for name in ("adam", "isoadam"))
+    difference = speedup.paired_difference(adam, isoadam)
+    steps = fewer_steps(evidence)
+    times = evidence.table("step_time")
+    seconds = speedup.time_speedup(steps, *step_time.ratio(times, "adam", "isoadam"))
+    return {
+        "loss_difference": Claim(
+            "At the same number of steps, is IsoAdam's best validation loss below Adam's?",
+            measured=difference.mean,
+            interval=difference.interval,
+            threshold=0.0,
+            direction="above",
+            unit="nats/byte",
+            source=SOURCE,
+            inconclusive=difference.reason,
+            prediction="Adam's loss less IsoAdam's is above 0",
+        ),
+        "steps": Claim(
+            "How many times fewer steps does IsoAdam need for the same validation loss?",
+            measured=steps.value,
+            interval=steps.interval,
+            threshold=1.1,
+            direction="above",
+            unit="times",
+            source=SOURCE,
+            inconclusive=steps.reason,
+            prediction="more than 1.1 times",
+        ),
+        "time": Claim(
+            "And how many times less time, on this machine?",
+            measured=seconds.value,
+            interval=seconds.interval,
+            threshold=1.0,
+            direction="above",
+            unit="times",
+            source="isolab; step times interleaved in one process",
+            inconclusive=seconds.reason,
+            prediction="more than 1",
+        ),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def fewer_steps(evidence: Evidence) -> speedup.Speedup:
+    """Returns how many times fewer steps IsoAdam needs, by a power law through Adam's horizons."""
+    runs = evidence.runs("horizons")
+    adam, isoadam = (runs.filter(optimizer=name) for name in ("adam", "isoadam"))
+    quarter = isoadam.filter(pl.col("steps") == pl.col("steps").min())
+    return speedup.speedup(adam, quarter)
+
+
+def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
+    """Returns the numbers that README and the notebook quote."""
+    runs, steps, times = (
+        evidence.runs("horizons"),
+        fewer_steps(evidence),
+        evidence.table("step_time"),
     )
+    law = steps.law
+    rows = []
+    for name in ("isoadam", "muon"):
+        ratio, (low, high) = step_time.ratio(times, name, "adam")
+        rows.append({"optimizer": name, "ratio_to_adam": ratio, "low": low, "high": high})
+    challenger = {
+        "steps": steps.challenger_steps,
+        "rate": steps.challenger_rate,
+        "loss": steps.challenger_loss,
+        "baseline_steps": steps.baseline_steps,
+        "law_exponent": None if law is None else law.exponent,
+        "law_residual": None if law is None else law.residual,
+    }
+    return {
+        "losses": runs.filter(pl.col("steps") == pl.col("steps").max())
+        .group_by("optimizer", "steps", "learning_rate")
+        .agg(pl.col("final_validation_loss").mean().alias("loss"))
+        .sort("optimizer", "learning_rate"),
+        "horizons": pl.DataFrame(
+            {"steps": steps.horizons, "rate": steps.rates, "loss": steps.losses}
+        ),
+        "challenger": pl.DataFrame([challenger]),
+        "step_time": pl.DataFrame(rows),
+        "runs": evidence.counted(),
+    }
 
 
-def speedup_reference() -> Sweep:
-    """Returns the runs of chapter 1's reference results: preset "laptop" with five seeds."""
-    plan = _reference_plan()
-    return plan.adam + plan.isoadam
-
-
-def speedup_step_time() -> pl.DataFrame:
-    """Times the steps of Adam, IsoAdam and Muon at the size of the reference runs."""
-    plan = _reference_plan()
-    frame: pl.DataFrame = step_time.measure([plan.timing], rounds=15, base=plan.base)
-    return frame
-
-
-def _reference_plan() -> SpeedupPlan:
-    return speedup_plan(choose(SPEEDUP, "laptop", seeds=[0, 1, 2, 3, 4]))
+CHAPTER = Chapter(
+    "speedup",
+    PRESETS,
+    Question(
+        "Chapter 1: which optimizer, at which rate?",
+        "Give each optimizer its best rate before you compare them.",
+        ("optimizer", "learning_rate"),
+        ("width", "steps", "parameterization", "rate_rule", "seed", "corpus"),
+        dataclasses.replace(Settings().base, learning_rate=2.0**-5, evaluate_every=20),
+        line="optimizer",
+    ),
+    sweeps,
+    tables,
+    claims,
+    numbers,
+    reference=Settings(seeds=(0, 1, 2, 3, 4), timing_rounds=15),
+    folder="speedup",
+)

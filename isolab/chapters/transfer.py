@@ -1,4 +1,4 @@
-"""What chapter 2 runs: rate sweeps over widths, by parameterization, optimizer and rate rule."""
+"""Chapter 2: do learning rates transfer across width?"""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
-from isolab.chapters.settings import require_several
+from isolab.analysis import optimum, transfer
+from isolab.analysis.claim import Claim
+from isolab.chapters.chapter import (
+    Chapter,
+    Evidence,
+    Measurement,
+    Question,
+    claim_of,
+    ends,
+    lab_setting,
+    require_several,
+)
 from isolab.measure.alignment import measure as measure_alignment
 from isolab.measure.coordinates import coordinate_check_runs
+from isolab.measure.coordinates import slopes as coordinate_slopes
 from isolab.measure.twins import equivalent_config
 from isolab.optimizers.catalog import entry
 from isolab.sweeps.sweep import Sweep
@@ -21,55 +32,12 @@ from isolab.theory.parameterization import parameterization
 from isolab.theory.shifts import equivalence_classes
 from isolab.training.config import RunConfig
 
-TRANSFER: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "widths": [16, 32, 48],
-        "parameterizations": ["standard", "mup"],
-        "optimizers": ["adam"],
-        "depth": 1,
-        "context": 32,
-        "batch_size": 8,
-        "steps": 20,
-        "reach": 1,
-        "seeds": [0, 1],
-        "check_widths": [16, 32, 64],
-        "digits_widths": [64, 128],
-        "twins": ["adam"],
-        "processes": None,
-    },
-    "laptop": {
-        "widths": [32, 64, 128],
-        "parameterizations": ["standard", "mup"],
-        "optimizers": ["adam"],
-        "depth": 2,
-        "context": 64,
-        "batch_size": 16,
-        "steps": 200,
-        "reach": 2,
-        "seeds": [0, 1, 2],
-        "check_widths": [32, 64, 128, 256],
-        "digits_widths": [64, 128, 256],
-        "twins": ["sgd", "adam"],
-        "processes": "auto",
-    },
-    "full": {
-        "widths": [128, 256, 512, 1024, 2048, 4096],
-        "parameterizations": ["standard", "ntk", "mup", "mean_field"],
-        "optimizers": ["adam", "adafactor", "sgd"],
-        "depth": 4,
-        "context": 256,
-        "batch_size": 64,
-        "steps": 2000,
-        "reach": 4,
-        "seeds": [0, 1, 2],
-        "check_widths": [32, 64, 128, 256, 512, 1024, 2048, 4096],
-        "digits_widths": [64, 256, 1024, 4096],
-        "twins": ["sgd", "adam", "adafactor"],
-        "processes": "auto",
-    },
-}
-"""Chapter 2: the narrowest width is the base; ``reach`` rates to each side of a grid's centre."""
-
+SOURCE = "arXiv:2407.05872"
+KIND = ["parameterization", "optimizer", "rate_rule"]
+"""Columns that tell the rate sweeps apart."""
+NAMES = {"standard": "Standard", "ntk": "NTK", "mup": "muP", "mean_field": "mean-field",
+         "sgd": "SGD", "adam": "Adam", "adafactor": "Adafactor"}  # fmt: skip
+SCALINGS = ("standard", "ntk", "mup", "mean_field")
 CENTRES = {
     ("standard", "adam"): -5, ("ntk", "adam"): -3, ("mup", "adam"): -6, ("mean_field", "adam"): -3,
     ("standard", "sgd"): -2, ("ntk", "sgd"): 1, ("mup", "sgd"): 1, ("mean_field", "sgd"): 4,
@@ -79,8 +47,144 @@ CENTRES = {
 """Log2 of the best rate at width 32 in a first scan of factor-2 grids; the grids are laid around
 it, and a best rate at the edge of its grid is told, so that a wrong centre cannot pass unseen."""
 CENTRE_WIDTH = 32
-GAMMAS = ("embedding", "hidden", "readout")
-SCALINGS = ("standard", "ntk", "mup", "mean_field")
+ROLES = ("embedding", "hidden", "readout")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What chapter 2 trains and measures.
+
+    Attributes:
+        widths: of the sweeps; the narrowest is the base, where all rules are one.
+        parameterizations: "standard", under one global rate and per-layer rates, and others, under
+            per-layer rates.
+        optimizers: of :data:`CENTRES`.
+        depth, context, batch_size, steps: of every run.
+        reach: rates to each side of a grid's centre, a factor of 2 apart.
+        seeds: of every run.
+        check_widths: of the coordinate check.
+        digits_widths: of the MLP on digits.
+        twins: optimizers of the runs that must be equal within a class of parameterizations.
+        processes: that train at the same time.
+        further: also what the reference holds beyond the story: every rule everywhere, two more
+            seeds of Adam under per-layer rates, and the changes of one role's rate.
+
+    Raises:
+        ValueError: fewer than two widths or seeds, no "standard" among the parameterizations, an
+            optimizer without a centre, or a reach below 1.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    parameterizations: tuple[str, ...] = ("standard", "mup")
+    optimizers: tuple[str, ...] = ("adam",)
+    depth: int = 2
+    context: int = 64
+    batch_size: int = 16
+    steps: int = 200
+    reach: int = 2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    check_widths: tuple[int, ...] = (32, 64, 128, 256)
+    digits_widths: tuple[int, ...] = (64, 128, 256)
+    twins: tuple[str, ...] = ("sgd", "adam")
+    processes: int | Literal["auto"] | None = "auto"
+    further: bool = False
+
+    def __post_init__(self) -> None:
+        require_several(self, "widths", "seeds", "check_widths", "digits_widths")
+        if "standard" not in self.parameterizations:
+            raise ValueError(
+                f"parameterizations is {list(self.parameterizations)}; allowed: a list with"
+                " 'standard', to which the others are compared"
+            )
+        known = sorted({name for _, name in CENTRES})
+        for optimizer in self.optimizers:
+            if optimizer not in known:
+                raise ValueError(f"optimizer is {optimizer!r}; allowed in this chapter: {known}")
+        if self.reach < 1:
+            raise ValueError(f"reach is {self.reach}; allowed: 1 or more rates to each side")
+
+    @property
+    def base(self) -> RunConfig:
+        """What all runs share; width and base width are the narrowest."""
+        return RunConfig(
+            base_width=min(self.widths),
+            width=min(self.widths),
+            depth=self.depth,
+            context=self.context,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            evaluate_every=self.steps // 2 if self.steps % 2 == 0 else self.steps,
+            warmup_steps=self.steps // 10,
+        )
+
+
+PRESETS = {
+    "smoke": Settings(
+        widths=(16, 32, 48),
+        depth=1,
+        context=32,
+        batch_size=8,
+        steps=20,
+        reach=1,
+        seeds=(0, 1),
+        check_widths=(16, 32, 64),
+        digits_widths=(64, 128),
+        twins=("adam",),
+        processes=None,
+    ),
+    "laptop": Settings(),
+    "full": Settings(
+        widths=(128, 256, 512, 1024, 2048, 4096),
+        parameterizations=SCALINGS,
+        optimizers=("adam", "adafactor", "sgd"),
+        depth=4,
+        context=256,
+        batch_size=64,
+        steps=2000,
+        reach=4,
+        check_widths=(32, 64, 128, 256, 512, 1024, 2048, 4096),
+        digits_widths=(64, 256, 1024, 4096),
+        twins=("sgd", "adam", "adafactor"),
+    ),
+}
+
+
+def sweeps(s: Settings) -> dict[str, Sweep]:
+    """Returns grids of rates at every width, and what changes one thing in them."""
+    base, widths, seeds, reach = s.base, sorted(set(s.widths)), s.seeds, s.reach
+    if not s.further:
+        rules = {name: ["full"] for name in s.parameterizations} | {"standard": ["global", "full"]}
+        rates = Sweep.union(
+            grids(base, [name], s.optimizers, rules[name], widths, seeds, reach)
+            for name in ["standard", *s.parameterizations]
+        )
+        return {"rates": rates, "twins": twins(s.twins)}
+
+    def full(widths: Sequence[int], reach: int, **changes: Any) -> Sweep:
+        found = grids(base, ["standard", "mup"], ["adam"], ["full"], widths, seeds, reach)
+        return Sweep.union([[dataclasses.replace(config, **changes) for config in found]])
+
+    rules_ = ["global", "full", "none"]
+    every = grids(base, s.parameterizations, s.optimizers, rules_, widths, seeds, reach)
+    return {
+        "rates": every
+        + grids(base, s.parameterizations, ["adam"], ["full"], widths, [3, 4], reach),
+        "embedding as prescribed": full(widths, reach),
+        "embedding falls as 1/n": Sweep.union(
+            full([width], reach, gamma_embedding=widths[0] / width) for width in widths
+        ),
+        "one role's constant": Sweep.union(
+            full(widths[:1], reach if factor == 1 else 2, **{f"gamma_{role}": factor})
+            for role in ROLES
+            for factor in (0.25, 0.5, 1.0, 2.0, 4.0)
+        ),
+        "hidden as the others": full([widths[0], *widths[2:]], reach),
+        "hidden at 1/4": full(widths[:1], 2, gamma_hidden=0.25)
+        + Sweep.union(  # rates 4 times as high: the one that is lowered is the one that binds
+            [dataclasses.replace(config, learning_rate=4 * config.learning_rate)]
+            for config in full(widths[2:], 2, gamma_hidden=0.25)
+        ),
+    }
 
 
 def log2_centre(
@@ -104,67 +208,9 @@ def log2_centre(
     return start - excess / 2 * octaves
 
 
-@dataclass(frozen=True)
-class TransferPlan:
-    """Chapter 2's runs, checked and not yet trained.
-
-    Attributes:
-        base: what all runs share; width and base width are the narrowest.
-        sweep: rates, widths and seeds: "global" and "full" for standard, "full" for the other
-            parameterizations.
-    """
-
-    base: RunConfig
-    sweep: Sweep
-
-    def __str__(self) -> str:
-        widths = sorted({config.width for config in self.sweep})
-        return f"widths {widths}, base width {self.base.base_width}: {len(self.sweep)} runs"
-
-
-def transfer_plan(settings: SimpleNamespace) -> TransferPlan:
-    """Returns chapter 2's runs; an impossible setting fails here, before any training.
-
-    Args:
-        settings: from :func:`choose` with :data:`TRANSFER`.
-
-    Raises:
-        ValueError: fewer than two widths or seeds, no "standard" among the parameterizations, a
-            reach below 1, or what :class:`isolab.RunConfig` refuses.
-    """
-    require_several(settings, "widths", "seeds", "check_widths", "digits_widths")
-    if "standard" not in settings.parameterizations:
-        raise ValueError(
-            f"parameterizations is {settings.parameterizations}; allowed: a list with 'standard',"
-            " to which the others are compared"
-        )
-    if settings.reach < 1:
-        raise ValueError(f"reach is {settings.reach}; allowed: 1 or more rates to each side")
-    widths = sorted(set(settings.widths))
-    base = RunConfig(
-        base_width=widths[0],
-        width=widths[0],
-        depth=settings.depth,
-        context=settings.context,
-        batch_size=settings.batch_size,
-        steps=settings.steps,
-        evaluate_every=settings.steps // 2 if settings.steps % 2 == 0 else settings.steps,
-        warmup_steps=settings.steps // 10,
-    )
-
-    def sweep(scalings: list[str], rules: list[str]) -> Sweep:
-        return transfer_sweep(
-            base, scalings, settings.optimizers, rules, widths, settings.seeds, settings.reach
-        )
-
-    whole = sweep(["standard"], ["global", "full"])
-    others = [name for name in settings.parameterizations if name != "standard"]
-    return TransferPlan(base, whole + sweep(others, ["full"]) if others else whole)
-
-
-def transfer_sweep(
+def grids(
     base: RunConfig,
-    scalings: Sequence[str],
+    scalings: Iterable[str],
     optimizers: Sequence[str],
     rules: Sequence[str],
     widths: Iterable[int],
@@ -173,74 +219,32 @@ def transfer_sweep(
 ) -> Sweep:
     """Returns factor-2 grids of rates at every width, around :func:`log2_centre`.
 
-    At the base width all rules are one, "global": :func:`at_every_rule` copies its runs to the
-    others.
-
     Args:
         base: what the runs share; its ``base_width`` is the narrowest of them.
         scalings: parameterizations.
-        optimizers: names of :data:`isolab.optimizers.CATALOG` with a centre.
+        optimizers: with a centre.
         rules: of "global", "full" and "none".
         widths: of the model.
         seeds: of every run.
         reach: rates to each side of the centre.
-
-    Raises:
-        ValueError: an optimizer without a centre, or what :class:`isolab.RunConfig` refuses.
     """
-    for optimizer in optimizers:
-        if ("standard", optimizer) not in CENTRES:
-            known = sorted({name for _, name in CENTRES})
-            raise ValueError(f"optimizer is {optimizer!r}; allowed in this chapter: {known}")
-    cells = dict.fromkeys(
-        (scaling, optimizer, "global" if width == base.base_width else rule, width)
+    return Sweep.union(
+        Sweep(
+            dataclasses.replace(
+                base, parameterization=scaling, optimizer=optimizer, rate_rule=rule, width=width
+            ),
+            learning_rate=[2.0**k for k in range(centre - reach, centre + reach + 1)],
+            seed=seeds,
+        )
         for width in widths
         for rule in rules
         for optimizer in optimizers
         for scaling in scalings
-    )
-    sweeps = []
-    for scaling, optimizer, rule, width in cells:
-        centre = round(log2_centre(scaling, optimizer, rule, width, base.base_width))
-        sweeps.append(
-            Sweep(
-                dataclasses.replace(
-                    base,
-                    parameterization=scaling,
-                    optimizer=optimizer,
-                    rate_rule=rule,
-                    width=width,
-                ),
-                learning_rate=[2.0**k for k in range(centre - reach, centre + reach + 1)],
-                seed=seeds,
-            )
-        )
-    return Sweep.union(sweeps)
-
-
-def transfer_reference() -> Sweep:
-    """Returns the runs of chapter 2's reference results: what two cores train in about two hours.
-
-    Every parameterization, optimizer and rule at widths 32 to 256, three seeds each and five where
-    transfer is judged (Adam with full per-layer rates); the embedding's rate made to
-    fall with the width as a hidden matrix's does (:func:`embedding_ablation`); one role's rate at a
-    time changed at the base width (:func:`gamma_sweep`); and the best such change at larger widths
-    (:func:`tuned_sweep`).
-    """
-    base, widths, seeds = REFERENCE, [32, 64, 128, 256], [0, 1, 2]
-    optimizers = sorted({optimizer for _, optimizer in CENTRES})
-    return Sweep.union(
-        [
-            transfer_sweep(base, SCALINGS, optimizers, ["global", "full", "none"], widths, seeds),
-            transfer_sweep(base, SCALINGS, ["adam"], ["full"], widths, [3, 4]),
-            embedding_ablation(base, ["standard", "mup"], widths, seeds),
-            gamma_sweep(base, ["standard", "mup"], seeds),
-            tuned_sweep(base, ["standard", "mup"], [128, 256], seeds),
-        ]
+        for centre in [round(log2_centre(scaling, optimizer, rule, width, base.base_width))]
     )
 
 
-def twin_sweep(optimizers: Sequence[str] = ("sgd", "adam", "adafactor")) -> Sweep:
+def twins(optimizers: Sequence[str]) -> Sweep:
     """Returns short runs whose curves must be the same within a class of parameterizations.
 
     One for each optimizer and parameterization: the first of its class at the centre of its grid,
@@ -262,116 +266,261 @@ def twin_sweep(optimizers: Sequence[str] = ("sgd", "adam", "adafactor")) -> Swee
     return Sweep.union([runs])
 
 
-REFERENCE = RunConfig(
-    base_width=32, width=32, batch_size=16, steps=200, evaluate_every=100, warmup_steps=20
-)
-"""What chapter 2's reference runs share."""
+def tables(s: Settings) -> dict[str, Measurement]:
+    """Returns the coordinate check and, in the reference, the alignment while training."""
+    pairs = [("standard", "global"), ("standard", "full")]
+    if not s.further:
+        return {"coordinates": Measurement(coordinates, s.base, pairs, s.check_widths, s.seeds)}
+    pairs = [(name, rule) for name in SCALINGS for rule in ("global", "full", "none")]
+    return {
+        "coordinates": Measurement(coordinates, s.base, pairs, s.check_widths, s.seeds),
+        "alignment": Measurement(alignments, s.base, SCALINGS, s.widths, s.seeds[:2]),
+    }
+
+
+def _centred(base: RunConfig, scaling: str, rule: str, **changes: Any) -> RunConfig:
+    """Returns Adam's run at the centre of the base width's grid."""
+    centre = log2_centre(scaling, "adam", "full", base.width, base.base_width)
+    rate = 2.0**centre
+    return dataclasses.replace(
+        base, parameterization=scaling, rate_rule=rule, learning_rate=rate, **changes
+    )
 
 
 def coordinates(
-    base: RunConfig, cells: Iterable[tuple[str, str]], widths: Sequence[int], seeds: Sequence[int]
+    base: RunConfig, pairs: Iterable[tuple[str, str]], widths: Sequence[int], seeds: Sequence[int]
 ) -> pl.DataFrame:
     """Returns the coordinate check under Adam for pairs of a parameterization and a rate rule.
 
-    Each at the centre of its grid of rates; batches of 4 windows of 32 tokens, which show sizes as
-    well as larger ones.
+    Batches of 4 windows of 32 tokens show sizes as well as larger ones.
     """
     frames = []
-    for scaling, rule in cells:
-        config = dataclasses.replace(
-            base,
-            parameterization=scaling,
-            rate_rule=rule,
-            learning_rate=2.0 ** log2_centre(scaling, "adam", "full", base.width, base.base_width),
-            batch_size=4,
-            context=32,
-        )
+    for scaling, rule in pairs:
+        config = _centred(base, scaling, rule, batch_size=4, context=32)
         frame = coordinate_check_runs(config, widths, seeds=seeds)
         frames.append(frame.with_columns(parameterization=pl.lit(scaling), rate_rule=pl.lit(rule)))
     return pl.concat(frames)
 
 
 def alignments(
-    base: RunConfig,
-    scalings: Iterable[str],
-    widths: Sequence[int],
-    seeds: Sequence[int],
-    points: int = 6,
+    base: RunConfig, scalings: Iterable[str], widths: Sequence[int], seeds: Sequence[int]
 ) -> pl.DataFrame:
     """Returns the alignment of every matrix under Adam and full per-layer rates.
 
-    Measured at step 0 and at so many powers of two of the run's length, with the rate at the
-    centre of its grid.
+    Measured at step 0 and at six powers of two of the run's length.
     """
-    steps = sorted({0, 1, *(max(1, base.steps >> k) for k in range(points))})
-    frames = []
-    for scaling in scalings:
-        config = dataclasses.replace(
-            base,
-            parameterization=scaling,
-            rate_rule="full",
-            learning_rate=2.0 ** log2_centre(scaling, "adam", "full", base.width, base.base_width),
+    steps = sorted({0, 1, *(max(1, base.steps >> k) for k in range(6))})
+    return pl.concat(
+        measure_alignment(_centred(base, scaling, "full"), widths, steps, seeds).with_columns(
+            parameterization=pl.lit(scaling)
         )
-        frame = measure_alignment(config, widths, steps, seeds)
-        frames.append(frame.with_columns(parameterization=pl.lit(scaling)))
-    return pl.concat(frames)
-
-
-def transfer_coordinates() -> pl.DataFrame:
-    """Returns the reference coordinate check: every parameterization and rule to width 1024."""
-    cells = [(scaling, rule) for scaling in SCALINGS for rule in ("global", "full", "none")]
-    return coordinates(REFERENCE, cells, [32, 64, 128, 256, 512, 1024], [0, 1, 2])
-
-
-def transfer_alignment() -> pl.DataFrame:
-    """Returns the reference alignments: every parameterization, widths 32 to 256."""
-    return alignments(REFERENCE, SCALINGS, [32, 64, 128, 256], [0, 1])
-
-
-def embedding_ablation(
-    base: RunConfig, scalings: Sequence[str], widths: Iterable[int], seeds: Sequence[int]
-) -> Sweep:
-    """Returns Adam's runs under "full" whose embedding's rate has another factor n_base / n.
-
-    With the prescribed rate an embedding's update keeps its size at every width; with this factor
-    it shrinks as under one global rate that falls as a hidden matrix needs it.
-    """
-    wider = [width for width in widths if width != base.base_width]
-    prescribed = transfer_sweep(base, scalings, ["adam"], ["full"], wider, seeds)
-    falling = [
-        dataclasses.replace(config, gamma_embedding=base.base_width / config.width)
-        for config in prescribed
-    ]
-    return Sweep.union([falling])
-
-
-TUNED_HIDDEN = 0.25
-"""The constant of hidden rates that was best at the base width, of 1/4 to 4."""
-
-
-def tuned_sweep(
-    base: RunConfig, scalings: Sequence[str], widths: Iterable[int], seeds: Sequence[int]
-) -> Sweep:
-    """Returns Adam's runs under "full" with hidden rates at :data:`TUNED_HIDDEN` of the others.
-
-    The grid is a factor of 4 higher, as the rate that is lowered is the one that binds.
-    """
-    wider = transfer_sweep(base, scalings, ["adam"], ["full"], widths, seeds, reach=2)
-    tuned = [
-        dataclasses.replace(
-            config, gamma_hidden=TUNED_HIDDEN, learning_rate=4 * config.learning_rate
-        )
-        for config in wider
-    ]
-    return Sweep.union([tuned])
-
-
-def gamma_sweep(base: RunConfig, scalings: Sequence[str], seeds: Sequence[int]) -> Sweep:
-    """Returns Adam's runs at the base width with one role's constant at 1/4, 1/2, 2 or 4."""
-    tuned = transfer_sweep(base, scalings, ["adam"], ["global"], [base.base_width], seeds, reach=2)
-    changes: list[dict[str, Any]] = [
-        {f"gamma_{role}": factor} for role in GAMMAS for factor in (0.25, 0.5, 2.0, 4.0)
-    ]
-    return Sweep.union(
-        [dataclasses.replace(config, **change) for config in tuned] for change in changes
+        for scaling in scalings
     )
+
+
+def slopes(sizes: pl.DataFrame) -> pl.DataFrame:
+    """Returns the powers of the width of a coordinate check's sizes, a pair after the other."""
+    pair = ["parameterization", "rate_rule"]
+    return pl.concat(
+        coordinate_slopes(group).with_columns(parameterization=pl.lit(name), rate_rule=pl.lit(rule))
+        for (name, rule), group in sizes.group_by(pair, maintain_order=True)
+    )
+
+
+def common_seeds(
+    runs: pl.DataFrame, by: Sequence[str] = KIND, across: Sequence[str] = ("width",)
+) -> pl.DataFrame:
+    """Returns the runs of the seeds that every cell of a group has, of groups of several cells.
+
+    Comparisons pair the cells by seed.
+
+    Args:
+        runs: a row per run.
+        by: columns that tell groups apart.
+        across: columns that tell a group's cells apart.
+    """
+    has, of = (pl.struct(across).n_unique().over(columns) for columns in ([*by, "seed"], [*by]))
+    return runs.filter((has == of) & (of > 1))
+
+
+def by_constant(runs: pl.DataFrame) -> pl.DataFrame:
+    """Returns the runs with ``role`` and its constant ``gamma``; unchanged ones for every role."""
+    return pl.concat(
+        runs.filter(pl.col(f"gamma_{other}") == 1 for other in ROLES if other != role).with_columns(
+            role=pl.lit(role), gamma=pl.col(f"gamma_{role}")
+        )
+        for role in ROLES
+    )
+
+
+def either(evidence: Any, name: str, values: dict[str, str]) -> pl.DataFrame:
+    """Returns the runs of several sweeps with a column that names each, of their common seeds.
+
+    Args:
+        evidence: whose runs they are: has ``runs``.
+        name: of the column.
+        values: of it, by sweep.
+    """
+    runs = pl.concat(
+        evidence.runs(sweep).with_columns(pl.lit(value).alias(name))
+        for sweep, value in values.items()
+    )
+    all_there = pl.col(name).n_unique().over("parameterization", "width") == len(values)
+    return common_seeds(runs.filter(all_there), ["parameterization"], [name, "width"])
+
+
+EMBEDDING = {
+    "embedding as prescribed": "as prescribed",
+    "embedding falls as 1/n": "falls as 1/n",
+}
+HIDDEN = {"hidden as the others": "as the others", "hidden at 1/4": "1/4 of the others"}
+
+
+def exponents(runs: pl.DataFrame) -> pl.DataFrame:
+    """Fits the power of the width with which the best rate moves, beside theory's.
+
+    Returns:
+        As :func:`isolab.analysis.exponent.exponents`, with ``theory``, at full alignment: under
+        "global" minus the largest exponent of any role; 0 under "full"; for "none" null, as theory
+        says only that those rates are too large.
+    """
+    kinds = runs.select(KIND).unique(maintain_order=True)
+    theory = [
+        global_power(scaling, optimizer) if rule == "global" else {"full": 0.0}.get(rule)
+        for scaling, optimizer, rule in kinds.rows()
+    ]
+    kinds = kinds.with_columns(pl.Series("theory", theory, pl.Float64))
+    return transfer.exponents(runs, KIND).join(kinds, on=KIND, maintain_order="left")
+
+
+def global_power(scaling: str, optimizer: str, alignment: str = "full") -> float:
+    """Returns theory's power of the width of the best global rate."""
+    family = entry(optimizer).rule
+    return 0.0 - parameterization(scaling).global_rate_exponent(family, alignment)
+
+
+def claims(evidence: Evidence) -> dict[str, Claim]:
+    """Asks for the power of the best global rate, what stays per layer, and which ends lower.
+
+    An interval must contain the power at full alignment and not the one at no alignment.
+    Thresholds were fixed before the runs.
+    """
+    s, runs, found = evidence.settings, common_seeds(evidence.runs("rates")), {}
+    fitted, shifts = exponents(runs), transfer.worst_shift(runs, KIND)
+    for name in s.optimizers:
+        full, none = (global_power("standard", name, alignment) for alignment in ("full", "none"))
+        found[f"exponent_standard_{name}"] = claim_of(
+            fitted,
+            _kind("standard", name, "global"),
+            "exponent",
+            f"Standard, {NAMES[name]}, one global rate: with what power of the width does the best"
+            " rate move?",
+            threshold=full,
+            direction="contains",
+            rival=none,
+            source=SOURCE,
+            prediction=f"{full:g} by full alignment, {none:g} by none",
+        )
+    optimizer = "adam" if "adam" in s.optimizers else s.optimizers[0]
+    for name in s.parameterizations:
+        found[f"shift_{name}"] = claim_of(
+            shifts,
+            _kind(name, optimizer, "full"),
+            "grid_steps",
+            f"{NAMES[name]}, {NAMES[optimizer]}, per-layer rates: how many factors of 2 from the"
+            " narrowest width's best rate lies that of width {width}?",
+            threshold=1.0,
+            direction="within",
+            unit="grid steps",
+            source=SOURCE,
+            prediction="none: the rate transfers, within one grid step",
+        )
+    if "mup" in s.parameterizations:
+        two = runs.filter(pl.col("parameterization").is_in(["standard", "mup"]))
+        found["standard_below_mup"] = claim_of(
+            transfer.loss_differences(two, KIND, {"parameterization": "standard"}),
+            _kind("mup", optimizer, "full"),
+            "difference",
+            "By how much does the standard parameterization end below muP at width {width}, both"
+            f" with per-layer rates ({NAMES[optimizer]})?",
+            threshold=0.0,
+            unit="nats/byte",
+            source=SOURCE,
+            prediction="its loss is lower",
+        )
+    return found
+
+
+def _kind(*values: str) -> dict[str, str]:
+    return dict(zip(KIND, values, strict=True))
+
+
+def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
+    """Returns the numbers that README and the notebook quote."""
+    runs = common_seeds(evidence.runs("rates"))
+    adam = runs.filter(optimizer="adam")
+    full = adam.filter(rate_rule="full")
+    hidden, embedding = either(evidence, "hidden", HIDDEN), either(evidence, "embedding", EMBEDDING)
+    aligned = evidence.table("alignment").group_by("parameterization", "kind", "role")
+    alignment, last = pl.col("alignment"), pl.col("step") == pl.col("step").max()
+    changes = slopes(evidence.table("coordinates")).filter(quantity="change")
+    name, pair = "parameterization", ["parameterization", "rate_rule"]
+    return {
+        "optima": optimum.optima(adam, by=[*KIND, "width"]).select(*pair, "width", "rate", "loss"),
+        "exponents": exponents(runs).select(*KIND, "theory", *ends("exponent"), "residual"),
+        "shifts": transfer.worst_shift(full, KIND).select(name, "width", *ends("grid_steps")),
+        "regrets": transfer.regrets(full, KIND)
+        .filter(pl.col("width") == pl.col("width").max())
+        .select(name, "width", *ends("regret")),
+        "gamma": transfer.ranking(
+            by_constant(evidence.runs("one role's constant")), [name, "role", "gamma"]
+        ).select(name, "role", "gamma", "width", "loss"),
+        "hidden": pl.concat(
+            transfer.ranking(hidden, [name, "hidden"], width=width).select(
+                name, "hidden", "width", "loss"
+            )
+            for width in hidden["width"].unique().sort()
+        ),
+        "embedding": transfer.ranking(embedding, [name, "embedding"]).select(
+            name, "embedding", "width", *ends("loss")
+        ),
+        "embedding_regrets": transfer.regrets(embedding, [name, "embedding"]).select(
+            name, "embedding", "width", "grid_steps", *ends("regret")
+        ),
+        "alignment": aligned.agg(
+            alignment.filter(pl.col("step") == 0).mean().alias("first"),
+            alignment.mean().alias("mean"),
+            alignment.filter(last).mean().alias("last"),
+        ),
+        "slopes": changes.group_by(pair)
+        .agg(pl.col("slope").min().alias("least"), pl.col("slope").max().alias("most"))
+        .sort(pair),
+        "runs": evidence.counted(),
+    }
+
+
+CHAPTER = Chapter(
+    "transfer",
+    PRESETS,
+    Question(
+        "Chapter 2: does the best rate stay as the width grows?",
+        "Find the best rate at a narrow width, keep it, and widen the model.",
+        ("width", "learning_rate", "parameterization", "rate_rule"),
+        ("optimizer", "steps", "seed", "corpus"),
+        lab_setting("mup", -6),
+    ),
+    sweeps,
+    tables,
+    claims,
+    numbers,
+    reference=Settings(
+        widths=(32, 64, 128, 256),
+        parameterizations=SCALINGS,
+        optimizers=("adam", "sgd", "adafactor"),
+        reach=3,
+        check_widths=(32, 64, 128, 256, 512, 1024),
+        twins=(),
+        further=True,
+    ),
+    folder="lr_transfer",
+)

@@ -18,7 +18,8 @@ from typing import Any
 import ipywidgets as widgets
 import polars as pl
 
-from isolab.chapters import reference
+from isolab.chapters import CHAPTERS
+from isolab.chapters.chapter import load
 from isolab.lab.controls import Controls
 from isolab.lab.display import FrontEnd, LiveChart, bundle
 from isolab.lab.inspector import Inspector
@@ -232,9 +233,9 @@ class Lab:
     def _load(self) -> None:
         """Reads the reference runs, which an installed package has not, and the store's."""
         frames = []
-        for name in reference.SWEEPS:
+        for folder in (chapter.folder for chapter in CHAPTERS.values() if chapter.folder):
             with contextlib.suppress(FileNotFoundError):
-                frames.append(reference.load(name))
+                frames.append(load(folder))
         if self._store is not None and not (own := self._store.runs()).is_empty():
             frames.append(with_later_fields(own))
         if frames:

@@ -1,0 +1,195 @@
+"""The chapters' sweeps: whole maps, one change at a time, grids that hold the best rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import polars as pl
+import pytest
+
+from isolab import chapters
+from isolab.chapters import CHAPTERS, transfer
+from isolab.chapters.epsilon import TINY_EPS, damping, eps_by_scale, large_eps
+from isolab.chapters.transfer import CENTRES, log2_centre
+from isolab.theory.parameterization import parameterization
+from isolab.training.train import program_of
+
+PRESETS = ("smoke", "laptop", "full")
+
+
+def planned(name, preset="laptop", **overrides):
+    return chapters.open(name, preset, **overrides).own
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_chapter_1_gives_both_sides_as_many_trials(preset):
+    own = planned("speedup", preset)
+    s, sides = own.settings, {"adam": [], "isoadam": []}
+    for config in own.sweeps["horizons"]:
+        sides[config.optimizer].append(config)
+    longest = max(s.horizons)
+    assert {c.steps for c in sides["adam"]} == set(s.horizons)
+    assert {c.steps for c in sides["isoadam"]} == {longest // 4, longest}
+    assert len({sum(c.steps == longest for c in side) for side in sides.values()}) == 1
+    assert all(c.warmup_steps == c.steps // 10 for c in own.sweep)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_chapter_2_crosses_widths_rules_and_rates(preset):
+    own = planned("transfer", preset)
+    s, rates = own.settings, own.sweeps["rates"]
+    cells = {(c.parameterization, c.optimizer, c.rate_rule, c.width) for c in rates}
+    assert len(rates) == len(cells) * (2 * s.reach + 1) * len(s.seeds)
+    expected = {
+        (name, optimizer, rule, width)
+        for name in s.parameterizations
+        for rule in (("global", "full") if name == "standard" else ("full",))
+        for optimizer in s.optimizers
+        for width in s.widths
+    }
+    assert cells == expected
+    assert {c.base_width for c in rates} == {min(s.widths)}
+
+
+def test_grids_are_factors_of_two_around_the_centre():
+    runs = planned("transfer", reach=2).sweeps["rates"]
+    runs = [c for c in runs if c.rate_rule == "global" and c.width == 128]
+    logs = sorted({math.log2(c.learning_rate) for c in runs})
+    assert logs == [k + log2_centre("standard", "adam", "global", 128) for k in range(-2, 3)]
+    # one rate for all falls with the width as the hidden matrices need it
+    assert log2_centre("standard", "adam", "global", 128) == CENTRES["standard", "adam"] - 2
+    assert log2_centre("standard", "adam", "full", 128) == CENTRES["standard", "adam"]
+    # a base of 64 is one octave down the same line
+    assert log2_centre("standard", "adam", "full", 128, 64) == CENTRES["standard", "adam"] - 1
+
+
+def test_the_reference_of_chapter_2_changes_one_thing_at_a_time():
+    evidence = CHAPTERS["transfer"].evidence()
+    gammas = {(c.gamma_embedding, c.gamma_hidden, c.gamma_readout) for c in evidence.sweep}
+    assert all(sum(gamma != 1 for gamma in triple) <= 1 for triple in gammas)
+    fallen = evidence.sweeps["embedding falls as 1/n"]
+    assert all(c.gamma_embedding == 32 / c.width for c in fallen)
+    unchanged = {dataclasses.replace(c, gamma_embedding=1.0) for c in fallen}
+    assert unchanged == set(evidence.sweeps["embedding as prescribed"])  # as many trials
+    tuned = evidence.sweeps["hidden at 1/4"]
+    assert {(c.gamma_hidden, c.gamma_embedding, c.gamma_readout) for c in tuned} == {(0.25, 1, 1)}
+
+
+def test_a_roles_constant_is_changed_alone_and_one_is_there_for_each():
+    runs = transfer.by_constant(CHAPTERS["transfer"].evidence().runs("one role's constant"))
+    assert set(runs["width"]) == {32}
+    for (role,), group in runs.group_by("role"):
+        assert set(group["gamma"]) == {0.25, 0.5, 1.0, 2.0, 4.0}
+        others = [other for other in transfer.ROLES if other != role]
+        assert all(set(group[f"gamma_{other}"]) == {1.0} for other in others)
+
+
+def test_compared_runs_have_the_seeds_that_all_their_widths_have():
+    cells = [("a", 32, 0), ("a", 32, 1), ("a", 32, 2), ("a", 64, 0), ("a", 64, 2), ("b", 32, 0)]
+    runs = pl.DataFrame(cells, schema=["rule", "width", "seed"], orient="row")
+    found = transfer.common_seeds(runs, ["rule"])
+    assert found.rows() == [("a", 32, 0), ("a", 32, 2), ("a", 64, 0), ("a", 64, 2)]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "optimizer", "full", "none"),
+    [
+        ("standard", "adam", -1, -0.5),
+        ("standard", "sgd", -1, -0.5),
+        ("standard", "adafactor", -0.5, 0),
+        ("ntk", "adam", -0.5, 0),
+        ("mup", "adam", -1, -0.5),
+        ("mean_field", "adam", -0.5, 0),
+        ("mean_field", "sgd", 1, 1),
+    ],
+)
+def test_the_predicted_power_is_the_smallest_of_the_roles(scaling, optimizer, full, none):
+    assert transfer.global_power(scaling, optimizer) == full
+    assert transfer.global_power(scaling, optimizer, "none") == none
+
+
+def test_twins_are_one_class_each():
+    runs = list(transfer.twins(["sgd"]))
+    assert [c.parameterization for c in runs] == ["standard", "ntk", "mup", "mean_field"]
+    assert {c.mlp_ratio for c in runs} == {1}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_chapter_3_draws_whole_maps(preset):
+    own = planned("epsilon", preset)
+    s, sweeps = own.settings, own.sweeps
+    widths, few, scales = sorted(s.widths), len(s.map_seeds), len(s.log2_loss_scales)
+    eps, scaled = len(s.log10_eps) + 1, len(s.log10_eps_scaled)
+    assert len(sweeps["width_map"]) == few * len(widths) * (2 * eps + 1)
+    assert len(sweeps["scale_map"]) == len(s.seeds) * scales * (2 * scaled + 2)
+    assert len(sweeps["transfer"]) == len(s.seeds) * len(widths) * 3 * (2 * s.reach + 1)
+    assert len(sweeps["bfloat16"]) == few * 2 * len(s.log2_loss_scales_bfloat16)
+    assert set(sweeps["tuned_eps"]) <= set(sweeps["transfer"])  # nothing more to train
+    assert {c.width for c in sweeps["scale_map"]} == {widths[1]}  # per layer differs from one eps
+    assert {c.base_width for c in own.sweep} == {widths[0]}
+    assert {0.0, 1e-8} < {c.eps for c in sweeps["width_map"] if c.optimizer == "adam"}
+    assert TINY_EPS in {c.eps for c in sweeps["scale_map"]}
+    assert 1.0 in {c.loss_scale for c in sweeps["bfloat16"]}
+
+
+def test_each_map_changes_one_thing_and_shares_a_program():
+    sweeps = planned("epsilon").sweeps
+    assert {c.loss_scale for c in sweeps["width_map"]} == {1.0}
+    for name in ("width_map", "scale_map"):
+        per_width = {(c.width, c.learning_rate) for c in sweeps[name]}
+        assert len(per_width) == len({c.width for c in sweeps[name]})
+        assert {c.moment_dtype for c in sweeps[name]} == {"float32"}
+        assert all(c.eps is None for c in sweeps[name] if c.optimizer == "adam_atan2")
+    assert {(c.moment_dtype, c.dtype) for c in sweeps["bfloat16"]} == {("bfloat16", "bfloat16")}
+    at_64 = [c for name in ("width_map", "scale_map", "transfer") for c in sweeps[name]
+             if c.width == 64]  # fmt: skip
+    assert len({program_of(c) for c in at_64}) == 2  # Adam and Adam-atan2
+
+
+def test_a_large_eps_stands_in_for_a_wider_model_and_its_rates_are_higher():
+    own = planned("epsilon", stands_in=100)
+    g = parameterization(own.settings.base.parameterization).gradient_exponent("hidden")
+    assert own.settings.large_eps == pytest.approx(1e-8 * 100**g)
+    assert {c.eps for c in own.sweeps["transfer"]} == {None, own.settings.large_eps}
+    assert large_eps(100, "standard") == pytest.approx(1e-7)
+    logs = {}
+    for c in planned("epsilon", reach=2).sweeps["transfer"]:
+        logs.setdefault((c.width, c.optimizer, c.eps), set()).add(math.log2(c.learning_rate))
+    for (width, optimizer, eps), found in logs.items():
+        least = min(logs[width, "adam", None])
+        assert found == {min(found) + k for k in range(5)}
+        assert min(found) > least if eps else min(found) == least, optimizer
+
+
+def test_the_reference_of_chapter_3_asks_of_all_alike():
+    sweeps = CHAPTERS["epsilon"].evidence().sweeps
+    cells = {}
+    for c in sweeps["tuned_eps"]:
+        cells.setdefault((c.optimizer, c.eps), set()).add((c.width, c.learning_rate, c.seed))
+    assert {eps for name, eps in cells if name == "adam"} == {None, 1e-6, 1e-5, 1e-4}
+    assert len({frozenset(of) for of in cells.values()}) == 1
+    shared = {c for c in sweeps["transfer"] if c.width <= 128 and c.eps is None}
+    assert shared < set(sweeps["tuned_eps"])
+    for wide, narrow in (("width_map", "_map"), ("transfer", "")):
+        for kind in ("narrow_moments", "narrow_compute"):
+            part = sweeps[kind + narrow]
+            assert {c.moment_dtype for c in part} == {"bfloat16"}
+            widened = {
+                dataclasses.replace(c, moment_dtype="float32", dtype="float32") for c in part
+            }
+            assert widened < set(sweeps[wide])
+    assert {c.atan2_b for c in sweeps["constants"]} == {1.0, 2.0, 4.0}
+
+
+def test_a_scale_map_of_tiny_eps_alone_has_no_per_layer_rows():
+    runs = eps_by_scale(planned("epsilon").settings.base, 64, [TINY_EPS, 0.0], [1.0, 0.5], [0])
+    assert {c.eps_rule for c in runs} == {"same"}
+
+
+def test_damping_at_a_step_counts_every_parameter():
+    found = damping(planned("epsilon", "smoke").settings.base, [16, 32], 2, [1e-8, 1.0])
+    counts, shares = found.filter(pl.col("eps").is_null()), found.drop_nulls("eps")
+    assert counts["width"].unique().to_list() == [16, 32]
+    assert set(shares.filter(eps=1.0)["share"]) == {1.0}
+    assert (shares.filter(eps=1e-8)["share"] < 0.5).all()
