@@ -167,7 +167,8 @@ def claim(chapter: dict[str, Any], name: str, digits: int, unit: str = "", more:
     its = chapter["claims"][name]
     if its["measured"] is None or its["interval"] is None:
         return f"no number ({its['reason']})"
-    return f"{its['measured']:.{digits}f}{unit} ({span(*its['interval'], digits)}{more})"
+    low, high = its["interval"]
+    return f"{its['measured']:.{digits}f}{unit} ({span(low, high, digits)}{more})"
 
 
 def verdicts(chapter: dict[str, Any], groups: list[tuple[str, dict[str, str]]]) -> str:
