@@ -148,7 +148,6 @@ def test_both_origins_are_in_one_frame_and_told_apart(opened):
 def test_a_sweep_of_one_origin_has_that_origin_alone():
     opened = chapters.open("epsilon", "smoke")
     assert set(opened.runs("constants")["origin"]) == {"reference"}
-    assert set(opened.table("damping")["origin"]) == {"yours"}
 
 
 def test_the_same_runs_have_the_same_claims_whoevers_they_are(opened, capsys):
