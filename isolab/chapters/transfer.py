@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import polars as pl
 
@@ -30,7 +30,7 @@ from isolab.optimizers.catalog import entry
 from isolab.sweeps.sweep import Sweep
 from isolab.theory.parameterization import parameterization
 from isolab.theory.shifts import equivalence_classes
-from isolab.training.config import RunConfig
+from isolab.training.config import RateRule, RunConfig
 
 SOURCE = "arXiv:2407.05872"
 KIND = ["parameterization", "optimizer", "rate_rule"]
@@ -231,7 +231,7 @@ def grids(
     return Sweep.union(
         Sweep(
             dataclasses.replace(
-                base, parameterization=scaling, optimizer=optimizer, rate_rule=rule, width=width
+                base, parameterization=scaling, optimizer=optimizer, rate_rule=cast(RateRule, rule), width=width
             ),
             learning_rate=[2.0**k for k in range(centre - reach, centre + reach + 1)],
             seed=seeds,
@@ -283,7 +283,7 @@ def _centred(base: RunConfig, scaling: str, rule: str, **changes: Any) -> RunCon
     centre = log2_centre(scaling, "adam", "full", base.width, base.base_width)
     rate = 2.0**centre
     return dataclasses.replace(
-        base, parameterization=scaling, rate_rule=rule, learning_rate=rate, **changes
+        base, parameterization=scaling, rate_rule=cast(RateRule, rule), learning_rate=rate, **changes
     )
 
 

@@ -9,16 +9,18 @@ product with a weight a plain matrix product, which is what XLA's CPU backend do
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from isolab.model.fields import Count, NonNegative, check, require
 from isolab.optimizers.linear import Linear
 from isolab.theory.parameterization import Parameterization, parameterization
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+DTYPES: dict[Dtype, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -42,30 +44,21 @@ class TransformerConfig:
         ValueError: an impossible value; the message names the field, the value and what is allowed.
     """
 
-    vocab_size: int = 256
-    width: int = 64
-    depth: int = 2
-    head_size: int = 16
-    context: int = 64
-    mlp_ratio: int = 4
+    vocab_size: Count = 256
+    width: Count = 64
+    depth: Count = 2
+    head_size: Count = 16
+    context: Count = 64
+    mlp_ratio: Count = 4
     qk_norm: bool = False
-    z_loss: float = 0.0
-    dtype: str = "float32"
+    z_loss: NonNegative = 0.0
+    dtype: Dtype = "float32"
     remat: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "depth", "head_size", "context", "mlp_ratio"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; allowed: a whole number of 1 or more")
-        if self.width % self.head_size:
-            raise ValueError(
-                f"width is {self.width}; allowed: multiples of head_size ({self.head_size})"
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; allowed: {sorted(DTYPES)}")
-        if not self.z_loss >= 0:
-            raise ValueError(f"z_loss is {self.z_loss!r}; allowed: 0 or more")
+        check(self)
+        whole = self.width % self.head_size == 0
+        require(self, "width", whole, f"multiples of head_size ({self.head_size})")
 
 
 class Attention(nnx.Module):

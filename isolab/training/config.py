@@ -7,9 +7,10 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
-from isolab.model.transformer import TransformerConfig
+from isolab.model.fields import Count, NonNegative, Range, check, require
+from isolab.model.transformer import Dtype, TransformerConfig
 from isolab.optimizers.catalog import entry
 from isolab.theory.parameterization import ROLES, parameterization, per_layer_rates
 
@@ -30,25 +31,21 @@ TRACED = (
 :attr:`RunConfig.epsilons`.
 """
 
-_CHOICES = {
-    "rate_rule": ("global", "full", "none"),
-    "schedule": ("cosine", "linear", "constant"),
-    "eps_rule": ("same", "per_layer"),
-    "moment_dtype": ("float32", "bfloat16"),
-    "iso_size": ("rms", "graft"),
-    "iso_factors": ("exact", "gradient"),
-    "iso_blocks": ("whole", "shorter"),
-    "iso_root": ("eigh", "newton"),
-}
+RateRule: TypeAlias = Literal["global", "full", "none"]
+EpsRule: TypeAlias = Literal["same", "per_layer"]
+
 _MODEL = (
     "width", "depth", "head_size", "context", "mlp_ratio", "qk_norm", "z_loss", "dtype", "remat",
 )  # fmt: skip
-_COUNTS = ("base_width", "steps", "batch_size", "evaluate_every", "validation_windows")
-_POSITIVE = (
-    "learning_rate", "gamma_embedding", "gamma_hidden", "gamma_readout", "loss_scale", "atan2_a",
-    "atan2_b",
-)  # fmt: skip
+_OF_OPTIMIZERS = ("b1", "b2", "eps", "weight_decay")
 _LEAST, _MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds; below them it gives 0
+
+_Positive: TypeAlias = Annotated[float, Range(math.ulp(0.0), math.inf, "a number above 0")]
+_Whole: TypeAlias = Annotated[int, Range(0, math.inf, "0 or more")]
+_Decay: TypeAlias = Annotated[float, Range(0, math.nextafter(1, 0), "from 0 to below 1")]
+_InFloat32: TypeAlias = Annotated[
+    _Positive, Range(_LEAST, _MOST, "2**-126 to 2**127, as in float32")
+]
 
 
 @dataclass(frozen=True)
@@ -93,69 +90,54 @@ class RunConfig:
     """
 
     parameterization: str = "standard"
-    rate_rule: str = "global"
-    base_width: int = 64
-    width: int = 64
-    depth: int = 2
-    head_size: int = 16
-    context: int = 64
-    mlp_ratio: int = 4
+    rate_rule: RateRule = "global"
+    base_width: Count = 64
+    width: Count = 64
+    depth: Count = 2
+    head_size: Count = 16
+    context: Count = 64
+    mlp_ratio: Count = 4
     qk_norm: bool = False
-    z_loss: float = 0.0
-    dtype: str = "float32"
+    z_loss: NonNegative = 0.0
+    dtype: Dtype = "float32"
     remat: bool = False
     optimizer: str = "adam"
-    learning_rate: float = 0.01
-    b1: float | None = None
-    b2: float | None = None
-    eps: float | None = None
-    weight_decay: float | None = None
-    eps_rule: str = "same"
-    moment_dtype: str = "float32"
-    atan2_a: float = 1.0
-    atan2_b: float = 1.0
-    loss_scale: float = 1.0
-    gamma_embedding: float = 1.0
-    gamma_hidden: float = 1.0
-    gamma_readout: float = 1.0
-    iso_size: str = "rms"
-    iso_factors: str = "exact"
-    iso_blocks: str = "shorter"
-    iso_root: str = "eigh"
-    iso_refresh: int = 0
-    iso_tokens: int = 0
-    iso_damping: float = 1e-7
-    schedule: str = "cosine"
+    learning_rate: _Positive = 0.01
+    b1: _Decay | None = None
+    b2: _Decay | None = None
+    eps: NonNegative | None = None
+    weight_decay: NonNegative | None = None
+    eps_rule: EpsRule = "same"
+    moment_dtype: Dtype = "float32"
+    atan2_a: _Positive = 1.0
+    atan2_b: _Positive = 1.0
+    loss_scale: _InFloat32 = 1.0
+    gamma_embedding: _Positive = 1.0
+    gamma_hidden: _Positive = 1.0
+    gamma_readout: _Positive = 1.0
+    iso_size: Literal["rms", "graft"] = "rms"
+    iso_factors: Literal["exact", "gradient"] = "exact"
+    iso_blocks: Literal["whole", "shorter"] = "shorter"
+    iso_root: Literal["eigh", "newton"] = "eigh"
+    iso_refresh: _Whole = 0
+    iso_tokens: _Whole = 0
+    iso_damping: NonNegative = 1e-7
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = 40
-    steps: int = 400
-    batch_size: int = 32
-    evaluate_every: int = 50
-    validation_windows: int = 256
+    steps: Count = 400
+    batch_size: Count = 32
+    evaluate_every: Count = 50
+    validation_windows: Count = 256
     corpus: str = "stdlib"
-    seed: int = 0
+    seed: _Whole = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_type(field.name, str(field.type))
+        check(self)
         self.model_config(vocab_size=1)
         parameterization(self.parameterization)
-        for name, allowed in _CHOICES.items():
-            self._require(name, getattr(self, name) in allowed, f"one of {allowed}")
-        for name in _COUNTS:
-            self._require(name, getattr(self, name) >= 1, "a whole number of 1 or more")
-        for name in _POSITIVE:
-            self._require(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("iso_refresh", "iso_tokens", "iso_damping", "seed"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"0 to {self.steps}")
-        self._require(
-            "steps",
-            self.steps % self.evaluate_every == 0,
-            f"multiples of evaluate_every ({self.evaluate_every})",
-        )
-        self._require(
-            "loss_scale", _LEAST <= self.loss_scale <= _MOST, "2**-126 to 2**127, as in float32"
-        )
+        whole = self.steps % self.evaluate_every == 0
+        require(self, "warmup_steps", 0 <= self.warmup_steps <= self.steps, f"0 to {self.steps}")
+        require(self, "steps", whole, f"multiples of evaluate_every ({self.evaluate_every})")
         self._check_optimizer()
         if self.rate_rule != "global":
             per_layer_rates(
@@ -163,51 +145,24 @@ class RunConfig:
             )
 
     def _check_optimizer(self) -> None:
-        """Refuses hyperparameters that the optimizer does not have, or of impossible values."""
-        chosen = entry(self.optimizer)
-        known = chosen.defaults
-        for name in ("b1", "b2", "eps", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None:
-                self._require(name, name in known, f"None, as {self.optimizer} has no {name}")
-                if name in ("b1", "b2"):
-                    self._require(name, 0 <= value < 1, "from 0 to below 1")
-                else:
-                    self._require(name, value >= 0, "0 or more")
-        if not chosen.takes_eps_by_parameter:
-            why = f"as {self.optimizer} has no eps for each parameter"
-            self._require("eps_rule", self.eps_rule == "same", f"'same', {why}")
-        if not chosen.takes_moment_dtype:
-            why = f"as {self.optimizer} has no moments of another dtype"
-            self._require("moment_dtype", self.moment_dtype == "float32", f"'float32', {why}")
+        """Refuses hyperparameters that the optimizer does not have, and an eps out of float32."""
+        name, chosen = self.optimizer, entry(self.optimizer)
+        for hyperparameter in _OF_OPTIMIZERS:
+            absent = getattr(self, hyperparameter) is None or hyperparameter in chosen.defaults
+            require(self, hyperparameter, absent, f"None, as {name} has no {hyperparameter}")
+        no_eps, no_dtype = "has no eps for each parameter", "has no moments of another dtype"
+        takes_eps, takes_dtype = chosen.takes_eps_by_parameter, chosen.takes_moment_dtype
+        for field, usual, takes, lacks in (
+            ("eps_rule", "same", takes_eps, no_eps),
+            ("moment_dtype", "float32", takes_dtype, no_dtype),
+            ("atan2_a", 1.0, name == "adam_atan2", "has no arctangent"),
+            ("atan2_b", 1.0, name == "adam_atan2", "has no arctangent"),
+        ):
+            allowed = f"{usual!r}, as {name} {lacks}"
+            require(self, field, takes or getattr(self, field) == usual, allowed)
         epsilons = [self.eps or 0.0, *self.epsilons.values()]
         held = all(eps == 0 or _LEAST <= eps <= _MOST for eps in epsilons)
-        self._require("eps", held, "0, or 2**-126 to 2**127 for every role, as in float32")
-        if self.optimizer != "adam_atan2":
-            for name in ("atan2_a", "atan2_b"):
-                why = f"as {self.optimizer} has no arctangent"
-                self._require(name, getattr(self, name) == 1.0, f"1.0, {why}")
-
-    def _check_type(self, name: str, annotation: str) -> None:
-        value = getattr(self, name)
-        if value is None and annotation.endswith("| None"):
-            return
-        kind = annotation.removesuffix(" | None")
-        allowed, words = {
-            "str": ((str,), "text"),
-            "bool": ((bool,), "True or False"),
-            "int": ((int,), "a whole number"),
-            "float": ((int, float), "a number"),
-        }[kind]
-        right = isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool))
-        self._require(name, right, words)
-        if kind == "float":
-            self._require(name, math.isfinite(value), "a finite number")
-            object.__setattr__(self, name, float(value))
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        require(self, "eps", held, "0, or 2**-126 to 2**127 for every role, as in float32")
 
     def model_config(self, vocab_size: int) -> TransformerConfig:
         """Returns the model's part of the config, for a corpus of so many symbols."""
@@ -217,8 +172,7 @@ class RunConfig:
     def hyperparameters(self) -> dict[str, float]:
         """b1, b2, eps and weight_decay of this run's optimizer, its defaults filled in."""
         defaults = entry(self.optimizer).defaults
-        names = [name for name in ("b1", "b2", "eps", "weight_decay") if name in defaults]
-        given = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in _OF_OPTIMIZERS if name in defaults}
         return {name: defaults[name] if value is None else value for name, value in given.items()}
 
     @property
@@ -274,8 +228,8 @@ class RunConfig:
         takes = entry(self.optimizer).takes_eps_by_parameter
         return [
             replace(self, rate_rule=rate_rule, eps_rule=eps_rule)._key(fingerprint)
-            for eps_rule in (_CHOICES["eps_rule"] if takes else ("same",))
-            for rate_rule in _CHOICES["rate_rule"]
+            for eps_rule in (get_args(EpsRule) if takes else ("same",))
+            for rate_rule in get_args(RateRule)
         ]
 
     def _key(self, fingerprint: str) -> str:

@@ -1,0 +1,94 @@
+"""Fields of a frozen config dataclass, checked against their type hints.
+
+A hint is ``int``, ``float``, ``bool``, ``str`` or a ``Literal`` of texts; it may have ``| None``
+after it, and a number may stand in ``Annotated`` with one :class:`Range` or more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+_WORDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both of them allowed, and how a message calls them."""
+
+    low: float
+    high: float
+    words: str
+
+
+Count: TypeAlias = Annotated[int, Range(1, math.inf, "a whole number of 1 or more")]
+NonNegative: TypeAlias = Annotated[float, Range(0, math.inf, "0 or more")]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field's type hint allows.
+
+    Attributes:
+        type: of a value that is not None: str, bool, int or float.
+        optional: whether None is allowed.
+        choices: the only texts that are allowed, or none where every text is.
+        ranges: all of which must hold a number.
+    """
+
+    type: type
+    optional: bool
+    choices: tuple[str, ...]
+    ranges: tuple[Range, ...]
+
+
+@cache
+def kinds(config: Any) -> dict[str, Kind]:
+    """Returns what each field of a dataclass allows, by the field's name."""
+    hints = get_type_hints(config, include_extras=True)
+    return {field.name: _kind(hints[field.name]) for field in fields(config)}
+
+
+def check(config: Any) -> None:
+    """Checks every field of a config by its type hint; a whole number in a float field becomes one.
+
+    Raises:
+        ValueError: a value of another type or out of range, by field, value and what is allowed.
+    """
+    for name, kind in kinds(type(config)).items():
+        value = getattr(config, name)
+        if value is None and kind.optional:
+            continue
+        if kind.choices:
+            require(config, name, value in kind.choices, f"one of {kind.choices}")
+            continue
+        types = (int, float) if kind.type is float else kind.type
+        right = isinstance(value, types) and (kind.type is bool or not isinstance(value, bool))
+        require(config, name, right, _WORDS[kind.type])
+        if kind.type is float:
+            require(config, name, math.isfinite(value), "a finite number")
+            object.__setattr__(config, name, float(value))
+        for limits in kind.ranges:
+            require(config, name, limits.low <= value <= limits.high, limits.words)
+
+
+def require(config: Any, name: str, holds: bool, allowed: str) -> None:
+    """Raises ``ValueError`` by field, value and what is allowed, unless a condition holds."""
+    if not holds:
+        raise ValueError(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
+
+
+def _kind(hint: Any) -> Kind:
+    if get_origin(hint) is Annotated:
+        inner, *ranges = get_args(hint)
+        return Kind(inner, False, (), tuple(ranges))
+    if get_origin(hint) is Literal:
+        return Kind(str, False, get_args(hint), ())
+    if NoneType in get_args(hint):
+        (inner,) = (arg for arg in get_args(hint) if arg is not NoneType)
+        kind = _kind(inner)
+        return Kind(kind.type, True, kind.choices, kind.ranges)
+    return Kind(hint, False, (), ())
