@@ -11,8 +11,8 @@ import polars as pl
 
 from isolab.analysis.seeds import require_columns
 from isolab.optimizers.catalog import entry
+from isolab.theory.parameterization import MATRIX_ROLES
 from isolab.theory.shifts import equivalence_shift
-from isolab.theory.solution import MATRIX_ROLES
 from isolab.training.config import RunConfig
 
 

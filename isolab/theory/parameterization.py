@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-ROLES: Final = ("embedding", "hidden", "readout", "vector")
+MATRIX_ROLES: Final = ("embedding", "hidden", "readout")
+ROLES: Final = (*MATRIX_ROLES, "vector")
 RULES: Final = ("sgd", "adam", "adafactor")
 
 Alignment: TypeAlias = str | float | Mapping[str, float]
@@ -62,6 +63,10 @@ class Parameterization:
     ``vector`` is no field: a gain has no multiplier and is created at 1, so its
     :math:`a = b = 0` in every parameterization.
 
+    Raises:
+        ValueError: by every method, for a role, rule or alignment that is unknown or out of range,
+            or a width that is not a positive number.
+
     Example:
         >>> mup = parameterization("mup")
         >>> mup.multiplier("readout", 64), mup.init_std("hidden", 64)
@@ -78,35 +83,21 @@ class Parameterization:
     readout: Scaling
 
     def scaling(self, role: str) -> Scaling:
-        """Returns the exponents of a role.
+        """Returns the exponents of a role."""
+        matrices = {"embedding": self.embedding, "hidden": self.hidden, "readout": self.readout}
+        return matrices.get(_checked_role(role), Scaling(0.0, 0.0))
 
-        Raises:
-            ValueError: the role is unknown.
-        """
-        scalings = {
-            "embedding": self.embedding,
-            "hidden": self.hidden,
-            "readout": self.readout,
-            "vector": Scaling(0.0, 0.0),
-        }
-        return scalings[_checked_role(role)]
+    def weight_exponent(self, role: str) -> float:
+        """Returns ``a + b``: initial weights times their multiplier go as ``n**-(a + b)``."""
+        scaling = self.scaling(role)
+        return scaling.a + scaling.b
 
     def multiplier(self, role: str, n: float) -> float:
-        """Returns ``n**-a``, what a layer's output is multiplied by.
-
-        Raises:
-            ValueError: the role is unknown, or ``n`` is not a positive number.
-        """
+        """Returns ``n**-a``, what a layer's output is multiplied by."""
         return float(_checked_width("n", n) ** -self.scaling(role).a)
 
     def init_std(self, role: str, n: float) -> float:
-        """Returns ``n**-b``, the standard deviation of a layer's initial entries.
-
-        For ``vector`` it is the value 1 at which every entry is created.
-
-        Raises:
-            ValueError: the role is unknown, or ``n`` is not a positive number.
-        """
+        """Returns ``n**-b``, the standard deviation of initial entries; a ``vector``'s value, 1."""
         return float(_checked_width("n", n) ** -self.scaling(role).b)
 
     def gradient_exponent(self, role: str) -> float:
@@ -124,21 +115,12 @@ class Parameterization:
         gradient of a gain's entry is the stream's gradient at that entry, times an input of size
         one, the embedding's case at :math:`a = 0`. A gain that many heads share sums their
         gradients; that growth is not counted.
-
-        Raises:
-            ValueError: the role is unknown.
         """
         a = self.scaling(role).a
-        if role == "readout":
-            return a
-        return a + self.readout.a + self.readout.b
+        return a if role == "readout" else a + self.readout.a + self.readout.b
 
     def update_exponent(self, role: str, rule: str, c: float) -> float:
-        """Returns ``d``: the entries of an update go as ``n**-d`` at a rate of ``n**-c``.
-
-        Raises:
-            ValueError: the role or the rule is unknown.
-        """
+        """Returns ``d``: the entries of an update go as ``n**-d`` at a rate of ``n**-c``."""
         return c + self._rule_offset(role, rule)
 
     def stability_margin(
@@ -148,9 +130,6 @@ class Parameterization:
 
         At a margin of zero the update moves the layer's output by a size that does not depend on
         the width; above zero the move vanishes with width; below zero it grows.
-
-        Raises:
-            ValueError: the role, the rule or the alignment is unknown or out of range.
         """
         d = self.update_exponent(role, rule, c)
         return self.scaling(role).a + d - alignment_exponent(role, alignment)
@@ -161,13 +140,7 @@ class Parameterization:
         .. math:: c = \alpha - a - g \ (\mathrm{sgd}), \quad \alpha - a \ (\mathrm{adam}), \quad
             \alpha - a - b \ (\mathrm{adafactor})
 
-        Args:
-            role: one of ``ROLES``.
-            rule: one of ``RULES``.
-            alignment: see :func:`alignment_exponent`.
-
-        Raises:
-            ValueError: the role, the rule or the alignment is unknown or out of range.
+        For ``role`` in ``ROLES``, ``rule`` in ``RULES``; alignment as :func:`alignment_exponent`.
         """
         alpha = alignment_exponent(role, alignment)
         return alpha - self.scaling(role).a - self._rule_offset(role, rule)
@@ -176,12 +149,8 @@ class Parameterization:
         """Returns c of the largest stable rate, ``n**-c``, that all matrices share.
 
         Gains of normalization layers, ``vector``, are left out, as in the paper.
-
-        Raises:
-            ValueError: the rule or the alignment is unknown or out of range.
         """
-        roles = (role for role in ROLES if role != "vector")
-        return max(self.rate_exponent(role, rule, alignment) for role in roles)
+        return max(self.rate_exponent(role, rule, alignment) for role in MATRIX_ROLES)
 
     def shifted(self, t: float | Mapping[str, float]) -> Parameterization:
         """Returns the equivalent parameterization with ``(a + t, b - t)`` in place of ``(a, b)``.
@@ -201,47 +170,40 @@ class Parameterization:
             >>> moved.hidden == parameterization("ntk").hidden
             True
         """
-        shiftable = ("embedding", "hidden", "readout")
-        shifts = dict(t) if isinstance(t, Mapping) else dict.fromkeys(shiftable, t)
-        for role in shifts:
-            if role not in shiftable:
-                raise ValueError(f"cannot shift role {role!r}; allowed: {sorted(shiftable)}")
-
-        def moved(role: str) -> Scaling:
-            scaling, shift = self.scaling(role), shifts.get(role, 0.0)
-            return Scaling(scaling.a + shift, scaling.b - shift)
-
-        return Parameterization(
-            f"{self.name}_shifted", moved("embedding"), moved("hidden"), moved("readout")
-        )
+        shifts = dict(t) if isinstance(t, Mapping) else dict.fromkeys(MATRIX_ROLES, t)
+        moved = {}
+        for role, shift in shifts.items():
+            if role not in MATRIX_ROLES:
+                raise ValueError(f"cannot shift role {role!r}; allowed: {sorted(MATRIX_ROLES)}")
+            scaling = self.scaling(role)
+            moved[role] = Scaling(scaling.a + shift, scaling.b - shift)
+        return replace(self, name=f"{self.name}_shifted", **moved)
 
     def _rule_offset(self, role: str, rule: str) -> float:
         """Returns ``d - c``."""
-        scaling = self.scaling(role)
-        if rule == "sgd":
-            return self.gradient_exponent(role)
-        if rule == "adam":
-            return 0.0
-        if rule == "adafactor":
-            return scaling.b
-        raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
+        offsets = {
+            "sgd": self.gradient_exponent(role),
+            "adam": 0.0,
+            "adafactor": self.scaling(role).b,
+        }
+        if rule not in offsets:
+            raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
+        return offsets[rule]
 
 
+_ALL: Final = (
+    Parameterization("standard", Scaling(0.0, 0.0), Scaling(0.0, 0.5), Scaling(0.0, 0.5)),
+    Parameterization("ntk", Scaling(0.0, 0.0), Scaling(0.5, 0.0), Scaling(0.5, 0.0)),
+    Parameterization("mup", Scaling(-0.5, 0.5), Scaling(0.0, 0.5), Scaling(0.5, 0.5)),
+    Parameterization("mean_field", Scaling(0.0, 0.0), Scaling(0.5, 0.0), Scaling(1.0, 0.0)),
+)
 PARAMETERIZATIONS: Final[Mapping[str, Parameterization]] = MappingProxyType(
-    {
-        p.name: p
-        for p in (
-            Parameterization("standard", Scaling(0.0, 0.0), Scaling(0.0, 0.5), Scaling(0.0, 0.5)),
-            Parameterization("ntk", Scaling(0.0, 0.0), Scaling(0.5, 0.0), Scaling(0.5, 0.0)),
-            Parameterization("mup", Scaling(-0.5, 0.5), Scaling(0.0, 0.5), Scaling(0.5, 0.5)),
-            Parameterization("mean_field", Scaling(0.0, 0.0), Scaling(0.5, 0.0), Scaling(1.0, 0.0)),
-        )
-    }
+    {p.name: p for p in _ALL}
 )
 
 
-def parameterization(name: str) -> Parameterization:
-    """Returns a parameterization by name: standard, ntk, mup or mean_field.
+def parameterization(name: str | Parameterization) -> Parameterization:
+    """Returns a parameterization by name, standard, ntk, mup or mean_field; or as it is given.
 
     Raises:
         ValueError: the name is unknown.
@@ -250,7 +212,11 @@ def parameterization(name: str) -> Parameterization:
         >>> parameterization("ntk").gradient_exponent("hidden")
         1.0
     """
-    return _by_name(name)
+    if isinstance(name, Parameterization):
+        return name
+    if name not in PARAMETERIZATIONS:
+        raise ValueError(f"unknown parameterization {name!r}; known: {sorted(PARAMETERIZATIONS)}")
+    return PARAMETERIZATIONS[name]
 
 
 def alignment_exponent(role: str, alignment: Alignment = "full") -> float:
@@ -270,29 +236,29 @@ def alignment_exponent(role: str, alignment: Alignment = "full") -> float:
         >>> alignment_exponent("hidden", "none"), alignment_exponent("embedding", "none")
         (0.5, 0.0)
     """
-    _checked_role(role)
+    grows = _checked_role(role) not in _FIXED_FAN_IN
     if isinstance(alignment, Mapping):
         for key, value in alignment.items():
             _checked_role(key)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"alignment of {key!r} must lie in [0, 1], got {value!r}")
-        if role in alignment:
-            return float(alignment[role])
-        if role in _FIXED_FAN_IN:
-            return 0.0
-        raise ValueError(f"alignment has no number for role {role!r}; it names {sorted(alignment)}")
-    if isinstance(alignment, str):
-        if alignment not in _ALIGNMENTS:
+        if grows and role not in alignment:
             raise ValueError(
-                f"unknown alignment {alignment!r}; allowed: {sorted(_ALIGNMENTS)}, a number in "
-                "[0.5, 1] or a mapping from roles to numbers in [0, 1]"
+                f"alignment has no number for role {role!r}; it names {sorted(alignment)}"
             )
-        alpha = _ALIGNMENTS[alignment]
-    else:
-        alpha = float(alignment)
-        if not 0.5 <= alpha <= 1.0:
-            raise ValueError(f"alignment must lie in [0.5, 1], got {alignment!r}")
-    return 0.0 if role in _FIXED_FAN_IN else alpha
+        return float(alignment.get(role, 0.0))
+    if isinstance(alignment, str) and alignment not in _ALIGNMENTS:
+        raise ValueError(
+            f"unknown alignment {alignment!r}; allowed: {sorted(_ALIGNMENTS)}, a number in "
+            "[0.5, 1] or a mapping from roles to numbers in [0, 1]"
+        )
+    alpha = _ALIGNMENTS[alignment] if isinstance(alignment, str) else float(alignment)
+    if not 0.5 <= alpha <= 1.0:
+        raise ValueError(f"alignment must lie in [0.5, 1], got {alignment!r}")
+    return alpha if grows else 0.0
+
+
+_by_name = parameterization  # under the name that per_layer_rates gives to its argument
 
 
 def per_layer_rates(
@@ -326,7 +292,7 @@ def per_layer_rates(
 
     Reference: Everett et al., arXiv:2407.05872.
     """
-    p = _by_name(parameterization) if isinstance(parameterization, str) else parameterization
+    p = _by_name(parameterization)
     constants = dict.fromkeys(ROLES, 1.0)
     for role, value in (gamma or {}).items():
         if not (math.isfinite(value) and value > 0):
@@ -336,12 +302,6 @@ def per_layer_rates(
     return {
         role: constants[role] * ratio ** -p.rate_exponent(role, rule, alignment) for role in ROLES
     }
-
-
-def _by_name(name: str) -> Parameterization:
-    if name not in PARAMETERIZATIONS:
-        raise ValueError(f"unknown parameterization {name!r}; known: {sorted(PARAMETERIZATIONS)}")
-    return PARAMETERIZATIONS[name]
 
 
 def _checked_role(role: str) -> str:

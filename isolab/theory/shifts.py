@@ -18,16 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from isolab.theory.numbers import SAME, fraction_text
 from isolab.theory.parameterization import (
+    MATRIX_ROLES,
     PARAMETERIZATIONS,
-    RULES,
     Parameterization,
     parameterization,
 )
-from isolab.theory.solution import MATRIX_ROLES, exponents_of, fraction_text
 
-_SAME: Final = 1e-9  # exponents are sums of a few typed numbers: nearer than this is rounding
-_POWERS: Final = {"sgd": 2.0, "adam": 1.0, "adafactor": 0.0}
+_RATE_SHIFTS: Final = {"sgd": 2.0, "adam": 1.0, "adafactor": 0.0}  # of c, in units of -t
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,15 @@ class Shift:
         """
         if self.shifts is None:
             raise ValueError(f"no rates make the two train alike: {self.reason}")
-        if rule not in RULES:
-            raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
-        return {role: _POWERS[rule] * t for role, t in self.shifts.items()}
+        if rule not in _RATE_SHIFTS:
+            raise ValueError(f"unknown rule {rule!r}; known: {sorted(_RATE_SHIFTS)}")
+        return {role: _RATE_SHIFTS[rule] * t for role, t in self.shifts.items()}
 
 
 def equivalence_shift(p: Parameterization | str, q: Parameterization | str) -> Shift:
     """Returns the shifts t that carry p to q, or the reason why there are none.
 
-    Args:
-        p: a parameterization or its name.
-        q: the same.
+    p and q are parameterizations or their names.
 
     Raises:
         ValueError: a name is unknown.
@@ -76,13 +73,12 @@ def equivalence_shift(p: Parameterization | str, q: Parameterization | str) -> S
 
     Reference: Everett et al., arXiv:2407.05872.
     """
-    p, q = (parameterization(x) if isinstance(x, str) else x for x in (p, q))
+    p, q = parameterization(p), parameterization(q)
     differences = [
-        f"a + b of the {role} is {fraction_text(ours)} in {p.name} and {fraction_text(theirs)} in "
-        f"{q.name}"
+        f"a + b of the {role} is {fraction_text(p.weight_exponent(role))} in {p.name} and "
+        f"{fraction_text(q.weight_exponent(role))} in {q.name}"
         for role in MATRIX_ROLES
-        for ours, theirs in ((sum(exponents_of(p, role)), sum(exponents_of(q, role))),)
-        if abs(ours - theirs) > _SAME
+        if abs(p.weight_exponent(role) - q.weight_exponent(role)) > SAME
     ]
     if differences:
         return Shift(None, "; ".join(differences))
@@ -103,11 +99,11 @@ def equivalence_classes(
         [('standard', 'ntk'), ('mup', 'mean_field')]
     """
     classes: list[list[Parameterization]] = []
-    for named in parameterizations:
-        p = parameterization(named) if isinstance(named, str) else named
-        home = next((group for group in classes if equivalence_shift(group[0], p)), None)
-        if home is None:
-            classes.append([p])
+    for p in map(parameterization, parameterizations):
+        for members in classes:
+            if equivalence_shift(members[0], p):
+                members.append(p)
+                break
         else:
-            home.append(p)
-    return [tuple(p.name for p in group) for group in classes]
+            classes.append([p])
+    return [tuple(p.name for p in members) for members in classes]

@@ -2,7 +2,7 @@
 
 Everything is computed from a, b and the alignment with
 :class:`isolab.theory.parameterization.Parameterization`; nothing is looked up. What the exponents
-mean is told in :mod:`isolab.theory.solution`.
+mean is explained in :mod:`isolab.theory.solution`.
 
 Reference: Everett et al., arXiv:2407.05872.
 """
@@ -14,7 +14,9 @@ from typing import Any, Final, TypeAlias
 
 import polars as pl
 
+from isolab.theory.numbers import finite, fraction_text
 from isolab.theory.parameterization import (
+    MATRIX_ROLES,
     PARAMETERIZATIONS,
     RULES,
     Alignment,
@@ -24,7 +26,7 @@ from isolab.theory.parameterization import (
     parameterization,
     per_layer_rates,
 )
-from isolab.theory.solution import MATRIX_ROLES, Solution, exponents_of, finite, fraction_text
+from isolab.theory.solution import Solution
 
 Pair: TypeAlias = tuple[float, float] | Scaling
 
@@ -58,10 +60,10 @@ def exponents(
     Reference: Everett et al., arXiv:2407.05872.
     """
     rows = [
-        (*cell, role, *exponents_of(p, role), p.gradient_exponent(role), c, 0.0 - c)
+        (*cell, role, p.scaling(role).a, p.scaling(role).b, p.gradient_exponent(role), c, 0.0 - c)
         for p, alignment, cell in _cells(parameterizations, rules, alignments)
         for role in MATRIX_ROLES
-        for c in (p.rate_exponent(role, cell[1], alignment),)
+        for c in [p.rate_exponent(role, cell[1], alignment)]
     ]
     return _frame(rows, ("a", "b", "g", "c", "power"))
 
@@ -78,9 +80,7 @@ def rate_lines(
     Args:
         widths: n, positive.
         base_width: n_0, where every factor is 1.
-        parameterizations: parameterizations or their names.
-        rules: of "sgd", "adam" and "adafactor".
-        alignments: "full", "none" or numbers in [1/2, 1].
+        parameterizations, rules, alignments: as of :func:`exponents`.
 
     Returns:
         A row per parameterization, rule, alignment, role and width, with float64 columns width and
@@ -98,7 +98,7 @@ def rate_lines(
         (*cell, role, float(width), factors[role])
         for p, alignment, cell in _cells(parameterizations, rules, alignments)
         for width in widths
-        for factors in (per_layer_rates(p, cell[1], width, base_width, alignment),)
+        for factors in [per_layer_rates(p, cell[1], width, base_width, alignment)]
         for role in MATRIX_ROLES
     ]
     return _frame(rows, ("width", "factor"))
@@ -111,12 +111,10 @@ def solve(
     alignment: Alignment = "full",
     rule: str = "adam",
 ) -> Solution:
-    """Returns the largest stable rates for any exponents; printed, it explains what binds.
+    """Returns the largest stable rates for any exponents; printed, it says what binds them.
 
     Args:
-        embedding: (a, b) of the embedding; the defaults are the standard parameterization's.
-        hidden: (a, b) of the hidden layers.
-        readout: (a, b) of the readout.
+        embedding, hidden, readout: (a, b) of each role; the defaults are the standard ones.
         alignment: "full" (1), "none" (1/2), a number in [1/2, 1], or a mapping from roles to
             numbers in [0, 1]; see :func:`isolab.theory.parameterization.alignment_exponent`.
         rule: "sgd", "adam" or "adafactor".
@@ -137,11 +135,8 @@ def solve(
             finite(f"alignment of {role}", value)
     elif not isinstance(alignment, str):
         finite("alignment", alignment)
-    scalings = (
-        _scaling(role, pair)
-        for role, pair in zip(MATRIX_ROLES, (embedding, hidden, readout), strict=True)
-    )
-    p = Parameterization("typed", *scalings)
+    pairs = zip(MATRIX_ROLES, (embedding, hidden, readout), strict=True)
+    p = Parameterization("typed", *(_scaling(role, pair) for role, pair in pairs))
     alpha = {role: alignment_exponent(role, alignment) for role in MATRIX_ROLES}
     g = {role: p.gradient_exponent(role) for role in MATRIX_ROLES}
     c = {role: p.rate_exponent(role, rule, alpha) for role in MATRIX_ROLES}
@@ -154,8 +149,7 @@ def _cells(
     alignments: Iterable[str | float],
 ) -> Iterator[tuple[Parameterization, str | float, tuple[str, str, str]]]:
     rules, alignments = tuple(rules), tuple(alignments)
-    for named in parameterizations:
-        p = parameterization(named) if isinstance(named, str) else named
+    for p in map(parameterization, parameterizations):
         for rule in rules:
             for alignment in alignments:
                 text = alignment if isinstance(alignment, str) else fraction_text(alignment)

@@ -57,21 +57,22 @@ def update_function(
             allowed = "numbers of 0 or more" if low == 0 else "two numbers above 0"
             raise ValueError(f"{name} is {values}; allowed: {allowed}")
     ratios = np.linspace(-reach, reach, points)
-    frames = [
-        _points("adam", _adam_name(e), ratios, ratios / (1 + e), 1 / (1 + e), math.inf)
-        for e in eps_over_root
-    ] + [
-        _points(
-            "adam_atan2",
-            f"Adam-atan2, a = {a:.3g}, b = {b:.3g}",
-            ratios,
-            a * np.arctan2(ratios, b),
-            a / b,
-            a * math.pi / 2,
-        )
-        for a, b in constants
-    ]
-    return pl.concat(frames)
+    names = [*map(_adam_name, eps_over_root), *map(_adam_atan2_name, constants)]
+    updates = [ratios / (1 + e) for e in eps_over_root]
+    updates += [a * np.arctan2(ratios, b) for a, b in constants]
+    slopes = [*(1 / (1 + e) for e in eps_over_root), *(a / b for a, b in constants)]
+    bounds = [*(math.inf for _ in eps_over_root), *(a * math.pi / 2 for a, _ in constants)]
+    functions = pl.DataFrame(
+        {
+            "optimizer": ["adam"] * len(eps_over_root) + ["adam_atan2"] * len(constants),
+            "function": names,
+            "ratio": [ratios] * len(names),
+            "update": updates,
+            "slope": slopes,
+            "bound": bounds,
+        }
+    )
+    return functions.explode("ratio", "update")
 
 
 def _adam_name(eps_over_root: float) -> str:
@@ -80,19 +81,6 @@ def _adam_name(eps_over_root: float) -> str:
     return "Adam, eps = √v" if eps_over_root == 1 else f"Adam, eps = {eps_over_root:.3g} √v"
 
 
-def _points(
-    optimizer: str,
-    function: str,
-    ratios: np.ndarray,
-    update: np.ndarray,
-    slope: float,
-    bound: float,
-) -> pl.DataFrame:
-    return pl.DataFrame({"ratio": ratios, "update": update}).select(
-        pl.lit(optimizer).alias("optimizer"),
-        pl.lit(function).alias("function"),
-        "ratio",
-        "update",
-        pl.lit(slope).alias("slope"),
-        pl.lit(bound).alias("bound"),
-    )
+def _adam_atan2_name(constants: tuple[float, float]) -> str:
+    a, b = constants
+    return f"Adam-atan2, a = {a:.3g}, b = {b:.3g}"

@@ -18,9 +18,13 @@ import pytest
 from hypothesis import given
 
 from isolab.measure.twins import curve_differences, equivalent_config
-from isolab.theory.parameterization import PARAMETERIZATIONS, RULES, parameterization
+from isolab.theory.parameterization import (
+    MATRIX_ROLES,
+    PARAMETERIZATIONS,
+    RULES,
+    parameterization,
+)
 from isolab.theory.shifts import equivalence_classes, equivalence_shift
-from isolab.theory.solution import MATRIX_ROLES
 from isolab.training.config import RunConfig
 from isolab.training.train import train
 

@@ -1,8 +1,6 @@
-"""Exponents and per-layer rates against the paper's table, and the equivalences between classes.
+"""Exponents, per-layer rates and shifts as properties; the paper's table is in test_tables.
 
-Exponents here are sums of a few halves, exact in binary, so the table is compared with ``==``.
-Hypothesis draws other shifts and widths; a sum of five numbers below 4 has a rounding error
-below 5 * 4 * 2**-52 < 1e-14, so 1e-12 is wide.
+A sum of five drawn numbers below 4 rounds by less than 5 * 4 * 2**-52 < 1e-14: 1e-12 is wide.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import given
 
 from isolab.theory.parameterization import (
+    MATRIX_ROLES,
     PARAMETERIZATIONS,
     ROLES,
     RULES,
@@ -26,37 +25,7 @@ from isolab.theory.parameterization import (
     per_layer_rates,
 )
 
-MATRIX_ROLES = ("embedding", "hidden", "readout")
-
-# (a, b, g) of embedding, hidden, readout.
-EXPONENTS = {
-    "standard": [(0, 0, 1 / 2), (0, 1 / 2, 1 / 2), (0, 1 / 2, 0)],
-    "ntk": [(0, 0, 1 / 2), (1 / 2, 0, 1), (1 / 2, 0, 1 / 2)],
-    "mup": [(-1 / 2, 1 / 2, 1 / 2), (0, 1 / 2, 1), (1 / 2, 1 / 2, 1 / 2)],
-    "mean_field": [(0, 0, 1), (1 / 2, 0, 3 / 2), (1, 0, 1)],
-}
-
-# Largest stable rate as powers of the width, full then no alignment, for sgd, adam, adafactor.
-RATE_POWERS = {
-    ("standard", "embedding"): [(1 / 2, 1 / 2), (0, 0), (0, 0)],
-    ("standard", "hidden"): [(-1 / 2, 0), (-1, -1 / 2), (-1 / 2, 0)],
-    ("standard", "readout"): [(-1, -1 / 2), (-1, -1 / 2), (-1 / 2, 0)],
-    ("ntk", "embedding"): [(1 / 2, 1 / 2), (0, 0), (0, 0)],
-    ("ntk", "hidden"): [(1 / 2, 1), (-1 / 2, 0), (-1 / 2, 0)],
-    ("ntk", "readout"): [(0, 1 / 2), (-1 / 2, 0), (-1 / 2, 0)],
-    ("mup", "embedding"): [(0, 0), (-1 / 2, -1 / 2), (0, 0)],
-    ("mup", "hidden"): [(0, 1 / 2), (-1, -1 / 2), (-1 / 2, 0)],
-    ("mup", "readout"): [(0, 1 / 2), (-1 / 2, 0), (0, 1 / 2)],
-    ("mean_field", "embedding"): [(1, 1), (0, 0), (0, 0)],
-    ("mean_field", "hidden"): [(1, 3 / 2), (-1 / 2, 0), (-1 / 2, 0)],
-    ("mean_field", "readout"): [(1, 3 / 2), (0, 1 / 2), (0, 1 / 2)],
-}
-RATE_CASES = [
-    (name, role, rule, alignment, power)
-    for (name, role), powers in RATE_POWERS.items()
-    for rule, pair in zip(("sgd", "adam", "adafactor"), powers, strict=True)
-    for alignment, power in zip(("full", "none"), pair, strict=True)
-]
+SHIFT_OF_C = {"sgd": -2, "adam": -1, "adafactor": 0}  # in units of t, by the paper
 
 exponents = st.floats(-2.0, 2.0)
 alphas = st.floats(0.5, 1.0)
@@ -73,38 +42,14 @@ def parameterizations(draw: st.DrawFn) -> Parameterization:
     return Parameterization("drawn", *scalings)
 
 
-@pytest.mark.parametrize("name", EXPONENTS)
-def test_a_b_and_g_are_the_papers(name):
-    p = parameterization(name)
-    found = [
-        (p.scaling(role).a, p.scaling(role).b, p.gradient_exponent(role)) for role in MATRIX_ROLES
-    ]
-    assert found == EXPONENTS[name]
-
-
-def test_the_rate_table_is_whole():
-    assert len(RATE_CASES) == 72
-    assert {case[0] for case in RATE_CASES} == set(PARAMETERIZATIONS)
-
-
-@pytest.mark.parametrize(("name", "role", "rule", "alignment", "power"), RATE_CASES)
-def test_rate_exponents_are_the_papers(name, role, rule, alignment, power):
-    assert -parameterization(name).rate_exponent(role, rule, alignment) == power
-
-
-@given(parameterizations(), matrix_roles, rules, alphas, exponents)
-def test_shift_moves_the_rate_by_the_rules_multiple(p, role, rule, alpha, t):
-    moved = p.shifted(t)
-    change = moved.rate_exponent(role, rule, alpha) - p.rate_exponent(role, rule, alpha)
-    assert math.isclose(change, {"sgd": -2, "adam": -1, "adafactor": 0}[rule] * t, abs_tol=1e-12)
-
-
-@given(parameterizations(), matrix_roles, matrix_roles, rules, exponents)
-def test_shift_of_one_role_leaves_the_others_rates_alone(p, moved_role, role, rule, t):
-    moved = p.shifted({moved_role: t})
-    change = moved.rate_exponent(role, rule) - p.rate_exponent(role, rule)
-    factor = {"sgd": -2, "adam": -1, "adafactor": 0}[rule] if role == moved_role else 0
-    assert math.isclose(change, factor * t, abs_tol=1e-12)
+@given(parameterizations(), matrix_roles, matrix_roles, rules, alphas, exponents)
+def test_shift_moves_the_rate_by_the_rules_multiple(p, moved_role, role, rule, alpha, t):
+    rate = p.rate_exponent(role, rule, alpha)
+    everywhere = p.shifted(t).rate_exponent(role, rule, alpha) - rate
+    alone = p.shifted({moved_role: t}).rate_exponent(role, rule, alpha) - rate
+    assert math.isclose(everywhere, SHIFT_OF_C[rule] * t, abs_tol=1e-12)
+    # the shift of one role leaves the others' rates alone
+    assert math.isclose(alone, everywhere if role == moved_role else 0.0, abs_tol=1e-12)
 
 
 @given(parameterizations(), matrix_roles, exponents, st.floats(1.0, 1e6))
@@ -123,20 +68,12 @@ def test_shift_keeps_the_initial_function(p, role, t, n):
         ("mup", "mean_field", {"embedding": 0.5, "hidden": 0.5, "readout": 0.5}),
     ],
 )
-def test_each_class_holds_two_parameterizations(start, end, t):
+def test_each_class_holds_two_parameterizations_and_the_classes_differ(start, end, t):
     moved, target = parameterization(start).shifted(t), parameterization(end)
-    for role in ROLES:
-        assert moved.scaling(role) == target.scaling(role)
+    assert [moved.scaling(role) for role in ROLES] == [target.scaling(role) for role in ROLES]
     assert moved.name != start
-
-
-def test_the_two_classes_differ():
-    # a + b does not change under a shift, and the readout's tells the classes apart.
-    sums = {
-        name: parameterization(name).readout.a + parameterization(name).readout.b
-        for name in EXPONENTS
-    }
-    assert sums == {"standard": 0.5, "ntk": 0.5, "mup": 1.0, "mean_field": 1.0}
+    # a + b does not change under a shift, and the readout's tells the classes apart
+    assert target.weight_exponent("readout") == {"ntk": 0.5, "mean_field": 1.0}[end]
 
 
 @given(parameterizations(), roles, rules, alphas, exponents)
@@ -162,20 +99,13 @@ def test_rate_exponent_is_linear_in_alignment(name, role, rule, alpha):
 
 
 @given(alphas)
-def test_embedding_and_vector_have_no_alignment_of_their_own(alpha):
-    assert alignment_exponent("embedding", alpha) == alignment_exponent("vector", alpha) == 0.0
-    assert alignment_exponent("hidden", alpha) == alignment_exponent("readout", alpha) == alpha
-
-
-def test_measured_alignment_is_taken_by_role():
+def test_embedding_and_vector_have_no_alignment_of_their_own_unless_measured(alpha):
+    assert [alignment_exponent(role, alpha) for role in ROLES] == [0.0, alpha, alpha, 0.0]
     measured = {"hidden": 0.8, "readout": 0.3, "embedding": 0.1}
-    assert alignment_exponent("hidden", measured) == 0.8
-    assert alignment_exponent("readout", measured) == 0.3
-    assert alignment_exponent("embedding", measured) == 0.1
-    assert alignment_exponent("vector", measured) == 0.0
+    assert [alignment_exponent(role, measured) for role in ROLES] == [0.1, 0.8, 0.3, 0.0]
 
 
-@pytest.mark.parametrize("name", EXPONENTS)
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_vector_is_an_embedding_without_multiplier(name):
     p = parameterization(name)
     assert p.multiplier("vector", 512) == p.init_std("vector", 512) == 1.0
@@ -184,7 +114,7 @@ def test_vector_is_an_embedding_without_multiplier(name):
     assert p.gradient_exponent("vector") == like_embedding
 
 
-@pytest.mark.parametrize("name", EXPONENTS)
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_gradient_exponents_are_those_of_a_linear_network(name):
     """Simulates embedding -> gain -> hidden -> readout, backwards by hand, and fits the slopes.
 
@@ -228,23 +158,15 @@ def test_factors_are_powers_of_the_relative_width(name, rule, width, base_width)
     p = parameterization(name)
     gamma = {"hidden": 0.5, "readout": 3.0}
     rates = per_layer_rates(p, rule, width, base_width, "none", gamma)
-    assert tuple(rates) == ROLES
+    assert tuple(rates) == ROLES and rates == per_layer_rates(
+        name, rule, width, base_width, "none", gamma
+    )
     for role, rate in rates.items():
         c = p.rate_exponent(role, rule, "none")
         expected = gamma.get(role, 1.0) * (width / base_width) ** -c
         assert math.isclose(rate, expected, rel_tol=1e-12)
-
-
-@given(names, rules, widths)
-def test_factors_at_the_base_width_are_gamma(name, rule, width):
-    rates = per_layer_rates(name, rule, width, width, gamma={"embedding": 10.0})
-    assert rates == {"embedding": 10.0, "hidden": 1.0, "readout": 1.0, "vector": 1.0}
-
-
-def test_a_name_stands_for_its_parameterization():
-    by_name = per_layer_rates("mup", "adam", 512, 128)
-    assert by_name == per_layer_rates(parameterization("mup"), "adam", 512, 128)
-    assert by_name == {"embedding": 0.5, "hidden": 0.25, "readout": 0.5, "vector": 1.0}
+    at_base = per_layer_rates(name, rule, width, width, gamma={"embedding": 10.0})
+    assert at_base == {"embedding": 10.0, "hidden": 1.0, "readout": 1.0, "vector": 1.0}
 
 
 MUP = parameterization("mup")
