@@ -23,6 +23,7 @@ import optax
 from optax import GradientTransformation, ScalarOrSchedule
 
 from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
+from isolab.optimizers.moments import zero_moments
 
 
 def scale_by_adam(
@@ -31,8 +32,7 @@ def scale_by_adam(
     r"""Rescales gradients by :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, 0 where both are 0.
 
     Args:
-        b1: decay of the first moment.
-        b2: decay of the second moment.
+        b1, b2: decay of the first and of the second moment.
         eps: a number, or a pytree of numbers like the parameters; 0 or more.
         moment_dtype: dtype of both moments; default float32, or float64 for float64 gradients.
 
@@ -47,11 +47,8 @@ def scale_by_adam(
         Array([1., 0.], dtype=float32)
     """
 
-    def zeros(p: jax.Array) -> jax.Array:
-        return jnp.zeros(p.shape, moment_dtype or at_least_float32(p.dtype))
-
     def init(params: optax.Params) -> optax.ScaleByAdamState:
-        mu, nu = jax.tree.map(zeros, params), jax.tree.map(zeros, params)
+        mu, nu = zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(

@@ -6,6 +6,7 @@ r"""Adam-atan2: Adam without epsilon (Everett et al., arXiv:2407.05872, section 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ import optax
 from optax import GradientTransformation, ScalarOrSchedule
 
 from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
+from isolab.optimizers.leaves import is_none
+from isolab.optimizers.moments import average, corrected, correction, zero_moments
 
 UNIT_A = 4 / math.pi
 """With this ``a``, atan2(1, 1) maps to 1: the step of a gradient that never changes, as in Adam."""
@@ -42,8 +45,7 @@ def scale_by_adam_atan2(
     atan2(0, 0) = 0: a parameter that never had a gradient does not move.
 
     Args:
-        b1: decay of the first moment.
-        b2: decay of the second moment.
+        b1, b2: decay of the first and of the second moment.
         a: output scale; :data:`UNIT_A` maps atan2(1, 1) to 1.
         b: scale of the denominator; a / b is the slope for small ratios.
         moment_dtype: dtype of both moments; default float32, or float64 for float64 gradients.
@@ -53,46 +55,21 @@ def scale_by_adam_atan2(
         left alone.
     """
 
-    def zeros(p: jax.Array) -> jax.Array:
-        return jnp.zeros(p.shape, moment_dtype or at_least_float32(p.dtype))
-
     def init(params: optax.Params) -> ScaleByAdamAtan2State:
-        return ScaleByAdamAtan2State(
-            jnp.zeros((), jnp.int32), jax.tree.map(zeros, params), jax.tree.map(zeros, params)
-        )
+        mu, nu = zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
+        return ScaleByAdamAtan2State(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(
         updates: optax.Updates, state: ScaleByAdamAtan2State, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByAdamAtan2State]:
         del params
         count = optax.safe_increment(state.count)
-        t = count.astype(jnp.float32)
-        m_corrected = 1 - jnp.asarray(b1, jnp.float32) ** t
-        v_corrected = 1 - jnp.asarray(b2, jnp.float32) ** t
-
-        def average(decay: Scalar, new: Any, old: jax.Array, power: int) -> jax.Array:
-            if new is None:
-                return old
-            wide = at_least_float32(old.dtype)
-            kept = scalar_as(decay, wide) * old.astype(wide)
-            added: jax.Array = scalar_as(1 - decay, wide) * new.astype(wide) ** power
-            return (kept + added).astype(old.dtype)
-
-        def step(grad: Any, m: jax.Array, v: jax.Array) -> Any:
-            if grad is None:
-                return None
-            wide = at_least_float32(m.dtype)
-            m_hat = m.astype(wide) / m_corrected.astype(wide)
-            root_v_hat = jnp.sqrt(v.astype(wide) / v_corrected.astype(wide))
-            angle = jnp.arctan2(m_hat, scalar_as(b, wide) * root_v_hat)  # no eps
-            return (scalar_as(a, wide) * angle).astype(grad.dtype)
-
-        def missing(leaf: Any) -> bool:
-            return leaf is None
-
-        mu = jax.tree.map(lambda g, m: average(b1, g, m, 1), updates, state.mu, is_leaf=missing)
-        nu = jax.tree.map(lambda g, v: average(b2, g, v, 2), updates, state.nu, is_leaf=missing)
-        scaled = jax.tree.map(step, updates, mu, nu, is_leaf=missing)
+        first, second = partial(_moment, b1, 1), partial(_moment, b2, 2)
+        mu = jax.tree.map(first, updates, state.mu, is_leaf=is_none)
+        nu = jax.tree.map(second, updates, state.nu, is_leaf=is_none)
+        m_hat = jax.tree.map(partial(corrected, weight=correction(b1, count)), mu)
+        v_hat = jax.tree.map(partial(corrected, weight=correction(b2, count)), nu)
+        scaled = jax.tree.map(partial(_angle, a, b), updates, m_hat, v_hat, is_leaf=is_none)
         return scaled, ScaleByAdamAtan2State(count, mu, nu)
 
     return GradientTransformation(init, update)
@@ -124,3 +101,17 @@ def adam_atan2(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _moment(decay: Scalar, power: int, grad: Any, old: jax.Array) -> jax.Array:
+    if grad is None:
+        return old
+    wide = at_least_float32(old.dtype)
+    return average(decay, old.astype(wide), grad.astype(wide) ** power).astype(old.dtype)
+
+
+def _angle(a: Scalar, b: Scalar, grad: Any, m_hat: jax.Array, v_hat: jax.Array) -> Any:
+    if grad is None:
+        return None
+    angle = jnp.arctan2(m_hat, scalar_as(b, v_hat.dtype) * jnp.sqrt(v_hat))  # no eps
+    return (scalar_as(a, angle.dtype) * angle).astype(grad.dtype)

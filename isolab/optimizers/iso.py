@@ -16,7 +16,8 @@ A factor may be block-diagonal (see :func:`isolab.optimizers.linear.block_sizes`
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +25,30 @@ import optax
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
 from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
-from isolab.optimizers.labels import FALLBACK, MATRIX, Labels, hidden_matrices, path_key
-from isolab.optimizers.leaves import like_gradients
-from isolab.optimizers.linear import BlockRule, Factors, block_second_moment, block_sizes
+from isolab.optimizers.labels import FALLBACK, MATRIX, Labels, hidden_matrices
+from isolab.optimizers.leaves import by_path, like_gradients
+from isolab.optimizers.linear import BlockRule, Factors
 from isolab.optimizers.matrix_roots import INVERSE_SQRT
+from isolab.optimizers.moments import average, corrected, correction
+from isolab.optimizers.whitening import MatrixState, Step, init_matrix, next_matrix
 
 RefreshRule = int | Callable[[jax.Array], jax.Array]
 
 
-class MatrixState(NamedTuple):
-    """What Iso keeps for one weight matrix; all float32 unless the weight is float64."""
+class MatrixOptions(TypedDict, total=False):
+    """Options that Iso and IsoAdam share.
 
-    mu: jax.Array  # (fan_in, fan_out), first moment of the gradient
-    factors: Factors  # (P, size, size) and (Q, size, size), second moments
-    roots: Factors  # the same shapes, their inverse square roots
+    Attributes:
+        damping: added to A and B, relative to their largest eigenvalue; default 1e-7.
+        refresh_every: an interval in steps, or a function of the step count; default 10.
+        block_size: None for whole factors, or see :func:`isolab.optimizers.linear.block_sizes`.
+        root: method of the inverse square root, "eigh" (default) or "newton".
+    """
+
+    damping: Scalar
+    refresh_every: RefreshRule
+    block_size: BlockRule
+    root: Literal["eigh", "newton"]
 
 
 class ScaleByIsoState(NamedTuple):
@@ -77,14 +88,7 @@ def growing_interval(rate: float = 0.1, longest: int = 100) -> Callable[[jax.Arr
     The factors move fast at first and settle later, so later roots stay good for longer.  Step t
     is due when the sum of 1 / interval passes a whole number in it; so the rule needs no state.
     """
-
-    def passed(count: jax.Array) -> jax.Array:
-        t = count.astype(jnp.float32)
-        knee = longest / rate
-        grown = jnp.log(jnp.maximum(jnp.minimum(t, knee), 1.0)) / rate
-        return jnp.floor(grown + jnp.maximum(t - knee, 0.0) / longest + 1e-4)
-
-    return lambda count: (count < 10) | (passed(count) > passed(count - 1))
+    return partial(_passes_an_interval, rate=rate, longest=longest)
 
 
 def scale_by_iso(
@@ -103,17 +107,13 @@ def scale_by_iso(
 
     ``update(grads, state, params, factors=None)``: ``factors`` is a pytree as ``grads`` whose
     leaves are :class:`isolab.optimizers.linear.Factors` (exact factors, invariant to every
-    invertible
-    transformation).  Where it has none, A is the average of G G^T and B of G^T G (invariant to
-    orthogonal ones).  They are read in refresh steps only, see :func:`refresh_due`.
+    invertible transformation).  Where it has none, A is the average of G G^T and B of G^T G
+    (invariant to orthogonal ones).  They are read in refresh steps only, see :func:`refresh_due`.
 
     Args:
         b1: decay of M.
         b2: decay, per step, of A and B.
-        damping: added to A and B, relative to their largest eigenvalue.
-        refresh_every: an interval in steps, or a function of the step count.
-        block_size: None for whole factors, or see :func:`isolab.optimizers.linear.block_sizes`.
-        root: method of the inverse square root.
+        damping, refresh_every, block_size, root: see :class:`MatrixOptions`.
 
     Returns:
         A transformation of trees whose leaves are all matrices.  Moments are kept in float32 (or
@@ -123,17 +123,15 @@ def scale_by_iso(
     Raises:
         ValueError: a leaf is not a matrix, or factors of a wrong shape.
     """
-    inverse_sqrt = _inverse_sqrt(root)
+    if root not in INVERSE_SQRT:
+        raise ValueError(f"root is {root!r}; allowed: {sorted(INVERSE_SQRT)}")
+
+    def inverse_sqrt(factor: jax.Array) -> jax.Array:
+        return INVERSE_SQRT[root](factor, scalar_as(damping, factor.dtype))
 
     def init(params: optax.Params) -> ScaleByIsoState:
-        matrices = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if leaf.ndim != 2:
-                raise ValueError(
-                    f"iso: {path_key(path)} has shape {leaf.shape}; allowed: two dimensions."
-                    " Choose the parameters that it treats by `labels`"
-                )
-            matrices[path_key(path)] = _init_matrix(leaf, block_size)
+        leaves = by_path(params)
+        matrices = {key: init_matrix(key, leaf, block_size) for key, leaf in leaves.items()}
         return ScaleByIsoState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), matrices)
 
     def update(
@@ -146,44 +144,19 @@ def scale_by_iso(
     ) -> tuple[optax.Updates, ScaleByIsoState]:
         del params, extra
         due = refresh_due(state.count, refresh_every)
-        exact = _exact_factors(factors)
+        exact = by_path(factors, is_leaf=_is_factors)
         count = optax.safe_increment(state.count)
         refreshed = jnp.where(due, count, state.refreshed)
-        b1_, b2_ = jnp.asarray(b1, jnp.float32), jnp.asarray(b2, jnp.float32)
-        keep = b2_ ** (count - state.refreshed).astype(jnp.float32)
-        averaged = 1 - b2_ ** refreshed.astype(jnp.float32)  # the weight of the averages
-        correction = 1 - b1_ ** count.astype(jnp.float32)
-
-        def one(path: Any, grad: jax.Array) -> tuple[jax.Array, MatrixState]:
-            key = path_key(path)
-            old = state.matrices[key]
-            dtype = old.mu.dtype
-            g = grad.astype(dtype)
-            mu = scalar_as(b1, dtype) * old.mu + scalar_as(1 - b1, dtype) * g
-            kept, added = keep.astype(dtype), (1 - keep).astype(dtype)
-
-            def refresh() -> tuple[Factors, Factors]:
-                new = exact[key] if key in exact else _gradient_factors(g, old.factors)
-                _check_shapes(key, new, old.factors)
-                moments = jax.tree.map(
-                    lambda f, s: kept * f + added * s.astype(dtype), old.factors, new
-                )
-                return moments, jax.tree.map(
-                    lambda f: inverse_sqrt(f / averaged.astype(dtype), scalar_as(damping, dtype)),
-                    moments,
-                )
-
-            moments, roots = jax.lax.cond(due, refresh, lambda: (old.factors, old.roots))
-            u = whiten(mu / correction.astype(dtype), roots).astype(grad.dtype)
-            return u, MatrixState(mu, moments, roots)
-
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
-        results = [one(path, grad) for path, grad in leaves]
-        matrices = dict(state.matrices)
-        for (path, _), (_, matrix) in zip(leaves, results, strict=True):
-            matrices[path_key(path)] = matrix
-        whitened = jax.tree_util.tree_unflatten(treedef, [u for u, _ in results])
-        return whitened, ScaleByIsoState(count, refreshed, matrices)
+        old_share = jnp.asarray(b2, jnp.float32) ** (count - state.refreshed).astype(jnp.float32)
+        step = Step(due, old_share, correction(b2, refreshed), correction(b1, count))
+        whitened, matrices = {}, dict(state.matrices)
+        for key, grad in by_path(updates).items():
+            new = exact[key] if _is_factors(exact.get(key)) else None
+            whitened[key], matrices[key] = next_matrix(
+                key, grad, state.matrices[key], new, step, b1, inverse_sqrt
+            )
+        whitened_tree = jax.tree.unflatten(jax.tree.structure(updates), whitened.values())
+        return whitened_tree, ScaleByIsoState(count, refreshed, matrices)
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -194,10 +167,7 @@ def scale_by_isoadam(
     eps: Scalar = 1e-8,
     *,
     size: Literal["rms", "graft"] = "rms",
-    damping: Scalar = 1e-7,
-    refresh_every: RefreshRule = 10,
-    block_size: BlockRule = None,
-    root: Literal["eigh", "newton"] = "eigh",
+    **options: Unpack[MatrixOptions],
 ) -> GradientTransformationExtraArgs:
     r"""Iso's update, sized as Adam sizes its step: one second moment per matrix.
 
@@ -215,15 +185,14 @@ def scale_by_isoadam(
         eps: added to the root of v (rms) or to Adam's denominator (graft).  U has no units and is
             of order one or less, so it does not grow or shrink with the gradient.
         size: "rms" or "graft".
-        b1, b2, damping, refresh_every, block_size, root: see :func:`scale_by_iso`.
+        b1, b2: see :func:`scale_by_iso`.
+        **options: see :class:`MatrixOptions`.
 
     Source: isolab's reading of arXiv:2307.12979.
     """
     if size not in ("rms", "graft"):
         raise ValueError(f"size is {size!r}; allowed: 'rms', 'graft'")
-    iso_rule = scale_by_iso(
-        b1, b2, damping=damping, refresh_every=refresh_every, block_size=block_size, root=root
-    )
+    iso_rule = scale_by_iso(b1, b2, **options)
     adam_rule = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
 
     def init(params: optax.Params) -> ScaleByIsoAdamState:
@@ -246,22 +215,20 @@ def scale_by_isoadam(
             return jax.tree.map(_with_norm_of, whitened, target), state._replace(
                 iso=inner, adam=adam
             )
-        t = inner.count.astype(jnp.float32)
-        b1_t, b2_t = jnp.asarray(b1, jnp.float32) ** t, jnp.asarray(b2, jnp.float32) ** t
+        b1_t = jnp.asarray(b1, jnp.float32) ** inner.count.astype(jnp.float32)
         shrink = (1 - b1) / (1 + b1) * (1 + b1_t) / (1 - b1_t)
-        nu = dict(state.nu)
-
-        def resize(path: Any, u: jax.Array) -> jax.Array:
-            key = path_key(path)
+        resized, nu = {}, dict(state.nu)
+        for key, u in by_path(whitened).items():
             (P, Q), dtype = nu[key].shape, nu[key].dtype
             u_PxNxQxM = u.astype(dtype).reshape(P, u.shape[0] // P, Q, u.shape[1] // Q)
             mean_square = jnp.mean(u_PxNxQxM**2, axis=(1, 3)) / shrink.astype(dtype)
-            nu[key] = scalar_as(b2, dtype) * nu[key] + scalar_as(1 - b2, dtype) * mean_square
-            denominator = jnp.sqrt(nu[key] / (1 - b2_t).astype(dtype)) + scalar_as(eps, dtype)
-            return (u_PxNxQxM / denominator[:, None, :, None]).reshape(u.shape).astype(u.dtype)
-
-        resized = jax.tree_util.tree_map_with_path(resize, whitened)
-        return resized, ScaleByIsoAdamState(inner, nu, None)
+            nu[key] = average(b2, nu[key], mean_square)
+            v_hat = corrected(nu[key], correction(b2, inner.count))
+            denominator = jnp.sqrt(v_hat) + scalar_as(eps, dtype)
+            sized = u_PxNxQxM / denominator[:, None, :, None]
+            resized[key] = sized.reshape(u.shape).astype(u.dtype)
+        resized_tree = jax.tree.unflatten(jax.tree.structure(whitened), resized.values())
+        return resized_tree, ScaleByIsoAdamState(inner, nu, None)
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -274,10 +241,7 @@ def iso(
     *,
     weight_decay: ScalarOrSchedule = 0.0,
     labels: Labels = hidden_matrices,
-    damping: Scalar = 1e-7,
-    refresh_every: RefreshRule = 10,
-    block_size: BlockRule = None,
-    root: Literal["eigh", "newton"] = "eigh",
+    **options: Unpack[MatrixOptions],
 ) -> GradientTransformationExtraArgs:
     r"""Iso: ``W <- W - lr * (U + decay * W)`` for matrices, Adam for the rest.
 
@@ -290,9 +254,7 @@ def iso(
         Array([[-0.1, -0. , -0. ],
                [-0. , -0.1, -0. ]], dtype=float32)
     """
-    rule = scale_by_iso(
-        b1, b2, damping=damping, refresh_every=refresh_every, block_size=block_size, root=root
-    )
+    rule = scale_by_iso(b1, b2, **options)
     return _assemble(rule, learning_rate, b1, b2, eps, weight_decay, labels)
 
 
@@ -305,10 +267,7 @@ def isoadam(
     weight_decay: ScalarOrSchedule = 0.0,
     labels: Labels = hidden_matrices,
     size: Literal["rms", "graft"] = "rms",
-    damping: Scalar = 1e-7,
-    refresh_every: RefreshRule = 10,
-    block_size: BlockRule = None,
-    root: Literal["eigh", "newton"] = "eigh",
+    **options: Unpack[MatrixOptions],
 ) -> GradientTransformationExtraArgs:
     r"""IsoAdam: ``W <- W - lr * (U / sqrt(v) + decay * W)`` for matrices, Adam for the rest.
 
@@ -318,7 +277,8 @@ def isoadam(
         learning_rate: a number, a traced scalar, or a schedule.
         weight_decay: decoupled, multiplied by the learning rate, as in AdamW.
         labels: a function from params to a pytree of ``"matrix"`` / ``"vector"``, or that pytree.
-        b1, b2, eps, size, damping, refresh_every, block_size, root: see :func:`scale_by_isoadam`.
+        b1, b2, eps, size: see :func:`scale_by_isoadam`.
+        **options: see :class:`MatrixOptions`.
 
     Returns:
         ``update(grads, state, params, factors=None)``; see :func:`scale_by_iso` for ``factors``.
@@ -332,36 +292,8 @@ def isoadam(
         Array([[-0.17, -0.  , -0.  ],
                [-0.  , -0.17, -0.  ]], dtype=float32)
     """
-    rule = scale_by_isoadam(
-        b1,
-        b2,
-        eps,
-        size=size,
-        damping=damping,
-        refresh_every=refresh_every,
-        block_size=block_size,
-        root=root,
-    )
+    rule = scale_by_isoadam(b1, b2, eps, size=size, **options)
     return _assemble(rule, learning_rate, b1, b2, eps, weight_decay, labels)
-
-
-def whiten(mu: jax.Array, roots: Factors) -> jax.Array:
-    r"""Returns :math:`A^{-1/2} M B^{-1/2}` for block-diagonal roots.
-
-    Args:
-        mu: shape (fan_in, fan_out).
-        roots: shapes (P, fan_in / P, fan_in / P) and (Q, fan_out / Q, fan_out / Q).
-    """
-    fan_in, fan_out = mu.shape
-    P, N, _ = roots.input.shape
-    Q, M, _ = roots.output.shape
-    left_PxNxF: jax.Array = roots.input @ mu.reshape(P, N, fan_out)
-    if Q == 1:
-        whitened: jax.Array = left_PxNxF.reshape(fan_in, fan_out) @ roots.output[0]
-        return whitened
-    left_QxFxM = left_PxNxF.reshape(fan_in, Q, M).transpose(1, 0, 2)
-    blocks_QxFxM: jax.Array = left_QxFxM @ roots.output
-    return blocks_QxFxM.transpose(1, 0, 2).reshape(fan_in, fan_out)
 
 
 def _assemble(
@@ -381,41 +313,13 @@ def _assemble(
     )
 
 
-def _init_matrix(leaf: jax.Array, block_size: BlockRule) -> MatrixState:
-    fan_in, fan_out = leaf.shape
-    n, m = block_sizes(fan_in, fan_out, block_size)
-    dtype = at_least_float32(leaf.dtype)
+def _passes_an_interval(count: jax.Array, rate: float, longest: int) -> jax.Array:
+    def passed(count: jax.Array) -> jax.Array:
+        t, knee = count.astype(jnp.float32), longest / rate
+        grown = jnp.log(jnp.maximum(jnp.minimum(t, knee), 1.0)) / rate
+        return jnp.floor(grown + jnp.maximum(t - knee, 0.0) / longest + 1e-4)
 
-    def zeros() -> Factors:  # afresh each time: a buffer that occurs twice cannot be donated
-        return Factors(
-            jnp.zeros((fan_in // n, n, n), dtype), jnp.zeros((fan_out // m, m, m), dtype)
-        )
-
-    return MatrixState(jnp.zeros(leaf.shape, dtype), zeros(), zeros())
-
-
-def _gradient_factors(grad: jax.Array, like: Factors) -> Factors:
-    """G G^T and G^T G; the scale of either is free, as U is sized afterwards."""
-    fan_in, fan_out = grad.shape
-    return Factors(
-        block_second_moment(grad.T, like.input.shape[-1]) * fan_out,
-        block_second_moment(grad, like.output.shape[-1]) * fan_in,
-    )
-
-
-def _exact_factors(factors: Any) -> dict[str, Factors]:
-    leaves = jax.tree_util.tree_leaves_with_path(factors, is_leaf=lambda x: isinstance(x, Factors))
-    return {path_key(path): leaf for path, leaf in leaves if isinstance(leaf, Factors)}
-
-
-def _check_shapes(key: str, new: Factors, old: Factors) -> None:
-    for side in Factors._fields:
-        got, wanted = getattr(new, side).shape, getattr(old, side).shape
-        if got != wanted:
-            raise ValueError(
-                f"factors[{key!r}].{side} has shape {got}; the optimizer keeps {wanted}"
-                " (measure_factors and the optimizer must have the same block_size)"
-            )
+    return (count < 10) | (passed(count) > passed(count - 1))
 
 
 def _with_norm_of(u: jax.Array, target: jax.Array) -> jax.Array:
@@ -425,7 +329,5 @@ def _with_norm_of(u: jax.Array, target: jax.Array) -> jax.Array:
     return (u.astype(wide) * scale).astype(u.dtype)
 
 
-def _inverse_sqrt(root: str) -> Callable[..., jax.Array]:
-    if root not in INVERSE_SQRT:
-        raise ValueError(f"root is {root!r}; allowed: {sorted(INVERSE_SQRT)}")
-    return INVERSE_SQRT[root]
+def _is_factors(leaf: Any) -> bool:
+    return isinstance(leaf, Factors)

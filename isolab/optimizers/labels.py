@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from isolab.optimizers.leaves import path_names
+
 MATRIX = "matrix"  # gets the matrix rule: Iso, Muon
 FALLBACK = "vector"  # gets the entrywise rule: Adam
 
@@ -14,17 +16,6 @@ _EMBEDDINGS = {"embedding", "embed", "embeddings", "wte", "wpe", "positions", "t
 _READOUTS = {"readout", "head", "lm_head", "unembed", "unembedding", "logits", "classifier"}
 
 Labels = Callable[[Any], Any] | Any
-
-
-def path_names(path: tuple[Any, ...]) -> list[str]:
-    """Returns the names along a pytree path: dictionary keys, attributes and indices."""
-    return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-
-
-def path_key(path: tuple[Any, ...]) -> str:
-    """Returns one string for a pytree path; the ``value`` step of a flax variable is dropped."""
-    names = path_names(path)
-    return "/".join(names[:-1] if names and names[-1] == "value" else names)
 
 
 def hidden_matrices(params: Any) -> Any:
@@ -41,15 +32,14 @@ def hidden_matrices(params: Any) -> Any:
         >>> hidden_matrices({"up": {"kernel": w}, "lm_head": {"kernel": w}})
         {'lm_head': {'kernel': 'vector'}, 'up': {'kernel': 'matrix'}}
     """
-
-    def label(path: tuple[Any, ...], leaf: Any) -> str:
-        names = {name.lower() for name in path_names(path)}
-        ordinary = not names & (_EMBEDDINGS | _READOUTS)
-        return MATRIX if ordinary and leaf.ndim == 2 and min(leaf.shape) > 1 else FALLBACK
-
-    return jax.tree_util.tree_map_with_path(label, params)
+    return jax.tree_util.tree_map_with_path(_label, params)
 
 
 def labels_from_roles(roles: Any) -> Any:
     """Returns labels from a pytree of roles: ``"hidden"`` is a matrix, every other role is not."""
     return jax.tree.map(lambda role: MATRIX if role == "hidden" else FALLBACK, roles)
+
+
+def _label(path: tuple[Any, ...], leaf: Any) -> str:
+    named = {name.lower() for name in path_names(path)} & (_EMBEDDINGS | _READOUTS)
+    return MATRIX if not named and leaf.ndim == 2 and min(leaf.shape) > 1 else FALLBACK

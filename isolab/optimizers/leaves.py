@@ -1,12 +1,40 @@
-"""Updates leaf by leaf like the gradients: none where a gradient is missing, and of its dtype."""
+"""Trees of parameters leaf by leaf: by path, and updates like the gradients where some are None."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+def path_names(path: tuple[Any, ...]) -> list[str]:
+    """Returns the names along a pytree path: dictionary keys, attributes and indices."""
+    return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+
+
+def path_key(path: tuple[Any, ...]) -> str:
+    """Returns one string for a pytree path; the ``value`` step of a flax variable is dropped."""
+    names = path_names(path)
+    return "/".join(names[:-1] if names and names[-1] == "value" else names)
+
+
+def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Returns the leaves of a tree by their path, in the tree's order.
+
+    Example:
+        >>> by_path({"layers": [{"kernel": 1}, {"kernel": 2}]})
+        {'layers/0/kernel': 1, 'layers/1/kernel': 2}
+    """
+    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_key(path): leaf for path, leaf in flat}
+
+
+def is_none(leaf: Any) -> bool:
+    """Returns whether a leaf is None, for the ``is_leaf`` of ``jax.tree.map``."""
+    return leaf is None
 
 
 def like_gradients(
@@ -26,21 +54,21 @@ def like_gradients(
     """
     inner = optax.with_extra_args_support(inner)
 
-    def missing(leaf: Any) -> bool:
-        return leaf is None
-
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, Any]:
         filled = updates
         if params is not None:
-            filled = jax.tree.map(
-                lambda g, p: jnp.zeros_like(p) if g is None else g, updates, params, is_leaf=missing
-            )
+            filled = jax.tree.map(_filled, updates, params, is_leaf=is_none)
         new, state = inner.update(filled, state, params, **extra)
-        new = jax.tree.map(
-            lambda g, u: None if g is None else u.astype(g.dtype), updates, new, is_leaf=missing
-        )
-        return new, state
+        return jax.tree.map(_like, updates, new, is_leaf=is_none), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _filled(grad: Any, param: jax.Array) -> jax.Array:
+    return jnp.zeros_like(param) if grad is None else grad
+
+
+def _like(grad: Any, update: jax.Array) -> Any:
+    return None if grad is None else update.astype(grad.dtype)

@@ -67,10 +67,8 @@ def block_sizes(fan_in: int, fan_out: int, rule: BlockRule) -> tuple[int, int]:
             f"block_size is {rule!r}; allowed: None, 'shorter', or an int of 1 or more"
         )
     size = min(fan_in, fan_out) if rule == "shorter" else rule
-    return (
-        size if fan_in % size == 0 else fan_in,
-        size if fan_out % size == 0 else fan_out,
-    )
+    n, m = (size if side % size == 0 else side for side in (fan_in, fan_out))
+    return n, m
 
 
 def block_second_moment(rows_TxD: jax.Array, block: int) -> jax.Array:
@@ -140,23 +138,27 @@ def _measured_matmul_bwd(max_tokens: int | None, residuals: Any, dy: jax.Array) 
     tokens = x_TxN.shape[0]
     stride = 1 if max_tokens is None else max(1, tokens // max_tokens)
 
-    def measure(rows: jax.Array, like: jax.Array, scale: int, wanted: Any) -> jax.Array:
-        def moment() -> jax.Array:
-            sample = rows[::stride].astype(at_least_float32(rows.dtype))
-            return block_second_moment(sample * scale, like.shape[-1]).astype(like.dtype)
-
-        if wanted is None:
-            return moment()
-        measured: jax.Array = jax.lax.cond(wanted, moment, lambda: jnp.zeros_like(like))
-        return measured
-
+    due = due or Factors(None, None)
     measured = Factors(
-        measure(x_TxN, factors.input, 1, due and due.input),
-        measure(dy_TxM, factors.output, tokens, due and due.output),  # dy = g / tokens
+        _measure(x_TxN, stride, 1, factors.input, due.input),
+        _measure(dy_TxM, stride, tokens, factors.output, due.output),  # dy = g / tokens
     )
     dx = (dy_TxM @ kernel.T).reshape(x.shape).astype(x.dtype)
     dkernel = (x_TxN.T @ dy_TxM).astype(kernel.dtype)
     return dx, dkernel, measured, None
+
+
+def _measure(rows_TxD: jax.Array, stride: int, scale: int, like: jax.Array, due: Any) -> jax.Array:
+    """Returns the factor of one side, or zeros where it is not due."""
+
+    def moment() -> jax.Array:
+        sample = rows_TxD[::stride].astype(at_least_float32(rows_TxD.dtype))
+        return block_second_moment(sample * scale, like.shape[-1]).astype(like.dtype)
+
+    if due is None:
+        return moment()
+    measured: jax.Array = jax.lax.cond(due, moment, lambda: jnp.zeros_like(like))
+    return measured
 
 
 measured_matmul.defvjp(_measured_matmul_fwd, _measured_matmul_bwd)

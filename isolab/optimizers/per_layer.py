@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import jax
@@ -22,13 +23,9 @@ from flax import nnx
 
 from isolab.optimizers.catalog import entry
 from isolab.optimizers.catalog import optimizer as from_catalog
-from isolab.optimizers.labels import FALLBACK, MATRIX, path_key
-from isolab.theory.parameterization import (
-    ROLES,
-    Alignment,
-    Parameterization,
-    per_layer_rates,
-)
+from isolab.optimizers.labels import FALLBACK, MATRIX
+from isolab.optimizers.leaves import by_path, path_key
+from isolab.theory.parameterization import ROLES, Alignment, Parameterization, per_layer_rates
 
 FIXED: Final = "fixed"
 """Role of a parameter whose rate does not follow the width in any rule: a readout's bias."""
@@ -96,10 +93,10 @@ def per_layer_optimizer(
 
     Reference: Everett et al., arXiv:2407.05872.
     """
-    by_path = parameter_roles(model, roles)
-    built, rule = _built(optimizer, learning_rate, rule, by_path, hyperparameters)
+    role_of = parameter_roles(model, roles)
+    built, rule = _built(optimizer, learning_rate, rule, role_of, hyperparameters)
     rates = per_layer_rates(parameterization, rule, width, base_width, alignment, gamma)
-    return optax.with_extra_args_support(optax.chain(built, scale_by_role(rates, by_path)))
+    return optax.with_extra_args_support(optax.chain(built, scale_by_role(rates, role_of)))
 
 
 def scale_by_role(rates: Mapping[str, Any], roles: Any) -> optax.GradientTransformationExtraArgs:
@@ -119,19 +116,19 @@ def scale_by_role(rates: Mapping[str, Any], roles: Any) -> optax.GradientTransfo
         {'up': Array([0.25, 0.25], dtype=float32)}
     """
     factors = {FIXED: 1.0, **rates}
-    by_path = _by_path(roles)
-    for path, role in by_path.items():
+    role_of = by_path(roles, is_leaf=_is_variable)
+    for path, role in role_of.items():
         if role not in factors:
             raise ValueError(f"parameter {path!r} has role {role!r}; known: {sorted(factors)}")
 
     def scaled(path: tuple[Any, ...], update: Any) -> Any:
         key = path_key(path)
-        if key not in by_path:
+        if key not in role_of:
             raise ValueError(
                 f"parameter {key!r} has no role: it was not in the model that the roles were made "
-                f"from; known: {sorted(by_path)}"
+                f"from; known: {sorted(role_of)}"
             )
-        return (factors[by_path[key]] * update).astype(update.dtype)
+        return (factors[role_of[key]] * update).astype(update.dtype)
 
     def update(updates: Any, params: Any = None) -> Any:
         del params
@@ -190,36 +187,29 @@ def parameter_roles(model: Any, roles: Roles = None) -> dict[str, str]:
 def _found_roles(leaves: dict[str, Any], roles: Roles) -> dict[str, Any]:
     if roles is None:
         return {
-            path: leaf.get_metadata().get("role") if isinstance(leaf, nnx.Variable) else None
+            path: leaf.get_metadata().get("role") if _is_variable(leaf) else None
             for path, leaf in leaves.items()
         }
     if callable(roles):
         return {path: roles(path, _array(leaf)) for path, leaf in leaves.items()}
-    named = _by_path(roles)
+    named = by_path(roles, is_leaf=_is_variable)
     if set(named) == set(leaves):
         return named
-    if isinstance(roles, Mapping) and all(isinstance(role, str) for role in roles.values()):
-        return _matched(leaves, roles)
-    extra = sorted(set(named) - set(leaves))
-    if extra:
-        raise ValueError(f"roles name {extra[0]!r}, no parameter; there are: {sorted(leaves)}")
-    return named
+    patterns = isinstance(roles, Mapping) and all(isinstance(role, str) for role in roles.values())
+    for name in roles if patterns else named:
+        if not any(_fits(path, name) if patterns else path == name for path in leaves):
+            raise ValueError(f"roles name {name!r}, no parameter; there are: {sorted(leaves)}")
+    if not patterns:
+        return named
+    return {path: _matched(path, _array(leaf).ndim, roles) for path, leaf in leaves.items()}
 
 
-def _matched(leaves: dict[str, Any], patterns: Mapping[str, str]) -> dict[str, Any]:
-    for pattern in patterns:
-        if not any(_fits(path, pattern) for path in leaves):
-            raise ValueError(f"roles name {pattern!r}, no parameter; there are: {sorted(leaves)}")
-
-    def role(path: str, leaf: Any) -> str | None:
-        for pattern, given in patterns.items():
-            if path == pattern:
-                return given
-            if _fits(path, pattern):
-                return given if _array(leaf).ndim > 1 else _BIAS_ROLES.get(given, given)
-        return None
-
-    return {path: role(path, leaf) for path, leaf in leaves.items()}
+def _matched(path: str, ndim: int, patterns: Mapping[str, str]) -> str | None:
+    for pattern, role in patterns.items():
+        if _fits(path, pattern):
+            taken = path == pattern or ndim > 1
+            return role if taken else _BIAS_ROLES.get(role, role)
+    return None
 
 
 def _fits(path: str, pattern: str) -> bool:
@@ -230,15 +220,15 @@ def _built(
     optimizer: Optimizer,
     learning_rate: Any,
     rule: str | None,
-    by_path: dict[str, str],
+    role_of: dict[str, str],
     hyperparameters: dict[str, Any],
 ) -> tuple[optax.GradientTransformation, str]:
     if isinstance(optimizer, optax.GradientTransformation):
-        if learning_rate is not None or hyperparameters:
-            extra = "learning_rate" if learning_rate is not None else sorted(hyperparameters)[0]
+        given = [*(["learning_rate"] if learning_rate is not None else []), *hyperparameters]
+        if given:
             raise ValueError(
-                f"{extra} was given with a transformation that has its own; pass a function that "
-                "makes one, such as optax.adam"
+                f"{given[0]} was given with a transformation that has its own; pass a function "
+                "that makes one, such as optax.adam"
             )
         return optimizer, _required_rule(rule)
     if learning_rate is None:
@@ -249,12 +239,10 @@ def _built(
     if rule not in (None, known.rule):
         raise ValueError(f"rule is {rule!r}; allowed for {optimizer!r}: {known.rule!r} or none")
 
-    def labels(params: Any) -> Any:
-        def label(path: tuple[Any, ...], leaf: Any) -> str:
-            return MATRIX if by_path[path_key(path)] == "hidden" and leaf.ndim == 2 else FALLBACK
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        return MATRIX if role_of[path_key(path)] == "hidden" and leaf.ndim == 2 else FALLBACK
 
-        return jax.tree_util.tree_map_with_path(label, params)
-
+    labels = partial(jax.tree_util.tree_map_with_path, label)
     return from_catalog(optimizer, learning_rate, labels=labels, **hyperparameters), known.rule
 
 
@@ -269,19 +257,17 @@ def _required_rule(rule: str | None) -> str:
 
 def _leaves(model: Any) -> dict[str, Any]:
     """Returns variables or arrays by path."""
-    found = _by_path(nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model)
+    tree = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
+    leaves = by_path(tree, is_leaf=_is_variable)
     return {
         path: leaf
-        for path, leaf in found.items()
-        if isinstance(leaf, nnx.Param) or not isinstance(leaf, nnx.Variable)
+        for path, leaf in leaves.items()
+        if isinstance(leaf, nnx.Param) or not _is_variable(leaf)
     }
 
 
-def _by_path(tree: Any) -> dict[str, Any]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-    )
-    return {path_key(path): leaf for path, leaf in flat}
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
 
 
 def _array(leaf: Any) -> Any:
