@@ -1,7 +1,7 @@
-r"""What the models are trained on: arrays of tokens, and where they came from.
+r"""Corpora: arrays of tokens to train on, and batches and windows drawn from them.
 
 The default corpus needs no download: the running interpreter's own standard library, as bytes.
-Beside it: any text file or folder, a Hugging Face dataset, and the synthetic language of
+Others are any text file or folder, a Hugging Face dataset, and the synthetic language of
 :mod:`isolab.model.markov`, whose entropy rate is known, so that a loss reads as entropy plus
 divergence.
 
@@ -11,13 +11,10 @@ the device once and draws its batches inside the compiled step with :func:`sampl
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import os
-import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -28,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
 from isolab.model.markov import entropy_rate, sample_markov, zipf_transitions
 
@@ -38,6 +34,12 @@ SourceFile: TypeAlias = tuple[str, int, int]
 
 VALIDATION_SHARE: Final = 10  # one byte in ten
 HUB_BYTES: Final = 2**28  # a Hugging Face dataset is read up to 256 MiB of text
+_ZIPF_MARKOV_RANGES: Final = {
+    "vocab_size": (2, 256),
+    "exponent": (0, 8),
+    "seed": (0, 2**63),
+    "length": (VALIDATION_SHARE, 2**31 - 1),
+}
 # Of the standard library: tests, vendored packages, the reference manual that pydoc prints (one
 # file of 6% of all bytes, and no code), and what belongs to one machine only.
 _SKIPPED_FOLDERS: Final = (
@@ -45,7 +47,7 @@ _SKIPPED_FOLDERS: Final = (
     *("site-packages", "dist-packages", "_bundled", "_vendor", "pip"),
     *("pydoc_data", "config-*", "lib-dynload"),
 )
-_SKIPPED_FILES: Final = ("_sysconfigdata", "sitecustomize", "usercustomize")
+_SKIPPED_FILES: Final = ("_sysconfigdata*", "sitecustomize*", "usercustomize*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def load_corpus(source: str | Path = "stdlib") -> Corpus:
         source: one of
 
             - ``"stdlib"``: the interpreter's own library, without tests and vendored packages,
-              about a tenth of its bytes held out by file. Kept in the user's cache folder.
+              about a tenth of its bytes held out by file.
             - ``"zipf_markov"`` or, say, ``"zipf_markov:vocab_size=64,exponent=1.0,seed=0"``: the
               synthetic language of :mod:`isolab.model.markov`, ``length`` tokens of one chain,
               whose last tenth is held out.
@@ -129,16 +131,17 @@ def load_corpus(source: str | Path = "stdlib") -> Corpus:
     kind, _, options = source.partition(":") if isinstance(source, str) else ("", "", "")
     if source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
-        return _from_files("stdlib", root, tuple(_stdlib_files(root)), cached=True)
+        files = _folder_files(root, _SKIPPED_FOLDERS, _SKIPPED_FILES)
+        return _from_files("stdlib", root, tuple(f for f in files if f[0].endswith(".py")))
     if kind == "zipf_markov":
         return _zipf_markov(**_zipf_markov_options(options))
     if kind == "hub":
         return _from_hub(options)
     path = Path(source).expanduser().resolve()
     if path.is_dir():
-        return _from_files(path.name, path, tuple(_folder_files(path)), cached=False)
+        return _from_files(path.name, path, _folder_files(path))
     if path.is_file():
-        return _from_files(path.name, path.parent, (_stat(path, path.parent),), cached=False)
+        return _from_files(path.name, path.parent, (_stat(path, path.parent),))
     raise FileNotFoundError(
         f"no corpus, file or folder {str(source)!r}; allowed: 'stdlib', 'zipf_markov[:options]', "
         "'hub:NAME' or the path of a text file or folder"
@@ -219,23 +222,18 @@ def _count_starts(length: int, context: int, part: str) -> int:
 
 def _zipf_markov_options(options: str) -> dict[str, Any]:
     """Returns the options of a ``zipf_markov:...`` source, defaults filled in."""
-    kinds = {"vocab_size": int, "exponent": float, "seed": int, "length": int}
     chosen: dict[str, Any] = {"vocab_size": 64, "exponent": 1.0, "seed": 0, "length": 4_000_000}
     for option in filter(None, options.split(",")):
         name, _, text = option.partition("=")
-        if name not in kinds:
-            raise ValueError(f"unknown option {name!r} of zipf_markov; known: {sorted(kinds)}")
+        if name not in chosen:
+            raise ValueError(f"unknown option {name!r} of zipf_markov; known: {sorted(chosen)}")
+        kind, (low, high) = type(chosen[name]), _ZIPF_MARKOV_RANGES[name]
         try:
-            chosen[name] = kinds[name](text)
+            chosen[name] = kind(text)
         except ValueError:
-            kind = kinds[name].__name__
-            raise ValueError(f"option {name} of zipf_markov must be {kind}, got {text!r}") from None
-    for name, low, high in (
-        ("vocab_size", 2, 256),
-        ("exponent", 0, 8),
-        ("seed", 0, 2**63),
-        ("length", VALIDATION_SHARE, 2**31 - 1),
-    ):
+            raise ValueError(
+                f"option {name} of zipf_markov must be {kind.__name__}, got {text!r}"
+            ) from None
         if not low <= chosen[name] <= high:
             raise ValueError(
                 f"option {name} of zipf_markov must lie in [{low}, {high}], got {chosen[name]}"
@@ -252,27 +250,17 @@ def _zipf_markov(*, vocab_size: int, exponent: float, seed: int, length: int) ->
 
 
 @lru_cache(maxsize=4)
-def _from_files(name: str, root: Path, files: tuple[SourceFile, ...], *, cached: bool) -> Corpus:
+def _from_files(name: str, root: Path, files: tuple[SourceFile, ...]) -> Corpus:
     """Returns the corpus of these files; the tuple tells the memo when one of them changed."""
-    if cached:
-        state = hashlib.sha256(repr((sys.version, VALIDATION_SHARE, files)).encode()).hexdigest()
-        where = hashlib.sha256(str(root).encode()).hexdigest()[:12]
-        folder = Path(platformdirs.user_cache_dir("isolab"), "corpora")
-        cache = folder / f"{name}-{sys.implementation.cache_tag}-{where}.tokens"
-        corpus = _read_cache(cache, name, state)
-        if corpus is None:
-            corpus = _from_files(name, root, files, cached=False)
-            _write_cache(cache, corpus, state)
-        return corpus
     if sum(size for _, size, _ in files) == 0:
         raise ValueError(f"corpus {name!r} is empty: no text in its {len(files)} files")
     if len(files) == 1:
         return Corpus(name, *_split_tail(_read_text(root / files[0][0])), 256)
     held_out = _held_out(files)
-    parts: tuple[list[Tokens], list[Tokens]] = ([], [])
-    for relative, _, _ in files:
-        parts[relative in held_out].append(_read_text(root / relative))
-    return Corpus(name, np.concatenate(parts[0]), np.concatenate(parts[1]), 256)
+    texts = {relative: _read_text(root / relative) for relative, _, _ in files}
+    train = [text for relative, text in texts.items() if relative not in held_out]
+    validation = [text for relative, text in texts.items() if relative in held_out]
+    return Corpus(name, np.concatenate(train), np.concatenate(validation), 256)
 
 
 def _held_out(files: tuple[SourceFile, ...]) -> set[str]:
@@ -312,59 +300,23 @@ def _stat(path: Path, root: Path) -> SourceFile:
     return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
 
 
-def _folder_files(root: Path, skipped_folders: tuple[str, ...] = ()) -> list[SourceFile]:
+def _folder_files(
+    root: Path, skipped_folders: tuple[str, ...] = (), skipped_files: tuple[str, ...] = ()
+) -> tuple[SourceFile, ...]:
     """Returns the files under a folder that are not hidden, sorted by relative POSIX path.
 
-    Skipped folders are patterns as in a shell, matched against a folder's own name.
+    What is skipped are patterns as in a shell, matched against a folder's or a file's own name.
     """
     files = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not any(fnmatchcase(name, p) for p in (".*", "__pycache__", *skipped_folders))
-        ]
-        paths = (Path(folder, name) for name in names if not name.startswith("."))
+        subfolders[:] = _not_matching(subfolders, (".*", "__pycache__", *skipped_folders))
+        paths = [Path(folder, name) for name in _not_matching(names, (".*", *skipped_files))]
         files += [_stat(path, root) for path in paths if path.is_file()]
-    return sorted(files)
+    return tuple(sorted(files))
 
 
-def _stdlib_files(root: Path) -> list[SourceFile]:
-    """Returns the sources of the standard library, without tests and vendored packages."""
-    return [
-        file
-        for file in _folder_files(root, _SKIPPED_FOLDERS)
-        if file[0].endswith(".py") and not Path(file[0]).name.startswith(_SKIPPED_FILES)
-    ]
-
-
-def _read_cache(path: Path, name: str, state: str) -> Corpus | None:
-    """Returns the corpus in a cache file, or None where it is absent, damaged or out of date.
-
-    The file is one line, the sources' state, the size of train and the fingerprint, then the
-    tokens of train and validation.
-    """
-    try:
-        header, _, content = path.read_bytes().partition(b"\n")
-        stored_state, size, fingerprint = header.decode("ascii").split(" ")
-        if stored_state != state:
-            return None
-        tokens = np.frombuffer(content, dtype=np.uint8)
-        corpus = Corpus(name, tokens[: int(size)], tokens[int(size) :], 256)
-    except (OSError, ValueError):
-        return None
-    return corpus if corpus.fingerprint == fingerprint else None
-
-
-def _write_cache(path: Path, corpus: Corpus, state: str) -> None:
-    """Writes a cache file in one move; a folder that cannot be written to is no error."""
-    header = f"{state} {corpus.train.size} {corpus.fingerprint}\n".encode("ascii")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            written = Path(folder, path.name)
-            written.write_bytes(header + corpus.train.tobytes() + corpus.validation.tobytes())
-            os.replace(written, path)
+def _not_matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    return [name for name in names if not any(fnmatchcase(name, p) for p in patterns)]
 
 
 @lru_cache(maxsize=2)

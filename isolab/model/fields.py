@@ -7,7 +7,8 @@ after it, and a number may stand in ``Annotated`` with one :class:`Range` or mor
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Hashable
+from dataclasses import dataclass
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -29,27 +30,13 @@ NonNegative: TypeAlias = Annotated[float, Range(0, math.inf, "0 or more")]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a field's type hint allows.
+class _Kind:
+    """What a field's type hint allows."""
 
-    Attributes:
-        type: of a value that is not None: str, bool, int or float.
-        optional: whether None is allowed.
-        choices: the only texts that are allowed, or none where every text is.
-        ranges: all of which must hold a number.
-    """
-
-    type: type
-    optional: bool
-    choices: tuple[str, ...]
-    ranges: tuple[Range, ...]
-
-
-@cache
-def kinds(config: Any) -> dict[str, Kind]:
-    """Returns what each field of a dataclass allows, by the field's name."""
-    hints = get_type_hints(config, include_extras=True)
-    return {field.name: _kind(hints[field.name]) for field in fields(config)}
+    type: type  # of a value that is not None: str, bool, int or float
+    optional: bool  # whether None is allowed
+    choices: tuple[str, ...]  # the only texts that are allowed; () where every text is
+    ranges: tuple[Range, ...]  # a number must lie in all of them
 
 
 def check(config: Any) -> None:
@@ -58,7 +45,8 @@ def check(config: Any) -> None:
     Raises:
         ValueError: a value of another type or out of range, by field, value and what is allowed.
     """
-    for name, kind in kinds(type(config)).items():
+    config_type: Any = type(config)
+    for name, kind in _kinds(config_type).items():
         value = getattr(config, name)
         if value is None and kind.optional:
             continue
@@ -81,14 +69,21 @@ def require(config: Any, name: str, holds: bool, allowed: str) -> None:
         raise ValueError(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
 
 
-def _kind(hint: Any) -> Kind:
+@cache
+def _kinds(config: Hashable) -> dict[str, _Kind]:
+    """Returns what each field of a dataclass allows, by the field's name."""
+    hints = get_type_hints(config, include_extras=True)
+    return {name: _kind(hint) for name, hint in hints.items()}
+
+
+def _kind(hint: Any) -> _Kind:
     if get_origin(hint) is Annotated:
         inner, *ranges = get_args(hint)
-        return Kind(inner, False, (), tuple(ranges))
+        return _Kind(inner, False, (), tuple(ranges))
     if get_origin(hint) is Literal:
-        return Kind(str, False, get_args(hint), ())
+        return _Kind(str, False, get_args(hint), ())
     if NoneType in get_args(hint):
         (inner,) = (arg for arg in get_args(hint) if arg is not NoneType)
         kind = _kind(inner)
-        return Kind(kind.type, True, kind.choices, kind.ranges)
-    return Kind(hint, False, (), ())
+        return _Kind(kind.type, True, kind.choices, kind.ranges)
+    return _Kind(hint, False, (), ())

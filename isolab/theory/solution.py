@@ -153,8 +153,10 @@ class Solution:
             for role in MATRIX_ROLES
             for s in [self.parameterization.scaling(role)]
         ]
-        numbers = dict.fromkeys(("a", "b", "alpha", "g", "c", "power"), pl.Float64)
-        return pl.DataFrame(rows, {"role": pl.String} | numbers, orient="row")
+        names = ("a", "b", "alpha", "g", "c", "power")
+        return pl.DataFrame(
+            rows, {"role": pl.String} | dict.fromkeys(names, pl.Float64), orient="row"
+        )
 
     def explain(self) -> str:
         """Returns what limits the rates, one sentence or more a line."""

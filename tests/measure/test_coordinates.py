@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from isolab.analysis.seeds import student_interval
 from isolab.measure.coordinates import coordinate_check, coordinate_check_runs, slopes
-from isolab.optimizers.labels import path_names
+from isolab.optimizers.leaves import path_names
 from isolab.optimizers.linear import Linear
 from isolab.theory.parameterization import parameterization, per_layer_rates
 from isolab.training.config import RunConfig

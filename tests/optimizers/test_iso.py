@@ -20,9 +20,9 @@ from isolab.optimizers.iso import (
     refresh_due,
     scale_by_iso,
     scale_by_isoadam,
-    whiten,
 )
 from isolab.optimizers.linear import Factor, Factors, factors_by_kernel, measure_factors
+from isolab.optimizers.whitening import whiten
 
 SEEDS = st.integers(0, 2**32 - 1)
 N, M, TOKENS, STEPS = 5, 4, 40, 3

@@ -13,8 +13,8 @@ from isolab.optimizers.labels import (
     MATRIX,
     hidden_matrices,
     labels_from_roles,
-    path_key,
 )
+from isolab.optimizers.leaves import path_key
 
 W = jnp.zeros((3, 4))
 
