@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolab.optimizers.adam_atan2 import UNIT_A, adam_atan2, scale_by_adam_atan2
+from isolab.optimizers.adam_atan2 import UNIT_A, scale_by_adam_atan2
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -62,11 +62,6 @@ def test_bounded_by_a_quarter_turn_of_a(seed, a):
     assert np.abs(updates).max() <= a * np.pi / 2 * (1 + 1e-6)
 
 
-def test_signs_follow_the_gradient_and_zero_does_not_move():
-    updates = default(jnp.array([[[2.0, -3.0, 0.0]]]))[0, 0]
-    np.testing.assert_allclose(updates, [np.pi / 4, -np.pi / 4, 0], rtol=1e-6)
-
-
 def test_near_adam_for_small_ratios():
     # atan2(m, b v) -> m / (b v) where m is small beside v: alternating gradients, a = b
     grads = jnp.tile(jnp.array([[[1.0]], [[-1.0]]]), (200, 1, 1))
@@ -78,11 +73,6 @@ def test_near_adam_for_small_ratios():
     np.testing.assert_allclose(ours[-1], adam[-1], rtol=ratio**2 / 48 + 1e-4)
 
 
-def test_unit_a_makes_a_constant_gradients_step_one():
-    updates = run(scale_by_adam_atan2(a=UNIT_A), jnp.full((4, 2), 1e-6))
-    np.testing.assert_allclose(updates, 1.0, rtol=1e-5)
-
-
 def test_moments_keep_the_wanted_dtype():
     params = {"w": jnp.ones(3, jnp.bfloat16)}
     for moment_dtype, wanted in ((None, jnp.float32), (jnp.bfloat16, jnp.bfloat16)):
@@ -92,18 +82,9 @@ def test_moments_keep_the_wanted_dtype():
         assert state.mu["w"].dtype == state.nu["w"].dtype == wanted
 
 
-def test_decay_is_decoupled():
-    params = jnp.array([4.0, -2.0])
-    tx = adam_atan2(0.5, weight_decay=0.1)
-    updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
-    np.testing.assert_allclose(updates, -0.5 * 0.1 * params, rtol=1e-6)
-    without = adam_atan2(0.5)
-    with_gradient, _ = tx.update(params, tx.init(params), params)
-    alone, _ = without.update(params, without.init(params), params)
-    np.testing.assert_allclose(with_gradient - alone, -0.05 * params, rtol=1e-5)
-
-
 @pytest.mark.parametrize("b1", [0.0, 0.9])
-def test_first_step_is_the_same_for_every_beta(b1):
-    updates = run(scale_by_adam_atan2(b1, 0.5), jnp.array([[3.0, -1e-12]]))
-    np.testing.assert_allclose(updates[0], [np.pi / 4, -np.pi / 4], rtol=1e-5)
+def test_first_step_is_an_eighth_of_a_turn_of_a_for_every_beta_and_size(b1):
+    updates = run(scale_by_adam_atan2(b1, 0.5), jnp.array([[3.0, -1e-12, 0.0]]))
+    np.testing.assert_allclose(updates[0], [np.pi / 4, -np.pi / 4, 0], rtol=1e-5)
+    unit = run(scale_by_adam_atan2(b1, 0.5, a=UNIT_A), jnp.full((4, 2), 1e-6))
+    np.testing.assert_allclose(unit, 1.0, rtol=1e-5)

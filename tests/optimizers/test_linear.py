@@ -88,11 +88,10 @@ def test_float64_factors_are_float64():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x, kernel = rng.normal(size=(300, 4)), rng.normal(size=(4, 3))
-        A, B = explicit_factors(kernel, x, np.cos)
         got = measured(x, kernel, np.ones((1, 3)))
-        assert got.input.dtype == got.output.dtype == jnp.float64
-        np.testing.assert_allclose(got.input[0], A, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(got.output[0], B, rtol=1e-12, atol=1e-14)
+        for factor, wanted in zip(got, explicit_factors(kernel, x, np.cos), strict=True):
+            assert factor.dtype == jnp.float64
+            np.testing.assert_allclose(factor[0], wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_bfloat16_activations_give_float32_factors():
@@ -136,7 +135,7 @@ def test_block_sizes(shape, rule, wanted):
     assert block_sizes(*shape, rule) == wanted
 
 
-@pytest.mark.parametrize("rule", ["longer", 0, -1, 2.5])
+@pytest.mark.parametrize("rule", ["longer", 0, 2.5])
 def test_impossible_block_rules_are_refused(rule):
     with pytest.raises(ValueError, match=r"block_size is .*; allowed: None, 'shorter', or an int"):
         block_sizes(4, 8, rule)
@@ -213,12 +212,6 @@ def test_multiplier_scales_the_output_and_its_gradient_but_not_the_input_factor(
     np.testing.assert_allclose(half["output_factor"], full["output_factor"] / 16, rtol=1e-5)
 
 
-def test_multiplier_with_a_bias_is_refused():
-    layer = Linear(5, 3, multiplier=0.5, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"a Linear with a bias takes multiplier 1\.0 only"):
-        layer(inputs())
-
-
 def test_sampled_tokens_estimate_the_same_factor():
     model, x = Net(nnx.Rngs(0)), inputs(64)
     measure_factors(model, max_tokens=16)
@@ -247,9 +240,11 @@ def test_unmeasured_layer_compiles_to_the_same_program_as_nnx_linear(use_bias):
     assert program(plain) == program(ours)
 
 
-def test_model_without_linear_layers_is_refused():
+def test_models_that_cannot_be_measured_are_refused():
     with pytest.raises(ValueError, match=r"no nnx\.Linear"):
         measure_factors(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"a Linear with a bias takes multiplier 1\.0 only"):
+        Linear(5, 3, multiplier=0.5, rngs=nnx.Rngs(0))(inputs())
 
 
 def test_subclass_with_its_own_forward_pass_is_left_alone():

@@ -261,14 +261,9 @@ def test_roles_by_pattern_by_pytree_and_by_function_agree():
     for given_roles in (ROLES, nested, BY_PATH, by_function, patterns):
         assert parameter_roles(model, given_roles) == BY_PATH
     assert seen["enter/kernel"] == (8, 4)
-
-
-def test_the_first_pattern_that_fits_is_taken_and_a_whole_path_at_its_word():
-    model = model_of(4)
-    found = parameter_roles(model, {"layers/0/bias": "hidden", "layers/1": "readout", **ROLES})
-    assert found["layers/0/bias"] == "hidden"
-    assert found["layers/0/kernel"] == "hidden"
-    assert (found["layers/1/bias"], found["layers/1/kernel"]) == ("fixed", "readout")
+    first = parameter_roles(model, {"layers/0/bias": "hidden", "layers/1": "readout", **ROLES})
+    assert first["layers/0/bias"] == first["layers/0/kernel"] == "hidden"  # a whole path is taken
+    assert (first["layers/1/bias"], first["layers/1/kernel"]) == ("fixed", "readout")
 
 
 def test_a_function_or_a_transformation_with_a_rule_will_do():
@@ -294,9 +289,11 @@ def test_updates_keep_their_dtype_under_traced_factors():
     assert scaled["w"].tolist() == [0.5, 0.5]
 
 
-def test_a_missing_gradient_stays_missing():
-    tx = per_layer_optimizer(PARAMS, "adam", 0.1, width=8, base_width=2,
-                             roles={"a": "hidden", "b": "vector"})  # fmt: skip
+def test_a_missing_gradient_stays_missing_and_an_unknown_parameter_is_named():
+    tx = call()
+    other = {**GRADS, "new": jnp.ones(2)}
+    with pytest.raises(ValueError, match="'new' has no role: it was not in the model"):
+        tx.update(other, tx.init(other), other)
     updates, _ = tx.update({**GRADS, "b": None}, tx.init(PARAMS), PARAMS)
     assert updates["b"] is None
     assert np.all(np.asarray(updates["a"]["kernel"]) != 0)
@@ -341,10 +338,3 @@ def call(optimizer="adam", rate=0.1, model=PARAMS, **changes):
 def test_errors_name_the_parameter_and_what_is_allowed(attempt, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         attempt()
-
-
-def test_a_parameter_that_was_not_in_the_model_is_named():
-    tx = call()
-    other = {**GRADS, "new": jnp.ones(2)}
-    with pytest.raises(ValueError, match="'new' has no role: it was not in the model"):
-        tx.update(other, tx.init(other), other)
