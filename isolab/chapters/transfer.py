@@ -231,7 +231,11 @@ def grids(
     return Sweep.union(
         Sweep(
             dataclasses.replace(
-                base, parameterization=scaling, optimizer=optimizer, rate_rule=cast(RateRule, rule), width=width
+                base,
+                parameterization=scaling,
+                optimizer=optimizer,
+                rate_rule=cast(RateRule, rule),
+                width=width,
             ),
             learning_rate=[2.0**k for k in range(centre - reach, centre + reach + 1)],
             seed=seeds,
@@ -283,7 +287,11 @@ def _centred(base: RunConfig, scaling: str, rule: str, **changes: Any) -> RunCon
     centre = log2_centre(scaling, "adam", "full", base.width, base.base_width)
     rate = 2.0**centre
     return dataclasses.replace(
-        base, parameterization=scaling, rate_rule=cast(RateRule, rule), learning_rate=rate, **changes
+        base,
+        parameterization=scaling,
+        rate_rule=cast(RateRule, rule),
+        learning_rate=rate,
+        **changes,
     )
 
 
