@@ -1,15 +1,9 @@
 r"""What epsilon and the scale of the loss do to the final loss, and where 1e-8 begins to matter.
 
-=======================  ===========================================================================
-:func:`variants`         names what is compared: optimizer, rule of eps, dtype of moments
-:func:`cases`            the same with eps
-:func:`at_best_eps`      the runs of the eps that does best
-:func:`eps_map`          mean final loss of every cell of a map of eps and width, or loss scale
-:func:`flat_decades`     decades of loss scale over which the final loss stays as it is
-:func:`eps_lines`        the eps that equals a role's gradient, for a map
-:func:`crossing_width`       width at which eps is as large as a role's gradient, extrapolated
-:func:`tost`           are two sweeps the same at their best rates, within a margin?
-=======================  ===========================================================================
+:func:`variants` and :func:`cases` name what is compared; :func:`eps_map` and :func:`flat_decades`
+say over which eps, widths and loss scales the final loss stays as it is. Where eps equals a
+gradient is in :mod:`isolab.analysis.width_lines`, whether two sweeps end on the same loss in
+:mod:`isolab.analysis.tost`.
 
 Reference: Everett et al., arXiv:2407.05872, section 4.3.
 """
@@ -24,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from isolab.analysis.crossing import crossing_width, eps_lines
 from isolab.analysis.groups import ONE_SEED, each_group, ends, group_frame, joined, told
 from isolab.analysis.seeds import (
     Array,
@@ -33,9 +26,12 @@ from isolab.analysis.seeds import (
     check_positive,
     loss_table,
     require_columns,
+    require_rows,
+    require_unique,
     seed_interval,
 )
 from isolab.analysis.tost import TostResult, tost
+from isolab.analysis.width_lines import crossing_width, eps_lines
 from isolab.training.config import with_later_fields
 
 __all__ = [
@@ -142,9 +138,7 @@ def at_best_eps(
         >>> at_best_eps(runs)["eps"].to_list()
         [0.0001, 0.0001]
     """
-    require_columns(runs, [*by, "eps", rate, loss])
-    if runs.is_empty():
-        raise ValueError("no runs: the frame has no rows")
+    require_rows(runs, [*by, "eps", rate, loss])
     value = pl.col(loss).cast(pl.Float64).fill_nan(math.inf).mean()
     each = runs.group_by(*by, "eps", rate).agg(value.alias("_mean"))
     best = each.sort("_mean", "eps").group_by(by, maintain_order=True).first()
@@ -181,15 +175,8 @@ def eps_map(
     require_columns(runs, ["optimizer", "eps", seed, loss])
     runs = variants(runs)
     cell = ["variant", "eps", over]
-    require_columns(runs, cell)
-    if runs.is_empty():
-        raise ValueError("no runs: the frame has no rows")
-    twice = runs.group_by(*cell, seed).len().filter(pl.col("len") > 1).sort(*cell, seed)
-    if not twice.is_empty():
-        row = twice.row(0, named=True)
-        raise ValueError(
-            f"{row.pop('len')} runs share {row}: keep one learning rate, width or loss scale"
-        )
+    require_rows(runs, cell)
+    require_unique(runs, [*cell, seed], "keep one learning rate, width or loss scale")
     value = pl.col(loss).cast(pl.Float64).fill_nan(math.inf)
     found = runs.group_by(cell).agg(
         value.mean().alias("loss"),

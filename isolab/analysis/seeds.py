@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,21 @@ def require_columns(frame: pl.DataFrame, names: Iterable[str]) -> None:
         raise ValueError(f"missing columns {missing}; the frame has {frame.columns}")
 
 
+def require_rows(frame: pl.DataFrame, names: Iterable[str]) -> None:
+    """Raises ValueError where ``frame`` lacks one of these columns or has no rows."""
+    require_columns(frame, names)
+    if frame.is_empty():
+        raise ValueError("no runs: the frame has no rows")
+
+
+def require_unique(frame: pl.DataFrame, names: Sequence[str], advice: str) -> None:
+    """Raises ValueError, with the advice, where rows have the same values of these columns."""
+    shared = frame.group_by(names).len().filter(pl.col("len") > 1).sort(names)
+    if not shared.is_empty():
+        row = shared.row(0, named=True)
+        raise ValueError(f"{row.pop('len')} runs share {row}: {advice}")
+
+
 def loss_table(
     runs: pl.DataFrame,
     setting: str = "learning_rate",
@@ -111,31 +126,26 @@ def loss_table(
             positive number, two runs of one setting and seed, or a setting that lacks seeds
             which others have.
     """
-    require_columns(runs, [setting, loss, seed])
-    if runs.is_empty():
-        raise ValueError("no runs: the frame has no rows")
+    require_rows(runs, [setting, loss, seed])
+    require_unique(
+        runs, [setting, seed], "keep one configuration, or group by the columns that differ"
+    )
     frame = runs.select(
         pl.col(setting).cast(pl.Float64).alias("setting"),
         pl.col(seed).alias("seed"),
         pl.col(loss).cast(pl.Float64).fill_nan(math.inf).alias("loss"),
     )
-    bad = frame.filter(
-        pl.any_horizontal(pl.all().is_null())
-        | (pl.col("loss") == -math.inf)
-        | ~pl.col("setting").is_finite()
-        | (pl.col("setting") <= 0)
+    possible = (
+        (pl.col("setting") > 0)
+        & pl.col("setting").is_finite()
+        & (pl.col("loss") > -math.inf)
+        & pl.col("seed").is_not_null()
     )
+    bad = frame.filter(~possible.fill_null(False))
     if not bad.is_empty():
         raise ValueError(
             f"impossible run {bad.row(0, named=True)} ({setting}, {seed}, {loss}): the setting "
             "must be positive and finite, the loss a number or, where diverged, +inf or NaN"
-        )
-    twice = frame.group_by("setting", "seed").len().filter(pl.col("len") > 1).sort("setting")
-    if not twice.is_empty():
-        row = twice.row(0, named=True)
-        raise ValueError(
-            f"{row['len']} runs have {setting} {row['setting']:g} and {seed} {row['seed']}: keep "
-            "one configuration, or group by the columns that differ"
         )
     settings = frame["setting"].unique().sort()
     seeds = frame["seed"].unique().sort()

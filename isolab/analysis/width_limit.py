@@ -22,9 +22,9 @@ from typing import Any, Unpack
 import numpy as np
 import polars as pl
 
-from isolab.analysis.difference import Level, differences
 from isolab.analysis.groups import ends, group_frame, joined
 from isolab.analysis.power_law import EXPONENTS, fit_rows
+from isolab.analysis.ranking import Level, differences
 from isolab.analysis.width_group import Options, WidthGroup, width_groups
 
 _LIMITS = [*ends("limit"), "exponent", "widths", "seeds", "note", "reason"]
@@ -80,7 +80,7 @@ def penalties(
         group is worse) with its interval, limit, reference_limit, note and reason.
 
     Raises:
-        ValueError: as :func:`limits` and :func:`~isolab.analysis.difference.differences`.
+        ValueError: as :func:`limits` and :func:`~isolab.analysis.ranking.differences`.
     """
     groups = width_groups(runs, by, **options)
     levels = [_limit(group)[0] for group in groups]

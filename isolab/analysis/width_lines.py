@@ -1,4 +1,4 @@
-r"""How a size goes with the width: one straight line a seed through its logarithms.
+r"""How a size goes with the width: one straight line a seed through its logarithms; and eps.
 
 .. math:: \log_2 \text{size} = c + s \log_2 n
 
@@ -16,8 +16,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.groups import each_group
-from isolab.analysis.seeds import Array, require_columns
+from isolab.analysis.groups import ONE_SEED, each_group, ends, group_frame, joined
+from isolab.analysis.seeds import (
+    Array,
+    check_confidence,
+    check_positive,
+    require_columns,
+    seed_interval,
+)
+from isolab.theory.parameterization import parameterization
+
+_GROUP = ["parameterization", "step", "role"]
+_CROSSING = ["eps", "ratio", *ends("width"), "beyond", "theory_width", "residual", "note"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +103,141 @@ def size_tables(
         return name, sizes, widths
 
     return each_group(frame, by, table)
+
+
+def crossing_width(
+    gradients: pl.DataFrame, eps: float = 1e-8, ratio: float = 1.0, confidence: float = 0.95
+) -> pl.DataFrame:
+    r"""Extrapolates to the width at which eps is ``ratio`` times a role's gradient RMS.
+
+    .. math:: \mathrm{rms}(n) = \epsilon / \text{ratio}
+
+    on each seed's line through the measured widths, as if the power law held beyond them; the
+    interval is over seeds, and does not say whether it does. ``theory_width`` starts instead at the
+    widest gradient measured and goes on with theory's exponent: how far the two are apart says more
+    of the extrapolation than the interval.
+
+    Args:
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`; two widths or more.
+        eps, ratio: above 0.
+        confidence: of the interval.
+
+    Returns:
+        A row per parameterization, step and role: ``parameterization``, ``step``, ``role``, eps,
+        ratio, width with width_low and width_high (inf where open, or where the gradient does not
+        fall with the width), beyond (width over the widest measured), theory_width (inf where its
+        exponent is 0), residual (of the line, in log2 units) and note.
+
+    Raises:
+        ValueError: an eps or ratio that is not positive, and whatever
+            :func:`~isolab.analysis.width_lines.width_lines` and ``size_tables`` refuse.
+
+    Example:
+        >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
+        ...     "width": [32, 64], "seed": 0, "gradient_rms": [2.0**-10, 2.0**-11]})
+        >>> crossing_width(gradients, eps=2.0**-20).select("width", "theory_width").rows()
+        [(32768.0, 32768.0)]
+    """
+    check_confidence(confidence)
+    check_positive("eps", eps)
+    check_positive("ratio", ratio)
+    rows = []
+    for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
+        try:
+            lines = width_lines(sizes, widths)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        g = parameterization(name["parameterization"]).gradient_exponent(name["role"])
+        short = float(sizes[:, -1].mean()) * ratio / eps  # gradient over what it has to fall to
+        row: dict[str, Any] = name | {"eps": eps, "ratio": ratio, "residual": lines.residual}
+        row["theory_width"] = widths[-1] * short ** (1 / g) if g else math.inf
+        if (lines.slopes < 0).all():
+            logs = lines.log2_width_at(eps / ratio)
+            with np.errstate(over="ignore"):  # a slope of nearly 0: beyond all numbers
+                found = np.exp2([logs.mean(), *seed_interval(logs, confidence)])
+            if seed_interval(lines.slopes, confidence)[1] >= 0:
+                found[2] = math.inf
+            row["note"] = _reach(float(found[0]), widths, len(sizes))
+        else:
+            found = np.array([math.inf, 0.0, math.inf])
+            row["note"] = "the gradient does not fall with the width at every seed: no such width"
+        row |= dict(zip(ends("width"), found.tolist(), strict=True))
+        rows.append(row | {"beyond": row["width"] / widths[-1]})
+    return group_frame(rows, gradients, _GROUP, _CROSSING)
+
+
+def eps_lines(
+    gradients: pl.DataFrame,
+    base_width: int,
+    width: int | None = None,
+    loss_scales: Sequence[float] | None = None,
+    ending: str = "",
+) -> pl.DataFrame:
+    r"""Returns the eps that equals each role's gradient RMS, for "adam" and "adam, eps per layer".
+
+    Per layer, a role's eps is :math:`\epsilon (n / n_0)^{-g}`, so that the nominal one equals the
+    gradient at :math:`\mathrm{rms}\, (n / n_0)^g`. A loss scale multiplies the gradient.
+
+    Args:
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`, of one parameterization
+            and step,
+            at loss scale 1.
+        base_width: of the runs.
+        width: of the runs, where they vary the loss scale.
+        loss_scales: those of the runs; None: the runs vary the width.
+        ending: of the variants' names, such as ", all in bfloat16".
+
+    Returns:
+        A row per variant, role, and width (or loss scale): ``variant``, ``role``, ``width`` (or
+        ``loss_scale``), ``eps`` (geometric mean over seeds).
+
+    Raises:
+        ValueError: several parameterizations or steps, a width without gradients, loss scales
+            without a width, or a gradient that is not a positive number.
+
+    Example:
+        >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
+        ...     "width": [32, 64], "seed": 0, "gradient_rms": [0.25, 0.125]})
+        >>> eps_lines(gradients, base_width=32)["eps"].to_list()
+        [0.25, 0.125, 0.25, 0.25]
+    """
+    check_positive("base_width", base_width)
+    kinds = gradients.select("parameterization", "step").unique().rows()
+    if len(kinds) != 1:
+        raise ValueError(f"gradients are of {sorted(kinds)}: keep one parameterization and step")
+    if loss_scales is not None and width is None:
+        raise ValueError("loss_scales without a width: say at which width they ran")
+    layers = parameterization(kinds[0][0])
+    other = "width" if loss_scales is None else "loss_scale"
+    rows: list[tuple[Any, ...]] = []
+    for variant, per_layer in ((f"adam{ending}", False), (f"adam, eps per layer{ending}", True)):
+        for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
+            if not bool((np.isfinite(sizes) & (sizes > 0)).all()):
+                raise ValueError(f"{name}: a gradient is 0 or not finite")
+            role = name["role"]
+            g = layers.gradient_exponent(role) if per_layer else 0.0
+            eps = np.exp2(np.log2(sizes).mean(axis=0)) * (np.array(widths) / base_width) ** g
+            if loss_scales is None:
+                rows += [(variant, role, *pair) for pair in zip(widths, eps.tolist(), strict=True)]
+            elif width not in widths:
+                raise ValueError(f"no gradients at width {width}; there are: {widths}")
+            else:
+                at = float(eps[widths.index(width)])
+                rows += [(variant, role, scale, at * scale) for scale in loss_scales]
+    schema = {"variant": pl.String, "role": pl.String, other: pl.Float64, "eps": pl.Float64}
+    if loss_scales is None:
+        schema[other] = pl.Int64
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _reach(width: float, widths: Sequence[int], seeds: int) -> str:
+    if math.isinf(width):
+        return "beyond all numbers: the gradient hardly falls"
+    beyond = math.log10(width / widths[-1])
+    if beyond > 0:
+        note = f"extrapolated {beyond:.1f} decades beyond width {widths[-1]}"
+    elif width < widths[0]:
+        note = f"extrapolated below width {widths[0]}"
+    else:
+        note = "within the measured widths"
+    return joined([note, ONE_SEED if seeds == 1 else ""])
