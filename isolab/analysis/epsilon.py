@@ -124,11 +124,6 @@ def at_best_eps(
 ) -> pl.DataFrame:
     """Returns the runs of the eps with the lowest mean loss, at its best rate, in each group.
 
-    Args:
-        runs: a row per run, with ``eps``; the same seeds everywhere.
-        by: columns that tell groups apart.
-        rate, loss: names of columns; a loss of +inf or NaN is a diverged run.
-
     Raises:
         ValueError: missing columns, or no rows.
 
@@ -157,7 +152,6 @@ def eps_map(
         runs: a row per run, with ``eps`` (null where the optimizer has none); everything else but
             ``over`` and ``seed`` must be the same in a cell.
         over: the other axis, "width" or "loss_scale".
-        loss, seed: names of columns; a loss of +inf or NaN is a diverged run.
 
     Returns:
         A row per cell, sorted: ``variant`` (:func:`variants`), ``eps``, ``over``, ``loss`` (mean
@@ -206,14 +200,11 @@ def flat_decades(
             diverged) and ``seed``, otherwise the same within a group.
         margin: nats/token, above 0.
         by: columns that tell groups apart; ``variant`` is :func:`variants`'.
-        loss, seed: names of columns.
-        confidence: of the intervals.
 
     Returns:
-        A row per group: ``by``, decades, decades_low, decades_high, from_scale and to_scale (the
-        ends of the range), equal_decades (the same for losses that are equal to the last bit, at
-        every seed), equal_share (of the runs at other scales than 1), scales, seeds, note, and
-        reason: why a claim on the row must be inconclusive, or null.
+        A row per group: ``by``, decades with its interval, from_scale and to_scale (the ends of the
+        range), equal_decades (the same for losses equal to the last bit, at every seed),
+        equal_share (of the runs at other scales than 1), scales, seeds, note and reason.
 
     Raises:
         ValueError: missing columns, no runs, a margin that is not positive, no scale 1 or no other

@@ -26,9 +26,9 @@ from typing import Any, Unpack
 import numpy as np
 import polars as pl
 
-from isolab.analysis.groups import ends, group_frame, told
+from isolab.analysis.groups import Options, ends, group_frame, told
 from isolab.analysis.seeds import Array
-from isolab.analysis.width_group import Options, WidthGroup, width_groups
+from isolab.analysis.width_group import WidthGroup, width_groups
 
 _COLUMNS = [*ends("exponent"), "intercept", "residual", "widths", "seeds", "note", "reason"]
 

@@ -9,7 +9,7 @@ built on it must be inconclusive.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import polars as pl
 
@@ -21,6 +21,16 @@ _DTYPES: dict[str, Any] = {
     **dict.fromkeys(["edge", "note", "reason"], pl.String),
     **dict.fromkeys(["rank", "scales", "seeds", "widths"], pl.Int64),
 }
+
+
+class Options(TypedDict, total=False):
+    """What a metric hands on: names of columns, and the intervals' confidence and resamples."""
+
+    rate: str
+    loss: str
+    seed: str
+    confidence: float
+    resamples: int
 
 
 def each_group(

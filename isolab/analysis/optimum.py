@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
 
-from isolab.analysis.groups import ONE_SEED, each_group, ends, group_frame, joined
+from isolab.analysis.groups import ONE_SEED, Options, each_group, ends, group_frame, joined
 from isolab.analysis.rate_curve import RateCurve
 from isolab.analysis.seeds import AllDivergedError, loss_table, require_columns, seed_resamples
 
@@ -28,10 +28,9 @@ class Optimum:
     """The best rate of one sweep.
 
     rate, log2_rate: the parabola's lowest point, or the best grid point where ``note`` says so;
-    loss: the parabola's value there, nats/token; grid_rate, grid_loss: the best grid point and its
-    seed-averaged loss; rate_interval, loss_interval: over seeds, the rate's open (0 or inf) at an
-    end of the grid that it reaches, since the grid cannot bound it; edge: "low" or "high" where
-    the best is the first or last rate of the grid; seeds: how many; note: what to know, or "".
+    loss: there, nats/token; grid_rate, grid_loss: the best grid point and its seed-averaged loss;
+    rate_interval, loss_interval: over seeds, the rate's open (0 or inf) at an end of the grid that
+    it reaches; edge: "low" or "high" where the best rate is that end; seeds: how many.
     """
 
     rate: float
@@ -102,19 +101,12 @@ def optimum(
     )
 
 
-def optima(
-    runs: pl.DataFrame,
-    by: Sequence[str],
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> pl.DataFrame:
+def optima(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options]) -> pl.DataFrame:
     """Returns a row per group of ``by`` with the fields of its :class:`Optimum`, sorted by ``by``.
 
     Intervals become columns ``rate_low``, ``rate_high``, ``loss_low`` and ``loss_high`` (float64,
     0 or infinite where open). A group whose every rate diverged has nulls and its ``note``.
+    ``options`` are :func:`optimum`'s.
 
     Raises:
         ValueError: as :func:`optimum`, with the group's values in front.
@@ -126,11 +118,11 @@ def optima(
         >>> optima(runs, by=["width"]).select("width", "rate", "edge").rows()
         [(32, 2.0, None), (64, 1.0, 'low')]
     """
-    require_columns(runs, [*by, rate, loss, seed])
+    seed = options.get("seed", "seed")
 
     def row(name: dict[str, Any], group: pl.DataFrame) -> dict[str, Any]:
         try:
-            best = optimum(group, rate, loss, seed, confidence, resamples)
+            best = optimum(group, **options)
         except AllDivergedError as error:
             return name | {"seeds": group[seed].n_unique(), "note": str(error)}
         found = dict(zip(ends("rate")[1:], best.rate_interval, strict=True))

@@ -2,7 +2,6 @@ r"""Losses at one width, the largest unless told, every group at its own best ra
 
 A group's loss is the lowest point of its parabola in log2(rate) (:mod:`isolab.analysis.optimum`),
 so that a grid that happens to hit its best rate has no advantage over one that falls between two.
-Intervals are over seeds, and every resample chooses its rates again.
 :func:`~isolab.analysis.speedup.paired_difference` compares two sweeps on their grid points, with a
 Student-t interval and the rates held; :func:`loss_differences` here compares many, as ranked.
 """
@@ -17,9 +16,9 @@ from typing import Any, Unpack
 import numpy as np
 import polars as pl
 
-from isolab.analysis.groups import ends, group_frame, joined, told
+from isolab.analysis.groups import Options, ends, group_frame, joined, told
 from isolab.analysis.seeds import Array
-from isolab.analysis.width_group import Options, WidthGroup, width_groups
+from isolab.analysis.width_group import WidthGroup, width_groups
 
 _RANKING = ["rank", "rate", *ends("loss"), "seeds", "note", "reason"]
 _DIFFERENCES = [*ends("difference"), "loss", "reference_loss", "note", "reason"]

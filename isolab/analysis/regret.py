@@ -29,10 +29,10 @@ from typing import Any, Unpack
 import numpy as np
 import polars as pl
 
-from isolab.analysis.groups import ends, group_frame, joined, told
+from isolab.analysis.groups import Options, ends, group_frame, joined, told
 from isolab.analysis.rate_curve import RateCurve
 from isolab.analysis.seeds import Array
-from isolab.analysis.width_group import Options, WidthGroup, width_groups
+from isolab.analysis.width_group import WidthGroup, width_groups
 
 _RATES = ["transferred_rate", "transferred_loss", "best_rate", "best_loss"]
 _SHIFT = [*ends("grid_steps"), "note", "reason"]

@@ -7,8 +7,8 @@ mean of normal losses its 95% interval then covers 94 to 95% from 2 seeds on, wh
 percentile interval covers 50% at 2 seeds and 75% at 3. What no interval can undo is that two or
 three seeds may all miss a rare event, such as a divergence; take five or more where it counts.
 
-A seed fixes initialization and batches, so that one draw of seeds serves every setting and every
-side of a comparison; each resample chooses its best rates anew.
+A seed fixes initialization and batches: one draw of seeds serves every setting and both sides of a
+comparison, and each resample chooses its best rates anew.
 
 Reference: T. Hesterberg, "What Teachers Should Know About the Bootstrap", arXiv:1411.5279,
 for the two causes of narrowness.
@@ -35,10 +35,9 @@ class AllDivergedError(ValueError):
 
 @dataclass(frozen=True)
 class LossTable:
-    """Losses of one sweep: ``losses[i, j]`` belongs to ``settings[i]`` and ``seeds[j]``.
+    """Losses of one sweep, (settings, seeds) float64, +inf where diverged, never NaN.
 
-    settings: (n,) float64, ascending; seeds: s values, ascending; losses: (n, s) float64,
-    +inf where the run diverged, never NaN.
+    settings: (n,) float64, ascending; seeds: ascending.
     """
 
     settings: Array
@@ -52,11 +51,7 @@ class LossTable:
 
     @property
     def best(self) -> int:
-        """Returns the index of the setting of lowest mean loss; the smaller setting of a tie.
-
-        Raises:
-            AllDivergedError: if every setting has a diverged seed.
-        """
+        """Returns the first index of the lowest mean loss; AllDivergedError where all diverged."""
         means = self.means
         if not np.isfinite(means).any():
             raise AllDivergedError(grid_note(self.settings, means))
@@ -172,10 +167,7 @@ class Resamples:
     confidence: float
 
     def means(self, losses: Array) -> Array:
-        """Returns means over seeds of (settings, seeds) losses, (1 + k, settings).
-
-        Row 0 is over the seeds as they are, the others over the draws.
-        """
+        """Returns (settings, seeds) losses' means over the seeds, then each draw, as its rows."""
         return np.concatenate([losses.mean(axis=1)[None], losses[:, self.draws].mean(axis=2).T])
 
     def interval(
@@ -185,17 +177,14 @@ class Resamples:
         high: Array | None = None,
         floor: float = -math.inf,
     ) -> tuple[float, float]:
-        """Turns a number of every row of :meth:`means` into an interval around row 0's.
+        """Returns the interval around row 0's of a number of each of the 1 + k rows.
 
         Args:
-            values: (1 + k,) float64, row 0 the estimate.
-            low, high: (1 + k,) what the number may be at least and at most where a row leaves it
-                open; ``values`` where None. Row 0's distance from the estimate is added as it is.
+            values: (1 + k,) float64, row 0 the estimate; +inf, diverged, is bounded below only
+                where no resample is finite.
+            low, high: (1 + k,) what the number may be at least and at most; ``values`` where None.
+                Row 0's distance from the estimate is added as it is.
             floor: the least that the number can be.
-
-        Returns:
-            (low, high), infinite where open. An infinite estimate, a diverged run, is bounded
-            below only where no resample is finite.
         """
         low = values if low is None else low
         high = values if high is None else high

@@ -1,8 +1,7 @@
-r"""A sweep over widths and rates, split into groups: the ground of every transfer metric.
+"""A sweep over widths and rates, split into groups: the ground of every transfer metric.
 
-Seeds are resampled once a group and the same draw is used at every width and rate, since a seed
-fixes initialization and batches; groups with equally many seeds share their draws, so that two of
-them can be compared seed by seed. Every resample chooses its best rates again.
+Seeds are resampled once a group, the same draws at every width and rate; groups with equally many
+seeds share their draws, so that two of them can be compared seed by seed.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,22 +26,12 @@ from isolab.analysis.seeds import (
 )
 
 
-class Options(TypedDict, total=False):
-    """What every transfer metric hands on to :func:`width_groups`, which has the defaults."""
-
-    rate: str
-    loss: str
-    seed: str
-    confidence: float
-    resamples: int
-
-
 @dataclass(frozen=True)
 class WidthGroup:
     """One group's curves, a width each.
 
-    name: the group's values of ``by``; curves: by ascending width; seeds: the same at every width
-    and rate; samples: of the seeds, whose rows are the curves'.
+    name: the group's values of ``by``; curves: by ascending width; seeds: everywhere the same;
+    samples: the resamples of which the curves have a row each.
     """
 
     name: dict[str, Any]
@@ -72,10 +61,7 @@ class WidthGroup:
         high: Array | None = None,
         floor: float = -math.inf,
     ) -> dict[str, float]:
-        """Returns a statistic of every row as its columns: row 0's value and its interval.
-
-        Args: as :meth:`isolab.analysis.seeds.Resamples.interval`.
-        """
+        """Returns the columns of a statistic: :meth:`Resamples.interval` around row 0's value."""
         interval = self.samples.interval(values, low, high, floor)
         return dict(zip(ends(name), (float(values[0]), *interval), strict=True))
 

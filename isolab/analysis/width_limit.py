@@ -22,10 +22,10 @@ from typing import Any, Unpack
 import numpy as np
 import polars as pl
 
-from isolab.analysis.groups import ends, group_frame, joined
+from isolab.analysis.groups import Options, ends, group_frame, joined
 from isolab.analysis.power_law import EXPONENTS, fit_rows
 from isolab.analysis.ranking import Level, differences
-from isolab.analysis.width_group import Options, WidthGroup, width_groups
+from isolab.analysis.width_group import WidthGroup, width_groups
 
 _LIMITS = [*ends("limit"), "exponent", "widths", "seeds", "note", "reason"]
 _PENALTIES = [*ends("penalty"), "limit", "reference_limit", "note", "reason"]
