@@ -69,6 +69,10 @@ def test_diverged_ranks_last_and_what_did_not_run_comes_after(parabolas, diverge
 def test_an_edge_is_a_reason_and_a_rate_fixed_by_hand_is_not(parabolas):
     runs = pl.concat([at(parabolas, "edge", 1.5, -12.0), at(parabolas, "fixed", 1.0, grid=(-5.0,))])
     fixed, edge = ranking(runs, GROUP).iter_rows(named=True)
+    same = pl.concat([runs, runs.with_columns(optimizer=pl.lit("same as ") + pl.col("optimizer"))])
+    assert ranking(same, GROUP)["rank"].to_list() == [1, 1, 3, 3]
+    with pytest.raises(ValueError, match=r"width 48 is not among those that ran: \[32, 64\]"):
+        ranking(runs, GROUP, width=48)
     assert (fixed["optimizer"], fixed["reason"]) == ("fixed", None)
     assert "it has one rate, 0.0312" in fixed["note"]
     assert "is the lowest of the grid: widen it to lower rates" in edge["reason"]
@@ -127,15 +131,3 @@ def test_differences_say_what_diverged_or_is_missing(parabolas, diverge):
     edge = at(parabolas, "adam", 1.5, -12.0)
     row = loss_differences(pl.concat([edge, gone]), GROUP, {"optimizer": "adam"}).row(0, named=True)
     assert row["reason"].startswith("reference: width 64: the best rate")
-
-
-def test_one_seed_has_an_open_interval_and_equal_losses_one_rank(parabolas):
-    runs = pl.concat(at(parabolas, name, 1.5, seeds=1) for name in ("adam", "muon"))
-    found = ranking(runs, GROUP)
-    assert found["rank"].to_list() == [1, 1]
-    row = found.row(0, named=True)
-    assert (row["loss_low"], row["loss_high"], row["note"]) == (-INF, INF, "one seed: no interval")
-    row = loss_differences(runs, GROUP, {"optimizer": "adam"}).row(0, named=True)
-    assert (row["difference_low"], row["difference_high"]) == (-INF, INF)
-    with pytest.raises(ValueError, match=r"width 48 is not among those that ran: \[32, 64\]"):
-        ranking(runs, GROUP, width=48)

@@ -66,28 +66,6 @@ def test_what_seeds_share_over_widths_cancels(parabolas, one, two, seeds):
     assert [row[name] for name in REGRET] == pytest.approx([0.1 * 0.5**2] * 3, abs=1e-9)
 
 
-@pytest.mark.parametrize("seeds", [3, 6])
-def test_intervals_cover_true_shift_and_regret(parabolas, seeds):
-    rng = np.random.default_rng(seeds)
-    trials, shift = 100, -1.3
-    frames = [
-        parabolas(
-            {32: best, 64: best + shift}, seeds=seeds, noise=0.01, rng=rng, optimizer=f"{trial}"
-        )
-        for trial, best in enumerate(rng.uniform(-5, -4, trials))
-    ]
-    found = regrets(pl.concat(frames), GROUP, resamples=300)
-    true = {"grid_steps": shift, "regret": 0.1 * shift**2}
-    for name, value in true.items():
-        holds = found[f"{name}_low"].le(value) & found[f"{name}_high"].ge(value)
-        # 95% wanted; the share of 100 trials has standard deviation 0.022.
-        assert holds.mean() > 0.84, name
-    assert (found["regret_low"] >= 0).all()
-    lengths = found["grid_steps_high"] - found["grid_steps_low"]
-    deviation = 0.01 / (0.2 * math.sqrt(2 * seeds)) * math.sqrt(2)  # of two vertices
-    assert lengths.median() < 3 * 2 * {3: 4.30, 6: 2.57}[seeds] * deviation
-
-
 def test_a_transferred_rate_off_the_grid_has_no_loss(parabolas):
     runs = parabolas({32: -4.0, 64: -6.5})
     runs = runs.filter((pl.col("width") == 32) | (pl.col("learning_rate") < 2.0**-4.5))
@@ -111,6 +89,9 @@ def test_a_transferred_rate_that_diverges_is_a_result(parabolas, diverge):
     assert every["reason"] is None
     one = regrets(diverge(runs, width=128, learning_rate=high, seed=1), GROUP).row(-1, named=True)
     assert [one[name] for name in REGRET] == [INF, 0.0, INF]
+    alone = diverge(runs.filter(pl.col("seed") == 0), width=128, learning_rate=high)
+    row = regrets(alone, GROUP).row(-1, named=True)
+    assert [row[name] for name in REGRET] == [INF, 0.0, INF]  # one divergence is not certain
 
 
 def test_a_width_that_diverged_everywhere_has_no_best(parabolas, diverge):
@@ -160,20 +141,6 @@ def test_resamples_off_the_grid_leave_the_regret_open(parabolas):
     (row,) = regrets(runs, GROUP).iter_rows(named=True)
     assert row["regret"] == pytest.approx(0.1 * (5 / 3) ** 2, abs=1e-9)
     assert (row["regret_low"], row["regret_high"]) == (0.0, INF)
-
-
-def test_one_seed_has_open_intervals(parabolas, diverge):
-    runs = parabolas(BESTS, seeds=1)
-    row = regrets(runs, GROUP).row(0, named=True)
-    assert (row["regret_low"], row["regret_high"]) == (0.0, INF)
-    assert (row["grid_steps_low"], row["grid_steps_high"]) == (-INF, INF)
-    assert "one seed: no interval" in row["note"]
-    gone = diverge(runs, width=64, learning_rate=[2.0**x for x in range(-4, 0)])
-    row = regrets(gone, GROUP).row(0, named=True)
-    assert [row[name] for name in REGRET] == [INF, 0.0, INF]  # nor is one divergence certain
-    row = sensitivities(runs, GROUP).row(0, named=True)
-    assert (row["increase_low"], row["increase_high"]) == (0.0, INF)
-    assert "one seed: no interval" in row["note"]
 
 
 def test_worst_shift_is_the_largest_width(parabolas):

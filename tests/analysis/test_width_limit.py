@@ -49,21 +49,6 @@ def test_the_law_is_fitted_to_the_best_losses(parabolas):
     assert (row["limit"], row["exponent"]) == pytest.approx((alone.limit, alone.exponent), rel=1e-6)
 
 
-def test_intervals_cover_the_true_limit(parabolas):
-    rng = np.random.default_rng(0)
-    trials, seeds = 80, 5
-    frames = [
-        parabolas(BESTS, law(1.5), grid=tuple(range(-8, -2)), seeds=seeds, noise=0.002, rng=rng,
-                  optimizer=f"{trial}")
-        for trial in range(trials)
-    ]  # fmt: skip
-    found = limits(pl.concat(frames), GROUP, resamples=200)
-    holds = found["limit_low"].le(1.5) & found["limit_high"].ge(1.5)
-    # 95% wanted, of a fitted curve and not quite a mean; the share's standard deviation is 0.024.
-    assert holds.mean() > 0.83
-    assert (found["limit_high"] - found["limit_low"]).median() < 0.1
-
-
 def test_without_a_law_there_is_no_limit(parabolas, diverge):
     runs = pl.concat(
         [
@@ -99,13 +84,11 @@ def test_a_number_not_to_judge_by_has_a_reason(parabolas, bests, floors, limit, 
     assert limit is None or row["limit"] == limit
 
 
-def test_three_widths_cannot_miss_and_one_seed_has_no_interval(parabolas):
-    runs = parabolas(dict.fromkeys(WIDTHS[:3], -5.0), law(1.5, widths=WIDTHS[:3]), seeds=1)
+def test_three_widths_cannot_miss_and_say_so(parabolas):
+    runs = parabolas(dict.fromkeys(WIDTHS[:3], -5.0), law(1.5, widths=WIDTHS[:3]))
     (row,) = limits(runs, GROUP).iter_rows(named=True)
     assert row["limit"] == pytest.approx(1.5, abs=1e-6)
-    assert (row["limit_low"], row["limit_high"]) == (0.0, INF)
     assert "three widths: the law runs through all" in row["note"] and row["reason"] is None
-    assert "one seed: no interval" in row["note"]
 
 
 @settings(max_examples=30)
