@@ -95,8 +95,7 @@ def loss_differences(
 
     Args:
         runs, by, width, options: as in :func:`ranking`.
-        against: values of some columns of ``by``; a group's reference is the one that has these
-            and its own values of the others.
+        against: the reference's values of some columns of ``by``, as in :func:`differences`.
 
     Returns:
         A row per group that is not a reference: ``by``, width, difference (nats/token, above 0

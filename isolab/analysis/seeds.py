@@ -142,16 +142,17 @@ def loss_table(
             f"impossible run {bad.row(0, named=True)} ({setting}, {seed}, {loss}): the setting "
             "must be positive and finite, the loss a number or, where diverged, +inf or NaN"
         )
-    settings = frame["setting"].unique().sort()
-    seeds = frame["seed"].unique().sort()
-    full = pl.DataFrame({"setting": settings}).join(pl.DataFrame({"seed": seeds}), how="cross")
-    missing = full.join(frame, on=["setting", "seed"], how="anti").sort("setting", "seed")
-    if not missing.is_empty():
-        by_setting = missing.group_by("setting", maintain_order=True).agg("seed").rows()
-        lacking = "; ".join(f"{value:g} lacks {its}" for value, its in by_setting)
-        raise ValueError(f"unequal seeds: of {seed} {seeds.to_list()}, {setting} {lacking}")
-    losses = frame.sort("setting", "seed")["loss"].to_numpy().reshape(len(settings), len(seeds))
-    return LossTable(settings.to_numpy(), tuple(seeds.to_list()), losses)
+    table = frame.sort("setting", "seed").group_by("setting", maintain_order=True).all()
+    seeds = frame["seed"].unique().sort().to_list()
+    lacking = [
+        f"{value:g} lacks {[one for one in seeds if one not in its]}"
+        for value, its in table.select("setting", "seed").rows()
+        if its != seeds
+    ]
+    if lacking:
+        raise ValueError(f"unequal seeds: of {seed} {seeds}, {setting} {'; '.join(lacking)}")
+    losses = np.array(table["loss"].to_list(), dtype=np.float64)
+    return LossTable(table["setting"].to_numpy(), tuple(seeds), losses)
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,7 @@ class PairedDifference:
     """Baseline's loss minus the challenger's, seed by seed: above 0 the challenger is better.
 
     mean, interval: nats/token; differences: one a seed, in the order of ``seeds``; rates: each
-    side's best of its grid; reason: why a verdict must be inconclusive (a best rate at the edge of
-    its grid), or None.
+    side's best of its grid; reason: as in :class:`Speedup`.
     """
 
     mean: float
@@ -295,17 +294,13 @@ def _edge(table: LossTable, what: str) -> str:
 
 def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: int) -> str:
     """Returns why ``target`` cannot be read off between the horizons, or ""."""
+    first, last = horizons[[0, -1]]
     reached = law.steps(target)
-    if horizons[0] <= reached <= horizons[-1]:
+    if first <= reached <= last:
         return ""
-    over = f"the challenger's loss {target:.4g} after {challenger_steps} steps"
-    far = reached > horizons[-1]
-    end = horizons[-1 if far else 0]
-    side, end_name, more = (
-        ("below", "longest", "longer") if far else ("above", "shortest", "shorter")
-    )
-    bound = "above" if far else "below"
+    bound, at, more = ("above", last, "longer") if reached > last else ("below", first, "shorter")
     return (
-        f"{over} is {side} what the baseline reaches within its {end_name} horizon, {end:.0f} "
-        f"steps: the speedup is {bound} {end / challenger_steps:.3g}; add {more} horizons"
+        f"the challenger's loss {target:.4g} after {challenger_steps} steps is not one that the "
+        f"baseline reaches between its horizons of {first:.0f} and {last:.0f} steps: the speedup "
+        f"is {bound} {at / challenger_steps:.3g}; add {more} horizons"
     )

@@ -71,9 +71,8 @@ def penalties(
 
     Args:
         runs, by, options: as in :func:`limits`.
-        against: values of some columns of ``by``; a group's reference is the one that has these
-            and its own values of the others. ``{"parameterization": "standard"}`` compares every
-            parameterization with standard under the same optimizer and rate rule.
+        against: ``{"parameterization": "standard"}`` compares every parameterization with
+            standard under the same other values of ``by``.
 
     Returns:
         A row per group that is not a reference: ``by``, penalty (nats/token, above 0 where the
