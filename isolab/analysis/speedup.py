@@ -29,12 +29,20 @@ from isolab.analysis.seeds import (
     Array,
     LossTable,
     check_confidence,
-    grid_note,
     loss_table,
     require_columns,
     seed_resamples,
-    student_interval,
 )
+from isolab.analysis.tost import PairedDifference, check_same_seeds, edge_note, paired_difference
+
+__all__ = [
+    "PairedDifference",
+    "Speedup",
+    "TimeSpeedup",
+    "paired_difference",
+    "speedup",
+    "time_speedup",
+]
 
 
 @dataclass(frozen=True)
@@ -70,23 +78,6 @@ class TimeSpeedup:
 
     value: float | None
     interval: tuple[float, float] | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Baseline's loss minus the challenger's, seed by seed: above 0 the challenger is better.
-
-    mean, interval: nats/token; differences: one a seed, in the order of ``seeds``; rates: each
-    side's best of its grid; reason: as in :class:`Speedup`.
-    """
-
-    mean: float
-    interval: tuple[float, float]
-    differences: tuple[float, ...]
-    seeds: tuple[object, ...]
-    baseline_rate: float
-    challenger_rate: float
     reason: str | None
 
 
@@ -134,13 +125,13 @@ def speedup(
         raise ValueError(f"the challenger needs one horizon, got {list(other)}: keep one")
     ((challenger_steps, table),) = other.items()
     for horizon, its in base.items():
-        _same_seeds(its, table, f"the baseline at {horizon} {steps}", "the challenger")
+        check_same_seeds(its, table, f"the baseline at {horizon} {steps}", "the challenger")
 
     horizons = np.array(list(base), dtype=np.float64)
     losses = np.array([its.means[its.best] for its in base.values()])
     target = float(table.means[table.best])
-    notes = [_edge(its, f"baseline's best rate at {t} {steps}") for t, its in base.items()]
-    notes.append(_edge(table, "challenger's best rate"))
+    notes = [edge_note(its, f"baseline's best rate at {t} {steps}") for t, its in base.items()]
+    notes.append(edge_note(table, "challenger's best rate"))
 
     value: float | None = None
     interval: tuple[float, float] | None = None
@@ -220,47 +211,6 @@ def time_speedup(
     return TimeSpeedup(value * step_time_ratio, (interval[0] * low, interval[1] * high), reason)
 
 
-def paired_difference(
-    baseline: pl.DataFrame,
-    challenger: pl.DataFrame,
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-) -> PairedDifference:
-    r"""Compares two sweeps at their best rates, seed by seed, with a Student-t interval.
-
-    :math:`\bar d \pm t_{n-1}\, s_d / \sqrt n`, :math:`d_i` the baseline's loss minus the
-    challenger's at seed i, which gave both the same initialization and batches. Each side's rate is
-    the one of lowest seed-averaged loss on its grid, the same for all seeds.
-
-    Raises:
-        ValueError: for missing columns, fewer than 2 seeds, seeds that differ between the sides or
-            the rates, or a side whose every rate diverged.
-
-    Example:
-        >>> def runs(losses):
-        ...     return pl.DataFrame({"learning_rate": 0.1, "seed": [0, 1],
-        ...                          "final_validation_loss": losses})
-        >>> found = paired_difference(runs([1.50, 1.60]), runs([1.40, 1.49]))
-        >>> round(found.mean, 3), [round(end, 3) for end in found.interval]
-        (0.105, [0.041, 0.169])
-    """
-    one, other = (loss_table(side, rate, loss, seed) for side in (baseline, challenger))
-    _same_seeds(one, other, "the baseline", "the challenger")
-    differences = one.losses[one.best] - other.losses[other.best]
-    notes = [_edge(one, "baseline's best rate"), _edge(other, "challenger's best rate")]
-    return PairedDifference(
-        mean=float(differences.mean()),
-        interval=student_interval(differences, confidence),
-        differences=tuple(differences.tolist()),
-        seeds=one.seeds,
-        baseline_rate=float(one.settings[one.best]),
-        challenger_rate=float(other.settings[other.best]),
-        reason=joined(notes) or None,
-    )
-
-
 def _by_horizon(
     runs: pl.DataFrame, steps: str, rate: str, loss: str, seed: str, side: str
 ) -> dict[int, LossTable]:
@@ -276,20 +226,6 @@ def _by_horizon(
         return dict(each_group(runs, [steps], table))
     except ValueError as error:
         raise ValueError(f"{side}: {error}") from None
-
-
-def _same_seeds(one: LossTable, other: LossTable, first: str, second: str) -> None:
-    if one.seeds != other.seeds:
-        raise ValueError(
-            f"seeds must be the same on both sides: {first} has {list(one.seeds)}, {second} has "
-            f"{list(other.seeds)}"
-        )
-
-
-def _edge(table: LossTable, what: str) -> str:
-    """Returns a note on a best rate at an end of its grid; one rate alone was fixed by hand."""
-    single = len(table.settings) == 1
-    return "" if single else grid_note(table.settings, table.means, f"the {what}")
 
 
 def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: int) -> str:

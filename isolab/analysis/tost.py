@@ -1,4 +1,4 @@
-"""Are two sweeps the same at their best rates? Two one-sided tests, paired over seeds.
+"""Two sweeps at their best rates, seed by seed: how far apart, and are they the same?
 
 Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for
 assessing the equivalence of average bioavailability", 1987.
@@ -14,27 +14,43 @@ import numpy as np
 import polars as pl
 
 from isolab.analysis.groups import each_group, joined
-from isolab.analysis.seeds import Array, check_positive, student_interval
-from isolab.analysis.speedup import paired_difference
+from isolab.analysis.seeds import (
+    LossTable,
+    check_positive,
+    grid_note,
+    loss_table,
+    student_interval,
+)
 
 
 @dataclass(frozen=True)
-class TostResult:
-    """The outcome of :func:`tost`.
+class PairedDifference:
+    """The first sweep's loss minus the second's, seed by seed: below 0 the first is better.
 
-    difference: mean over seeds of a's loss less b's, nats/token, above 0 where a is worse;
-    interval: of the mean; margin: stated before; p_value: the larger of the two one-sided tests';
-    differences: by seed; rates: of a and b, a pair for each group; reason: why not to judge by it,
-    or None.
+    mean, interval: nats/token; differences: one a seed, in the order of ``seeds``; rates: each
+    side's best of its grid, a pair for each group; reason: why a verdict must be inconclusive (a
+    best rate at an end of its grid), or None.
     """
 
-    difference: float
+    mean: float
     interval: tuple[float, float]
-    margin: float
-    p_value: float
     differences: tuple[float, ...]
+    seeds: tuple[object, ...]
     rates: tuple[tuple[float, float], ...]
     reason: str | None
+
+
+@dataclass(frozen=True)
+class TostResult(PairedDifference):
+    """A difference, the margin stated before, and the larger p-value of the two one-sided tests."""
+
+    margin: float
+    p_value: float
+
+    @property
+    def difference(self) -> float:
+        """Returns the mean difference, nats/token, above 0 where the first sweep is worse."""
+        return self.mean
 
     @property
     def equivalent(self) -> bool:
@@ -42,9 +58,63 @@ class TostResult:
         return -self.margin <= self.interval[0] and self.interval[1] <= self.margin
 
 
+def paired_difference(
+    first: pl.DataFrame,
+    second: pl.DataFrame,
+    across: Sequence[str] = (),
+    rate: str = "learning_rate",
+    loss: str = "final_validation_loss",
+    seed: str = "seed",
+    confidence: float = 0.95,
+) -> PairedDifference:
+    r"""Compares two sweeps at their best rates, seed by seed, with a Student-t interval.
+
+    :math:`\bar d \pm t_{n-1}\, s_d / \sqrt n`, :math:`d_i` the first's loss minus the second's at
+    seed i, which gave both the same initialization and batches. Each side's rate is the one of
+    lowest seed-averaged loss on its grid, the same for all seeds.
+
+    Args:
+        first, second: a row per run; the same seeds in both.
+        across: columns that both frames have, such as ``width``: in each group of their values both
+            sides take their best rates anew, and a seed's difference is its mean over the groups.
+            The seeds remain what the interval is over, as runs of one seed share batches.
+        rate, loss, seed: names of columns.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: for missing columns, fewer than 2 seeds, groups or seeds that differ between the
+            sides, seeds that differ between rates or groups, or a side whose every rate diverged.
+
+    Example:
+        >>> def runs(losses):
+        ...     return pl.DataFrame({"learning_rate": 0.1, "seed": [0, 1],
+        ...                          "final_validation_loss": losses})
+        >>> found = paired_difference(runs([1.50, 1.60]), runs([1.40, 1.49]))
+        >>> round(found.mean, 3), [round(end, 3) for end in found.interval]
+        (0.105, [0.041, 0.169])
+    """
+    differences, rates, notes, seeds = [], [], [], set()
+    for name, *sides in _both_sides(first, second, across):
+        one, other = (loss_table(side, rate, loss, seed) for side in sides)
+        check_same_seeds(one, other, "the first side", "the second")
+        differences.append(one.losses[one.best] - other.losses[other.best])
+        rates.append((float(one.settings[one.best]), float(other.settings[other.best])))
+        edges = edge_note(one, "first side's best rate"), edge_note(other, "second's best rate")
+        notes += [f"{name}{edge}" for edge in edges if edge]
+        seeds.add(one.seeds)
+    if len(seeds) > 1:
+        raise ValueError(f"the groups by {list(across)} have different seeds; allowed: the same")
+    each = np.mean(differences, axis=0)
+    interval = student_interval(each, confidence)
+    reason = joined(notes) or None
+    return PairedDifference(
+        float(each.mean()), interval, tuple(each.tolist()), seeds.pop(), tuple(rates), reason
+    )
+
+
 def tost(
-    runs_a: pl.DataFrame,
-    runs_b: pl.DataFrame,
+    first: pl.DataFrame,
+    second: pl.DataFrame,
     margin: float,
     across: Sequence[str] = (),
     rate: str = "learning_rate",
@@ -59,18 +129,11 @@ def tost(
     difference lies within the margin. A mere failure to find a difference is not equivalence.
 
     Args:
-        runs_a, runs_b: a row per run; the same seeds in both. Each side's rate is the one of lowest
-            seed-averaged loss on its grid.
         margin: nats/token, above 0, stated before the runs.
-        across: columns that both frames have, such as ``width``: in each group of their values both
-            sides take their best rates anew, and a seed's difference is its mean over the groups.
-            The seeds remain what the interval is over, as runs of one seed share batches.
-        rate, loss, seed: names of columns.
-        confidence: of the interval.
+        first, second, across, rate, loss, seed, confidence: as in :func:`paired_difference`.
 
     Raises:
-        ValueError: a margin that is not positive, groups or seeds that differ between the sides,
-            and whatever :func:`~isolab.analysis.speedup.paired_difference` refuses.
+        ValueError: a margin that is not positive, and as :func:`paired_difference`.
 
     Example:
         >>> def runs(losses):
@@ -81,48 +144,46 @@ def tost(
         (True, True)
     """
     check_positive("margin", margin)
-    pairs = [
-        (name, paired_difference(a, b, rate, loss, seed, confidence))
-        for name, a, b in _both_sides(runs_a, runs_b, across)
-    ]
-    if len({pair.seeds for _, pair in pairs}) > 1:
-        raise ValueError(f"the groups by {list(across)} have different seeds; allowed: the same")
-    each = np.mean([pair.differences for _, pair in pairs], axis=0)
-    # paired_difference calls the sides baseline and challenger
-    reasons = joined(f"{name}{pair.reason}" for name, pair in pairs if pair.reason)
-    reasons = reasons.replace("baseline's", "first side's").replace("challenger's", "second's")
-    return TostResult(
-        float(each.mean()),
-        student_interval(each, confidence),
-        margin,
-        _p_value(each, margin),
-        tuple(each.tolist()),
-        tuple((pair.baseline_rate, pair.challenger_rate) for _, pair in pairs),
-        reasons or None,
-    )
+    pair = paired_difference(first, second, across, rate, loss, seed, confidence)
+    return TostResult(**vars(pair), margin=margin, p_value=_p_value(pair.differences, margin))
 
 
-def _p_value(differences: Array, margin: float) -> float:
+def check_same_seeds(one: LossTable, other: LossTable, first: str, second: str) -> None:
+    """Raises ValueError unless both tables, named so, have the same seeds."""
+    if one.seeds != other.seeds:
+        raise ValueError(
+            f"seeds must be the same on both sides: {first} has {list(one.seeds)}, {second} has "
+            f"{list(other.seeds)}"
+        )
+
+
+def edge_note(table: LossTable, what: str) -> str:
+    """Returns a note on a best rate at an end of its grid; one rate alone was fixed by hand."""
+    single = len(table.settings) == 1
+    return "" if single else grid_note(table.settings, table.means, f"the {what}")
+
+
+def _p_value(differences: Sequence[float], margin: float) -> float:
     """Returns the larger of the two one-sided tests' p-values."""
     from scipy.special import stdtr
 
     n = len(differences)
-    spread = float(differences.std(ddof=1)) / math.sqrt(n)
-    room = margin - abs(float(differences.mean()))
+    spread = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    room = margin - abs(float(np.mean(differences)))
     if spread == 0:
         return 0.0 if room > 0 else 1.0
     return float(stdtr(n - 1, -room / spread))
 
 
 def _both_sides(
-    runs_a: pl.DataFrame, runs_b: pl.DataFrame, across: Sequence[str]
+    first: pl.DataFrame, second: pl.DataFrame, across: Sequence[str]
 ) -> list[tuple[str, pl.DataFrame, pl.DataFrame]]:
     """Returns the name of each group by ``across`` and both sides' runs in it."""
     if not across:
-        return [("", runs_a, runs_b)]
+        return [("", first, second)]
     a, b = (
         dict(each_group(runs, across, lambda name, its: (tuple(name.values()), its)))
-        for runs in (runs_a, runs_b)
+        for runs in (first, second)
     )
     if a.keys() != b.keys():
         raise ValueError(

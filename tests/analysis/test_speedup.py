@@ -194,7 +194,7 @@ def test_paired_differences_ignore_what_seeds_share(differences, offsets):
     )
     assert found.differences == pytest.approx(differences, abs=1e-12)
     assert found.mean == pytest.approx(np.mean(differences), abs=1e-12)
-    assert (found.baseline_rate, found.challenger_rate, found.reason) == (0.02, 0.04, None)
+    assert (found.rates, found.reason) == (((0.02, 0.04),), None)
     if np.std(differences) > 1e-6:
         expected = stats.ttest_rel(shared + differences, shared).confidence_interval(0.95)
         assert found.interval == pytest.approx(tuple(expected), rel=1e-6, abs=1e-9)
@@ -209,8 +209,8 @@ def test_paired_difference_chooses_rates_on_means_of_two_seeds_or_more():
         }
     )
     found = paired_difference(frame(400, [2.0, 2.0]), runs)
-    assert found.challenger_rate == 0.2
+    assert found.rates[0][1] == 0.2
     assert found.differences == pytest.approx((0.1, 0.1))
-    assert "challenger's best rate, 0.2, is the highest" in found.reason
+    assert "second's best rate, 0.2, is the highest" in found.reason
     with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
         paired_difference(frame(400, [2.0]), frame(400, [1.9]))
