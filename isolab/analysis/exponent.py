@@ -37,7 +37,7 @@ def exponents(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options])
     """Fits the power of the width with which each group's best rate moves.
 
     Args:
-        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`. Two widths at
+        runs, by, options: of :func:`width_groups`. Two widths at
             least; three for the residual to say anything.
 
     Returns:
@@ -46,7 +46,7 @@ def exponents(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options])
         Nulls where fewer than two widths count.
 
     Raises:
-        ValueError: as :func:`~isolab.analysis.width_group.width_groups`.
+        ValueError: as :func:`width_groups`.
 
     Example:
         >>> from itertools import product

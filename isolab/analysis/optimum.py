@@ -58,12 +58,10 @@ def optimum(
     Args:
         runs: a row per run of one configuration, whose rate and seed alone vary.
         rate, loss, seed: its columns; a loss of +inf or NaN is a diverged run.
-        confidence: of both intervals.
-        resamples: of the seeds; the generator is seeded.
+        confidence, resamples: of both intervals.
 
     Raises:
-        ValueError: for missing columns, fewer than 3 rates, seeds missing at some rates, and
-            whatever :func:`~isolab.analysis.seeds.loss_table` refuses.
+        ValueError: for fewer than 3 rates, and as :func:`~isolab.analysis.seeds.loss_table`.
         AllDivergedError: a ValueError, where every rate has a diverged seed.
 
     Example:

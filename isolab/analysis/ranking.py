@@ -52,7 +52,7 @@ def ranking(
     """Ranks groups by their loss at one width, each at its own best rate, the lowest first.
 
     Args:
-        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`.
+        runs, by, options: of :func:`width_groups`.
         width: None takes the largest of all runs.
 
     Returns:
@@ -61,8 +61,7 @@ def ranking(
         has loss +inf and ranks last; one without runs at the width has nulls and comes after.
 
     Raises:
-        ValueError: for a width that no run has, and as
-            :func:`~isolab.analysis.width_group.width_groups`.
+        ValueError: for a width that no run has, and as :func:`width_groups`.
 
     Example:
         >>> from itertools import product

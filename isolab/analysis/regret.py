@@ -12,9 +12,8 @@ f off the optimum, averaged over both sides,
 
 .. math:: \tfrac{1}{2} \left[L_n(x^*_n + \log_2 f) + L_n(x^*_n - \log_2 f)\right] - L_n(x^*_n)
 
-In a resample of the seeds whose rate falls off the grid of a width, a loss may be anything: the
-regret's or increase's interval is then taken at its widest, from 0 to infinity. Grid steps are
-unbounded towards the side where a best rate lies at an end of its grid.
+Where a resample's rate falls off a width's grid, its regret or increase may be anything from 0 to
+infinity; its grid steps are unbounded towards the side where a best rate is an end of its grid.
 
 Reference: the metrics follow Kalra and Barkeshli, arXiv:2605.21486; reading them off seed-averaged
 parabolas is this project's choice.
@@ -48,7 +47,7 @@ def regrets(
     """Carries each group's best rate at its base width to its other widths.
 
     Args:
-        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`.
+        runs, by, options: of :func:`width_groups`.
         base_width: None takes each group's smallest.
 
     Returns:
@@ -58,8 +57,7 @@ def regrets(
         transferred rate is off the width's grid. A group of one width has one row, of nulls.
 
     Raises:
-        ValueError: for a base width that a group does not have, and as
-            :func:`~isolab.analysis.width_group.width_groups`.
+        ValueError: for a base width that a group does not have, and as :func:`width_groups`.
 
     Example:
         >>> from itertools import product
@@ -110,7 +108,7 @@ def sensitivities(
     """Measures what a rate some factors off the best one costs, at each group's every width.
 
     Args:
-        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`.
+        runs, by, options: of :func:`width_groups`.
         factors: above 1; each is taken above and below the best rate.
 
     Returns:
@@ -119,8 +117,7 @@ def sensitivities(
         +inf where a side diverged; null where the grid ends before a side.
 
     Raises:
-        ValueError: for a factor that is not above 1 and finite, and as
-            :func:`~isolab.analysis.width_group.width_groups`.
+        ValueError: for a factor that is not above 1 and finite, and as :func:`width_groups`.
     """
     if not len(factors) or not all(1 < factor < math.inf for factor in factors):
         raise ValueError(f"factors must be above 1 and finite, and one at least, got {factors}")

@@ -9,8 +9,7 @@ where :math:`L_\infty + k T^{-p}` is fitted to the baseline's final losses at se
 each a run with a full schedule of its own; a loss in the middle of a schedule is no substitute.
 Both sides take the best learning rate of their grid by seed-averaged loss, at every horizon anew.
 
-The interval resamples seeds, the same draw for both sides and all horizons, since a seed fixes
-initialization and batches; every resample chooses its rates and fits its law again. It does not
+The interval is over seeds; every resample chooses its rates and fits its law again. It does not
 cover the law being the wrong one: compare ``law.residual`` with the difference between the sides.
 """
 

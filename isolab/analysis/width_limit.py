@@ -35,7 +35,7 @@ def limits(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options]) ->
     """Extrapolates each group's loss at its best rates to infinite width.
 
     Args:
-        runs, by, options: of :func:`~isolab.analysis.width_group.width_groups`. Three widths at
+        runs, by, options: of :func:`width_groups`. Three widths at
             least, four for the fit to be able to miss.
 
     Returns:
@@ -44,7 +44,7 @@ def limits(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options]) ->
         widths have a rate that did not diverge, or the loss does not fall with the width.
 
     Raises:
-        ValueError: as :func:`~isolab.analysis.width_group.width_groups`.
+        ValueError: as :func:`width_groups`.
 
     Example:
         >>> from itertools import product

@@ -180,8 +180,7 @@ def eps_lines(
 
     Args:
         gradients: from :func:`isolab.measure.gradients.gradient_sizes`, of one parameterization
-            and step,
-            at loss scale 1.
+            and step, at loss scale 1.
         base_width: of the runs.
         width: of the runs, where they vary the loss scale.
         loss_scales: those of the runs; None: the runs vary the width.

@@ -26,27 +26,21 @@ def parabolas(
     bests: log2 of the best rate by width; floors: the loss there (2 where None); noise: standard
     deviation per run; shared: (seeds,) added to a seed's every loss.
     """
+    loss = "final_validation_loss"
     shared = np.zeros(seeds) if shared is None else shared
-    widths = list(bests)
-    shape = (len(widths), len(grid), seeds)
-    n, x, s = (
-        axis.ravel() for axis in np.meshgrid(range(shape[0]), grid, range(seeds), indexing="ij")
-    )
-    best = np.array([bests[width] for width in widths], dtype=np.float64)
-    floor = np.array([floors[width] if floors else 2.0 for width in widths], dtype=np.float64)
-    loss = floor[n] + curvature * (x - best[n]) ** 2 + shared[s]
-    if rng is not None:
-        loss = loss + noise * rng.normal(size=loss.shape)
-    return pl.DataFrame(
+    rows = [
         {
-            "width": np.array(widths)[n],
-            "learning_rate": 2.0**x,
-            "seed": s,
-            "final_validation_loss": loss,
+            **columns, "optimizer": optimizer, "width": width, "learning_rate": 2.0**x, "seed": s,
+            loss: (floors or {}).get(width, 2.0) + curvature * (x - best) ** 2 + shared[s],
         }
-    ).with_columns(
-        **{name: pl.lit(value) for name, value in {"optimizer": optimizer, **columns}.items()}
-    )
+        for width, best in bests.items()
+        for x in grid
+        for s in range(seeds)
+    ]  # fmt: skip
+    runs = pl.DataFrame(rows)
+    if rng is None:
+        return runs
+    return runs.with_columns(pl.col(loss) + pl.Series(noise * rng.normal(size=len(runs))))
 
 
 def diverge(runs: pl.DataFrame, **where: object) -> pl.DataFrame:
