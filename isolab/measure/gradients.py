@@ -15,10 +15,8 @@ Reference: Everett et al., arXiv:2407.05872, section 4.3.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -27,15 +25,22 @@ import numpy as np
 
 from isolab.analysis.seeds import check_confidence, seed_interval
 from isolab.analysis.width_lines import size_tables, width_lines
-from isolab.model.corpus import Corpus, load_corpus
+from isolab.measure.observe import observe
+from isolab.model.corpus import Corpus
 from isolab.model.probe import rms
-from isolab.model.transformer import next_token_loss, roles
+from isolab.model.transformer import next_token_loss
 from isolab.optimizers.adam import scale_by_adam
 from isolab.optimizers.catalog import CATALOG
 from isolab.theory.parameterization import PARAMETERIZATIONS, ROLES, parameterization
 from isolab.training.config import RunConfig
-from isolab.training.train import batch_of, keys
-from isolab.training.watch import ForwardModel, checked_whole, watch
+from isolab.training.watch import (
+    ForwardModel,
+    Observation,
+    by_layer,
+    watch,
+    whole_number,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -84,41 +89,47 @@ def gradient_sizes(
     Raises:
         ValueError: impossible widths, steps, seeds or parameterizations, by name and value.
     """
-    import polars as pl
-
-    widths, seeds = checked_whole("widths", widths, 1), checked_whole("seeds", seeds, 0)
-    steps = checked_whole("steps", steps, 0, config.steps)
-    corpus = load_corpus(config.corpus)
-    tokens = jnp.asarray(corpus.train)
-    runs = [
-        dataclasses.replace(config, parameterization=name, width=width)
+    widths, seeds = whole_numbers("widths", widths, 1), whole_numbers("seeds", seeds, 0)
+    configs = [
+        dataclasses.replace(config, parameterization=name, width=width, seed=seed)
         for name in parameterizations
         for width in widths
+        for seed in seeds
     ]
+    labels = ("parameterization", "width", "seed")
+    return observe(configs, whole_numbers("steps", steps, 0, config.steps), _sizes, labels)
 
-    def measured(run: RunConfig) -> list[tuple[Any, ...]]:
-        gradient, by_role = _gradient(run, corpus.vocab_size)
-        sizes = jax.jit(lambda *now: _sizes(by_role(gradient(*now))))
-        rows: list[tuple[Any, ...]] = []
-        for seed in seeds:
-            for moment in watch(dataclasses.replace(run, seed=seed), steps, corpus):
-                found = jax.device_get(sizes(moment.params, seed, moment.step, tokens))
-                rows += [
-                    (run.parameterization, run.width, seed, moment.step, role, float(found[role]))
-                    for role in ROLES
-                ]
-        return rows
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is compiling, on one core each
-        found = list(pool.map(measured, runs))
-    return pl.DataFrame(
-        list(itertools.chain.from_iterable(found)),
-        schema={
-            "parameterization": pl.String, "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64,
-            "role": pl.String, "gradient_rms": pl.Float64,
-        },
-        orient="row",
-    )  # fmt: skip
+def _sizes(seen: Observation) -> list[dict[str, Any]]:
+    sizes = jax.device_get(
+        _gradient_rms(seen.model, seen.params, seen.batch, seen.config.loss_scale)
+    )
+    return [{"role": role, "gradient_rms": float(sizes[role])} for role in ROLES]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient_rms(
+    model: ForwardModel, params: Any, batch: Any, loss_scale: Any
+) -> dict[str, jax.Array]:
+    leaves = _by_role(model, _gradient(model, params, batch, loss_scale))
+    return {role: rms(leaves[role]) for role in ROLES}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(model: ForwardModel, params: Any, batch: Any, loss_scale: Any) -> Any:
+    """Returns the gradient that a run's optimizer sees, nested as the parameters are."""
+
+    def objective(params: Any) -> jax.Array:
+        value: jax.Array = loss_scale * next_token_loss(model(params), *batch)[0]
+        return value
+
+    return jax.grad(objective)(params)
+
+
+def _by_role(model: ForwardModel, tree: Any) -> dict[str, list[Any]]:
+    """Returns the leaves of what is nested as the parameters are, by role."""
+    layers = by_layer(tree).items()
+    return {role: [x for name, x in layers if model.roles[name] == role] for role in ROLES}
 
 
 def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
@@ -189,24 +200,22 @@ def second_moments(
     Raises:
         ValueError: impossible widths or step, by name and value.
     """
-    widths = checked_whole("widths", widths, 1)
-    (step,) = checked_whole("step", [step], 1, config.steps)
-    corpus = corpus or load_corpus(config.corpus)
-    tokens = jnp.asarray(corpus.train)
+    step = whole_number("step", step, 1, config.steps)
     found = []
-    for run in [dataclasses.replace(config, width=width) for width in widths]:
-        gradient, by_role = _gradient(run, corpus.vocab_size)
+    for width in whole_numbers("widths", widths, 1):
+        run = dataclasses.replace(config, width=width)
         b2 = run.hyperparameters.get("b2", CATALOG["adam"].defaults["b2"])
         rule = scale_by_adam(b2=b2, moment_dtype=jnp.dtype(run.moment_dtype))
-        keep = jax.jit(lambda state, *now, g=gradient, r=rule: r.update(g(*now), state)[1])
+        update = jax.jit(lambda gradient, state, rule=rule: rule.update(gradient, state)[1])
         state: Any = None
-        for moment in watch(run, range(step), corpus):
-            state = rule.init(moment.params) if state is None else state
-            state = keep(state, moment.params, run.seed, moment.step, tokens)
-        corrected = 1 - b2**step
-        for role, leaves in by_role(jax.device_get(state.nu)).items():
+        for seen in watch(run, range(step), corpus):
+            state = rule.init(seen.params) if state is None else state
+            gradient = _gradient(seen.model, seen.params, seen.batch, run.loss_scale)
+            state = update(gradient, state)
+        for role, leaves in _by_role(seen.model, jax.device_get(state.nu)).items():
             entries = np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in leaves])
-            found.append(SecondMoment(run, role, np.sort(np.sqrt(entries / np.float32(corrected)))))
+            root = np.sqrt(entries / np.float32(1 - b2**step))
+            found.append(SecondMoment(run, role, np.sort(root)))
     return found
 
 
@@ -232,7 +241,7 @@ def root_histogram(moments: Sequence[SecondMoment], bins_per_decade: int = 4) ->
     """
     import polars as pl
 
-    (bins,) = checked_whole("bins_per_decade", [bins_per_decade], 1)
+    bins = whole_number("bins_per_decade", bins_per_decade, 1)
     _check_moments(moments)
     rows: list[tuple[Any, ...]] = []
     for config, role, root in moments:
@@ -291,33 +300,6 @@ def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) ->
             rows.append((config.width, role, eps, below / len(moved) if len(moved) else None))
     schema = {"width": pl.Int64, "role": pl.String, "eps": pl.Float64, "share": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _gradient(
-    config: RunConfig, vocab_size: int
-) -> tuple[Callable[..., Any], Callable[[Any], dict[str, list[Any]]]]:
-    """Returns gradient(params, seed, step, tokens), as the run takes it, and its leaves by role."""
-    model = ForwardModel(config, vocab_size)
-    names = jax.tree.leaves(roles(model.shape))
-
-    def loss(params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return config.loss_scale * next_token_loss(model(params), inputs, targets)[0]
-
-    def gradient(params: Any, seed: Any, step: Any, tokens: jax.Array) -> Any:
-        _, data_key = keys(seed)
-        return jax.grad(loss)(params, *batch_of(config, data_key, step, tokens))
-
-    def by_role(tree: Any) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {role: [] for role in ROLES}
-        for role, leaf in zip(names, jax.tree.leaves(tree), strict=True):
-            found[role].append(leaf)
-        return found
-
-    return gradient, by_role
-
-
-def _sizes(leaves: dict[str, list[Any]]) -> dict[str, jax.Array]:
-    return {role: rms(of) for role, of in leaves.items()}
 
 
 def _check_moments(moments: Sequence[SecondMoment]) -> None:

@@ -131,6 +131,11 @@ def rms(values: Any) -> jax.Array:
     return jnp.sqrt(squares / sum(leaf.size for leaf in leaves))
 
 
+def in_order(seen: dict[str, Layer]) -> list[tuple[str, Layer]]:
+    """Returns layers in the order in which they were called, which a jitted function loses."""
+    return sorted(seen.items(), key=lambda item: item[1].order)
+
+
 def _named(calls: list[tuple[int, str, tuple[Any, ...], Any]]) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     times: dict[str, int] = {}

@@ -135,7 +135,7 @@ def test_each_number_is_the_formula_on_the_runs_own_parameters(measured):
     config = dataclasses.replace(BASE, seed=1)
     corpus = load_corpus(BASE.corpus)
     (moment,) = watch(config, [5], corpus)
-    model = ForwardModel(config, corpus.vocab_size)(moment.params)
+    model = ForwardModel.of(config, corpus.vocab_size)(moment.params)
     seen = nnx.jit(activations)(model, held_out(corpus, 4, BASE.context)[0])
     mine = measured.filter(width=16, seed=1, step=5)
     for path, module in nnx.iter_modules(model):

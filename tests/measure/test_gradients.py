@@ -49,7 +49,7 @@ def state_after(config, steps):
 
 
 def by_role(config, tree):
-    named = jax.tree.leaves(roles(ForwardModel(config, 64).shape))
+    named = jax.tree.leaves(roles(ForwardModel.of(config, 64).shape))
     leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)]
     return {
         role: np.concatenate([x for name, x in zip(named, leaves, strict=True) if name == role])

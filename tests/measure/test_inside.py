@@ -108,7 +108,7 @@ def test_spectra_are_those_of_inputs_and_gradients():
     state = states(BASE)[4]
     inside = inspect_run(BASE, state, 4)
     corpus = load_corpus(BASE.corpus)
-    model = ForwardModel(BASE, corpus.vocab_size)(state.params)
+    model = ForwardModel.of(BASE, corpus.vocab_size)(state.params)
     inputs, targets = held_out(corpus, WINDOWS, BASE.context)
     seen = activations(model, inputs)
     layers = [layer for layer in LAYERS if layer.startswith("blocks") and "norm" not in layer]
