@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import math
-import statistics
-from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,100 +15,52 @@ import pytest
 from benchmarks import matmul, nanogpt, step_time, throughput
 from benchmarks.__main__ import app
 from benchmarks.plain_jax import PlainLoop, PlainTransformer
-from benchmarks.report import markdown
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from isolab import charts
-from isolab.measure.interval import Interval, representative_start, with_counters
-from isolab.measure.timing import interleave
+from isolab.measure.step_time import Interval, interleave, representative_start, with_counters
 from isolab.model.corpus import load_corpus
 from isolab.model.transformer import Transformer, TransformerConfig
 from isolab.training.config import RunConfig
 
 CORPUS = "zipf_markov:vocab_size=16,length=4000"
 TINY = RunConfig(
-    width=16,
-    depth=1,
-    head_size=8,
-    context=8,
-    batch_size=4,
-    learning_rate=0.002,
-    steps=8,
-    evaluate_every=4,
-    warmup_steps=0,
-    validation_windows=2,
-    corpus=CORPUS,
-)
-
-
-class Clock:
-    """Time that passes only when work is done."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.calls: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def worker(self, name: str, durations: Iterator[float]) -> Callable[[], None]:
-        def work() -> None:
-            self.calls.append(name)
-            self.now += next(durations)
-
-        return work
-
-
-def test_interleave_takes_turns_and_leaves_the_warm_up_out() -> None:
-    clock = Clock()
-    work = {
-        "a": clock.worker("a", iter([100.0, 1.0, 2.0, 6.0])),
-        "b": clock.worker("b", iter([100.0, 4.0, 4.0, 4.0])),
-    }
-    timings = interleave(work, rounds=3, units={"b": 2}, clock=clock)
-    assert clock.calls == ["a", "b"] * 4
-    assert timings.seconds == {"a": (1.0, 2.0, 6.0), "b": (2.0, 2.0, 2.0)}
-    assert timings.median("a") == 2.0
-    assert timings.ratio("a", "b") == (1.0, 0.5, 3.0)
+    width=16, depth=1, head_size=8, context=8, batch_size=4, learning_rate=0.002, steps=8,
+    evaluate_every=4, warmup_steps=0, validation_windows=2, corpus=CORPUS,
+)  # fmt: skip
 
 
 whole = st.integers(1, 1000).map(float)
 
 
-@given(st.lists(st.tuples(whole, whole), min_size=1, max_size=6), st.integers(0, 2))
-def test_ratios_are_of_the_same_round(rounds: list[tuple[float, float]], warm_up: int) -> None:
-    clock = Clock()
-    first, second = zip(*rounds, strict=True)
-    work = {
-        "a": clock.worker("a", itertools.chain([9e3] * warm_up, first)),
-        "b": clock.worker("b", itertools.chain([9e3] * warm_up, second)),
+@given(st.lists(st.tuples(whole, whole), min_size=1, max_size=6))
+def test_calls_take_turns_and_the_first_turn_is_not_timed(
+    rounds: list[tuple[float, float]],
+) -> None:
+    now, calls = 0.0, []
+    durations = {
+        name: iter([9e3, *own]) for name, own in zip("ab", zip(*rounds, strict=True), strict=True)
     }
-    timings = interleave(work, len(rounds), warm_up=warm_up, clock=clock)
-    ratios = [a / b for a, b in rounds]  # whole seconds: exact in float64
-    assert timings.ratio("a", "b") == (statistics.median(ratios), min(ratios), max(ratios))
+
+    def work(name: str) -> None:
+        nonlocal now
+        calls.append(name)
+        now += next(durations[name])
+
+    work_of = {name: functools.partial(work, name) for name in "ab"}
+    seconds = interleave(work_of, len(rounds), clock=lambda: now)
+    assert calls == ["a", "b"] * (1 + len(rounds))
+    # whole seconds: exact in float64
+    assert np.stack([seconds["a"], seconds["b"]], 1).tolist() == [list(pair) for pair in rounds]
 
 
-def test_a_machine_that_slows_down_changes_times_but_not_ratios() -> None:
-    clock = Clock()
-    slowdown = [1.0, 8.0, 64.0]  # powers of two: exact
-    work = {
-        name: clock.worker(name, iter([own * s for s in slowdown]))
-        for name, own in {"a": 3.0, "b": 2.0}.items()
-    }
-    timings = interleave(work, rounds=3, warm_up=0, clock=clock)
-    assert max(timings.seconds["a"]) == 64 * min(timings.seconds["a"])
-    assert set(timings.ratios("a", "b")) == {1.5}
-
-
-@pytest.mark.parametrize("arguments", [{"rounds": 0}, {"rounds": 1, "warm_up": -1}])
-def test_interleave_refuses_what_it_cannot_time(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="allowed"):
-        interleave({"a": lambda: None}, **arguments)
-    with pytest.raises(ValueError, match="no callables"):
-        interleave({}, rounds=1)
+@pytest.mark.parametrize(("calls", "rounds"), [({}, 1), ({"a": lambda: None}, 0)])
+def test_interleave_refuses_what_it_cannot_time(calls: Any, rounds: int) -> None:
+    with pytest.raises(ValueError, match="allowed: 1 or more of each"):
+        interleave(calls, rounds)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300), st.data())
@@ -288,21 +239,8 @@ def test_command_refuses_an_unknown_name_and_lists_the_known() -> None:
     assert "stepp_time" in outcome.output and "throughput" in outcome.output
 
 
-@pytest.mark.slow
-def test_command_prints_the_table_of_what_was_chosen() -> None:
-    outcome = CliRunner().invoke(app, ["matmul", "--width", "16", "--rounds", "1"])
-    assert outcome.exit_code == 0, outcome.output
-    assert "## matmul" in outcome.output and "| 16 |" in outcome.output
-    assert "step_time" not in outcome.output
-
-
 def test_missing_torch_is_said() -> None:
     if nanogpt.available():
         pytest.skip("torch is installed")
     outcome = CliRunner().invoke(app, ["nanogpt"])
     assert outcome.exit_code == 0 and nanogpt.MISSING in outcome.output
-
-
-def test_markdown_aligns_cells_with_the_header() -> None:
-    lines = markdown(["a", "b"], [[1, 2.25], ["x", "y"]]).splitlines()
-    assert lines == ["| a | b |", "|---|---|", "| 1 | 2.2 |", "| x | y |"]

@@ -24,28 +24,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 
 from isolab.measure.observe import observe
 from isolab.model.corpus import load_corpus
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.optimizers.dtypes import at_least_float32
 from isolab.training.config import RunConfig
-from isolab.training.watch import (
-    ForwardModel,
-    Observation,
-    by_layer,
-    held_out,
-    whole_number,
-    whole_numbers,
-)
-
-if TYPE_CHECKING:
-    import polars as pl
+from isolab.training.watch import ForwardModel, Observation, by_layer, held_out
+from isolab.training.whole_numbers import whole_number, whole_numbers
 
 KINDS = ("weights", "change", "update")
 ROLES = ("hidden", "readout")
@@ -121,8 +113,6 @@ def measure(
 
     Reference: Everett et al., arXiv:2407.05872.
     """
-    import polars as pl
-
     widths = whole_numbers("widths", widths, 1)
     steps = whole_numbers("steps", steps, 0, config.steps)
     seeds = whole_numbers("seeds", seeds, 0)

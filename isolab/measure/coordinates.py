@@ -28,30 +28,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+import polars as pl
 from flax import nnx
 
-from isolab.analysis.seeds import check_confidence, require_columns, seed_interval
-from isolab.analysis.width_lines import width_lines
+from isolab.analysis.seeds import require_columns
 from isolab.measure.observe import observe
+from isolab.measure.slopes import width_slopes
 from isolab.model.corpus import load_corpus
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.training.config import RunConfig
-from isolab.training.watch import (
-    ForwardModel,
-    Observation,
-    held_out,
-    whole_number,
-    whole_numbers,
-)
-
-if TYPE_CHECKING:
-    import polars as pl
+from isolab.training.watch import ForwardModel, Observation, held_out
+from isolab.training.whole_numbers import whole_number, whole_numbers
 
 MakeModel: TypeAlias = Callable[[int, nnx.Rngs], nnx.Module]
 Loss: TypeAlias = Callable[[Any, Any], jax.Array]
@@ -112,8 +104,6 @@ def coordinate_check(
         >>> frame.shape, frame["layer"].unique(maintain_order=True).to_list()
         ((18, 7), ['layers/0', 'layers/2', 'logits'])
     """
-    import polars as pl
-
     widths = whole_numbers("widths", widths, 1, at_least=2)
     seeds = whole_numbers("seeds", seeds, 0)
     steps = whole_number("steps", steps, 0)
@@ -126,7 +116,12 @@ def coordinate_check(
     for width in widths:
         rule = None
         for seed in seeds:
-            model = _checked_model(make_model(width, nnx.Rngs(seed)), width)
+            model = make_model(width, nnx.Rngs(seed))
+            if not isinstance(model, nnx.Module):
+                raise TypeError(
+                    f"make_model returned a {type(model).__name__} at width {width}; allowed: a"
+                    " flax.nnx Module"
+                )
             rule = rule or _transformation(optimizer, width, model)
             state = nnx.Optimizer(model, rule, wrt=nnx.Param)
             graphdef, randomness, rest = _split(model)
@@ -168,8 +163,6 @@ def coordinate_check_runs(
     Raises:
         ValueError: impossible widths, steps, seeds or windows, by name, value and what is allowed.
     """
-    import polars as pl
-
     widths = whole_numbers("widths", widths, 1, at_least=2)
     seeds = whole_numbers("seeds", seeds, 0)
     steps = whole_number("steps", steps, 0)
@@ -187,25 +180,19 @@ def coordinate_check_runs(
 
 
 def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
-    r"""Returns how each layer's sizes go with the width, with an interval over seeds.
-
-    .. math:: \mathrm{rms} \sim n^{\mathrm{slope}}
-
-    A seed's slope is the least-squares line of log2(rms) on log2(width); the slope is their mean
-    and its interval Student's t over seeds.
+    """Returns how each layer's sizes go with the width: :func:`isolab.measure.slopes.width_slopes`.
 
     Args:
         frame: from :func:`coordinate_check` or :func:`coordinate_check_runs`.
-        confidence: of the interval.
+        confidence: of the interval over seeds.
 
     Returns:
         polars.DataFrame, a row per layer, step and quantity: ``layer``, ``order``, ``step``,
         ``quantity`` ("activation", "change"), ``slope``, ``slope_low``, ``slope_high`` (float64)
-        and ``note``. One seed has no spread: its interval is (-inf, inf). Where a size is 0 or not
-        finite, or a width lacks the layer, there is no slope (null), and ``note`` says where.
+        and ``note``.
 
     Raises:
-        ValueError: missing columns, no rows, one width only, or a confidence out of (0, 1).
+        ValueError: missing columns, one width only, or a confidence out of (0, 1).
 
     Example:
         >>> import polars as pl
@@ -214,45 +201,17 @@ def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
         >>> slopes(frame).select("quantity", "slope").rows()
         [('activation', 0.0), ('change', 1.0)]
     """
-    import polars as pl
-
-    check_confidence(confidence)
-    quantities = {"activation": "activation_rms", "change": "change_rms"}
-    require_columns(frame, ["width", "seed", "step", "layer", "order", *quantities.values()])
-    widths, seeds = (frame[name].unique().sort().to_list() for name in ("width", "seed"))
-    if len(widths) < 2:
-        raise ValueError(f"a slope needs at least 2 widths, got {widths}: add widths")
-    rows = []
-    groups = frame.sort("step", "order").group_by("step", "layer", maintain_order=True)
-    for (step, layer), group in groups:
-        for quantity in ["activation", "change"] if step else ["activation"]:
-            found = group.select("width", "seed", quantities[quantity]).rows()
-            sizes = {(width, seed): size for width, seed, size in found}
-            where = {"layer": layer, "order": group["order"].min(), "step": step}
-            slope = _slope(sizes, widths, seeds, confidence)
-            rows.append(where | {"quantity": quantity} | slope)
-    schema = dict.fromkeys(("slope", "slope_low", "slope_high"), pl.Float64)
-    return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
-
-
-def _slope(
-    sizes: dict[tuple[int, int], float | None],
-    widths: Sequence[int],
-    seeds: Sequence[int],
-    confidence: float,
-) -> dict[str, Any]:
-    table = np.array([[sizes.get((w, s)) for w in widths] for s in seeds], np.float64)
-    wrong = np.argwhere(~(np.isfinite(table) & (table > 0)))
-    if len(wrong):
-        seed, width = wrong[0]
-        what = f"is {table[seed, width]:g}"
-        what = what if (widths[width], seeds[seed]) in sizes else "is missing"
-        note = f"no slope: at width {widths[width]}, seed {seeds[seed]}, it {what}"
-        return dict.fromkeys(("slope", "slope_low", "slope_high")) | {"note": note}
-    each = width_lines(table, widths).slopes
-    low, high = seed_interval(each, confidence)
-    note = "" if len(seeds) > 1 else "one seed: no interval"
-    return {"slope": float(each.mean()), "slope_low": low, "slope_high": high, "note": note}
+    index = ["width", "seed", "step", "layer", "order"]
+    require_columns(frame, [*index, "activation_rms", "change_rms"])
+    sizes = (
+        frame.with_columns(pl.col("order").min().over("step", "layer"))
+        .unpivot(["activation_rms", "change_rms"], index=index, variable_name="quantity")
+        .with_columns(pl.col("quantity").str.strip_suffix("_rms"))
+        .filter((pl.col("quantity") == "activation") | (pl.col("step") > 0))
+        .sort("step", "order", "layer", "quantity")
+    )
+    by = ["layer", "order", "step", "quantity"]
+    return width_slopes(sizes, by, "value", confidence).drop("residual")
 
 
 def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
@@ -317,19 +276,10 @@ def _rms_of_both(now: dict[str, Layer], first: dict[str, Layer]) -> dict[str, li
     return {name: [rms(now[name].output), rms(change[name].output)] for name in now}
 
 
-def _checked_model(model: Any, width: int) -> nnx.Module:
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"make_model returned a {type(model).__name__} at width {width}; allowed: a flax.nnx"
-            " Module"
-        )
-    return model
-
-
 def _transformation(optimizer: Any, width: int, model: nnx.Module) -> Any:
-    if isinstance(optimizer, optax.GradientTransformation):
-        return optimizer
-    made = optimizer(width, model) if callable(optimizer) else optimizer
+    made = optimizer
+    if callable(optimizer) and not isinstance(optimizer, optax.GradientTransformation):
+        made = optimizer(width, model)
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
             f"optimizer gives a {type(made).__name__}; allowed: an optax transformation, or a"

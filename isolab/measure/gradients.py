@@ -2,12 +2,10 @@ r"""How large gradients are, by role and width, and what epsilon makes of them.
 
 Adam divides by :math:`\sqrt{\hat v} + \epsilon`. Gradients go as :math:`n^{-g}` with the width n
 (:meth:`isolab.theory.parameterization.Parameterization.gradient_exponent`), so an epsilon that did
-nothing
-at one width rules at another: a parameter with :math:`\sqrt{\hat v} < \epsilon` gets less than half
-of the update that it would get without epsilon.
+nothing at one width rules at another: a parameter with :math:`\sqrt{\hat v} < \epsilon` gets less
+than half of the update that it would get without epsilon.
 
-All of it is measured at steps of real runs (:func:`isolab.training.watch.watch`), on the run's own
-batches, with its loss scale: what its optimizer sees.
+All is measured on real runs' own batches, with their loss scale: what their optimizer sees.
 
 Reference: Everett et al., arXiv:2407.05872, section 4.3.
 """
@@ -17,15 +15,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 
-from isolab.analysis.seeds import check_confidence, seed_interval
-from isolab.analysis.width_lines import size_tables, width_lines
 from isolab.measure.observe import observe
+from isolab.measure.slopes import width_slopes
 from isolab.model.corpus import Corpus
 from isolab.model.probe import rms
 from isolab.model.transformer import next_token_loss
@@ -33,21 +31,8 @@ from isolab.optimizers.adam import scale_by_adam
 from isolab.optimizers.catalog import CATALOG
 from isolab.theory.parameterization import PARAMETERIZATIONS, ROLES, parameterization
 from isolab.training.config import RunConfig
-from isolab.training.watch import (
-    ForwardModel,
-    Observation,
-    by_layer,
-    watch,
-    whole_number,
-    whole_numbers,
-)
-
-if TYPE_CHECKING:
-    import polars as pl
-
-
-GROUP = ("parameterization", "step", "role")
-"""Columns that tell apart what :func:`gradient_sizes` measures at several widths."""
+from isolab.training.watch import ForwardModel, Observation, by_layer, watch
+from isolab.training.whole_numbers import whole_number, whole_numbers
 
 
 class SecondMoment(NamedTuple):
@@ -101,9 +86,7 @@ def gradient_sizes(
 
 
 def _sizes(seen: Observation) -> list[dict[str, Any]]:
-    sizes = jax.device_get(
-        _gradient_rms(seen.model, seen.params, seen.batch, seen.config.loss_scale)
-    )
+    sizes = _gradient_rms(seen.model, seen.params, seen.batch, seen.config.loss_scale)
     return [{"role": role, "gradient_rms": float(sizes[role])} for role in ROLES]
 
 
@@ -145,11 +128,11 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         polars.DataFrame, a row per parameterization, step and role: ``parameterization``, ``step``,
         ``role``, ``exponent`` (g), ``exponent_low``, ``exponent_high`` (infinite for one seed),
         ``theory`` (g at initialization), ``residual`` (rms misfit of the line, in log2 units) and
-        ``note``. Nulls, and a note, where a gradient is 0 or not finite.
+        ``note``. Nulls, and a note, where a gradient is 0, not finite or missing.
 
     Raises:
-        ValueError: missing columns, no rows, one width, seeds or widths that are missing somewhere,
-            an unknown parameterization or role, or a confidence out of (0, 1).
+        ValueError: missing columns, one width, an unknown parameterization or role, or a
+            confidence out of (0, 1).
 
     Example:
         >>> import polars as pl
@@ -158,29 +141,21 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         >>> gradient_exponents(frame).select("exponent", "theory").rows()
         [(1.0, 1.0)]
     """
-    import polars as pl
-
-    check_confidence(confidence)
-    rows = []
-    for name, sizes, widths in size_tables(gradients, GROUP, "gradient_rms"):
-        theory = parameterization(name["parameterization"]).gradient_exponent(name["role"])
-        row: dict[str, Any] = name | {"theory": theory, "note": ""}
-        try:
-            lines = width_lines(sizes, widths)
-        except ValueError as error:
-            if len(widths) < 2:
-                raise
-            rows.append(row | {"note": f"no exponent: {error}"})
-            continue
-        low, high = seed_interval(lines.slopes, confidence)
-        fitted = {"exponent": -float(lines.slopes.mean()), "residual": lines.residual}
-        note = "one seed: no interval" if len(sizes) == 1 else ""
-        ends = {"exponent_low": -high, "exponent_high": -low}
-        rows.append(row | fitted | ends | {"note": note})
-    numbers = ["exponent", "exponent_low", "exponent_high", "theory", "residual"]
-    schema: dict[str, Any] = {"parameterization": pl.String, "step": pl.Int64, "role": pl.String}
-    schema |= dict.fromkeys(numbers, pl.Float64) | {"note": pl.String}
-    return pl.DataFrame([dict.fromkeys(schema) | row for row in rows], schema=schema)
+    group = ["parameterization", "step", "role"]
+    found = width_slopes(gradients, group, "gradient_rms", confidence).sort(group)
+    theory = [
+        parameterization(name).gradient_exponent(role)
+        for name, role in found.select("parameterization", "role").rows()
+    ]
+    return found.select(
+        *group,
+        exponent=-pl.col("slope"),
+        exponent_low=-pl.col("slope_high"),
+        exponent_high=-pl.col("slope_low"),
+        theory=pl.Series(theory, dtype=pl.Float64),
+        residual="residual",
+        note="note",
+    )
 
 
 def second_moments(
@@ -239,8 +214,6 @@ def root_histogram(moments: Sequence[SecondMoment], bins_per_decade: int = 4) ->
         >>> root_histogram([moment], 1).select("log10_low", "log10_high", "count").rows()
         [(None, None, 1), (-4.0, -3.0, 2), (-1.0, 0.0, 1)]
     """
-    import polars as pl
-
     bins = whole_number("bins_per_decade", bins_per_decade, 1)
     _check_moments(moments)
     rows: list[tuple[Any, ...]] = []
@@ -286,8 +259,6 @@ def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) ->
         >>> damped_shares([moment], [1e-8, 1e-2])["share"].round(3).to_list()
         [0.333, 1.0]
     """
-    import polars as pl
-
     _check_moments(moments)
     bad = [eps for eps in epsilons if not 0 <= eps < float("inf")]
     if bad or not len(epsilons):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 from flax import nnx
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -27,9 +28,6 @@ from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
 from isolab.training.train import TrainState, program_of, run_values, single_run
 from isolab.training.watch import ForwardModel, by_layer, held_out
-
-if TYPE_CHECKING:
-    import polars as pl
 
 TOKENS = 1024
 """Held-out tokens on which layers are measured, about."""
@@ -179,8 +177,6 @@ def _measured_sides(model: ForwardModel) -> tuple[dict[str, list[str]], str]:
 
 def _layer_frame(model: ForwardModel, layers: dict[str, Layer], step: int) -> pl.DataFrame:
     """Returns ``layers`` of :class:`Inside`."""
-    import polars as pl
-
     numbers = ("update_rms", "relative_update", "alignment")
     rows = [
         {"step": step, "layer": name, "role": model.roles[name]}
@@ -194,8 +190,6 @@ def _spectra_frame(
     layers: dict[str, Layer], factors: dict[str, dict[str, np.ndarray]]
 ) -> pl.DataFrame:
     """Returns ``spectra`` of :class:`Inside`; a factor of zeros or not finite has no rows."""
-    import polars as pl
-
     schema = {"layer": pl.String, "side": pl.String, "index": pl.Int64, "eigenvalue": pl.Float64}
     frames = [pl.DataFrame(schema=schema)]
     for (name, _), side in itertools.product(in_order(layers), SIDES):

@@ -7,15 +7,14 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from isolab.model.corpus import load_corpus
 from isolab.training.config import RunConfig
 from isolab.training.train import program_of
 from isolab.training.watch import Observation, watch
-
-if TYPE_CHECKING:
-    import polars as pl
 
 Measurement = Callable[[Observation], Iterable[dict[str, Any]]]
 
@@ -45,10 +44,9 @@ def observe(
 
     Example:
         >>> runs = [RunConfig(width=16, depth=1, seed=seed) for seed in (0, 1)]
-        >>> observe(runs, [0], lambda seen: [{"largest": float(seen.params["readout"].max())}])
+        >>> observe(runs, [0], lambda seen: [{"tokens": seen.batch[0].size}]).rows()
+        [(16, 0, 0, 2048), (16, 1, 0, 2048)]
     """
-    import polars as pl
-
     groups = [list(runs) for _, runs in itertools.groupby(configs, program_of)]
     for runs in groups:
         load_corpus(runs[0].corpus)  # once, before there are threads

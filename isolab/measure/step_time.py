@@ -154,7 +154,8 @@ def measure(
                 "refresh_share": float(due[first.start : first.start + steps].mean()),
                 "run_refresh_share": float(due.mean()),
             }
-            frames.append(pl.DataFrame(columns))
+            wide = dict.fromkeys(("width", "tokens"), pl.Int64)
+            frames.append(pl.DataFrame(columns, schema_overrides=wide))
     return pl.concat(frames)
 
 

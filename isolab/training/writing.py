@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
-from isolab.training.watch import ForwardModel, whole_number
+from isolab.training.watch import ForwardModel
+from isolab.training.whole_numbers import whole_number
 
 MOST_BYTES = 100_000
 

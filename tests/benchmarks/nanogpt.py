@@ -15,9 +15,8 @@ from typing import Any
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks.report import cores, machine, markdown
-from isolab.measure.interval import Interval
-from isolab.measure.timing import Ratio, interleave
+from benchmarks.report import cores, machine, markdown, spread
+from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.model.transformer import TransformerConfig
 from isolab.training.config import RunConfig
@@ -146,7 +145,7 @@ def measure(
     import torch
 
     base = base or RunConfig(learning_rate=0.002, optimizer="adamw")
-    rows = []
+    frames = []
     for width in widths:
         config = dataclasses.replace(
             base, width=width, steps=steps, evaluate_every=steps, warmup_steps=0
@@ -156,21 +155,18 @@ def measure(
             "jax": Interval(config),
             "torch": partial(theirs.advance, steps),
         }
-        label = f"width {width}" if progress else None
-        timings = interleave(calls, rounds, units={"jax": steps, "torch": steps}, label=label)
-        rows += [
-            {
-                "width": width,
-                "round": number,
-                "jax_ms": 1e3 * timings.seconds["jax"][number],
-                "torch_ms": 1e3 * timings.seconds["torch"][number],
-                "ratio": ratio,
-                "torch_version": str(torch.__version__),
-                "torch_threads": torch.get_num_threads(),
-            }
-            for number, ratio in enumerate(timings.ratios("jax", "torch"))
-        ]
-    return pl.DataFrame(rows)
+        seconds = interleave(calls, rounds, f"width {width}" if progress else None)
+        columns = {
+            "width": width,
+            "round": range(rounds),
+            "jax_ms": 1e3 * seconds["jax"] / steps,
+            "torch_ms": 1e3 * seconds["torch"] / steps,
+            "ratio": seconds["jax"] / seconds["torch"],
+            "torch_version": str(torch.__version__),
+            "torch_threads": torch.get_num_threads(),
+        }
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames)
 
 
 def table(frame: pl.DataFrame) -> str:
@@ -178,7 +174,7 @@ def table(frame: pl.DataFrame) -> str:
     rows = []
     for (width,), group in frame.group_by("width", maintain_order=True):
         middle = group.median().row(0, named=True)
-        rows.append([width, middle["jax_ms"], middle["torch_ms"], Ratio.of(group["ratio"])])
+        rows.append([width, middle["jax_ms"], middle["torch_ms"], spread(group["ratio"])])
     header = ["width", "isolab, ms a step", "PyTorch, ms a step", "isolab / PyTorch [min-max]"]
     torch = f"torch {frame['torch_version'][0]} on {frame['torch_threads'][0]} threads"
     return f"{markdown(header, rows)}\n\n{machine(torch)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 
 from isolab.results.provenance import provenance
@@ -22,6 +23,17 @@ def machine(*more: str) -> str:
     if hasattr(os, "getloadavg"):
         parts.append(f"load average {os.getloadavg()[0]:.1f} at the end")
     return "; ".join([*parts, *more])
+
+
+def spread(ratios: Iterable[float]) -> str:
+    """Returns the median over rounds, with the lowest and the highest.
+
+    Example:
+        >>> spread([1.0, 3.0, 2.0])
+        '2.00 [1.00-3.00]'
+    """
+    values = sorted(ratios)
+    return f"{statistics.median(values):.2f} [{values[0]:.2f}-{values[-1]:.2f}]"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

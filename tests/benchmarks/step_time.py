@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from benchmarks.report import machine, markdown
+from benchmarks.report import machine, markdown, spread
 from isolab.measure.step_time import OPTIMIZERS, measure
-from isolab.measure.timing import Ratio
 
 __all__ = ["CASES", "QUICK", "cases_at", "measure", "table"]
 
@@ -33,7 +32,7 @@ def table(frame: pl.DataFrame) -> str:
         rows.append(
             [width, tokens]
             + [of[name]["step_ms"].median() for name in OPTIMIZERS]
-            + [Ratio.of(of[name]["ratio_to_adam"]) for name in OPTIMIZERS[1:]]
+            + [spread(of[name]["ratio_to_adam"]) for name in OPTIMIZERS[1:]]
             + [f"{share:.1%} ({run_share:.1%})"]
         )
     header = ["width", "tokens a step", *(f"{name}, ms" for name in OPTIMIZERS)]

@@ -12,7 +12,8 @@ from isolab.model.corpus import load_corpus
 from isolab.model.transformer import next_token_loss
 from isolab.training.config import RunConfig
 from isolab.training.train import train
-from isolab.training.watch import ForwardModel, whole_numbers, held_out, watch
+from isolab.training.watch import ForwardModel, held_out, watch
+from isolab.training.whole_numbers import whole_numbers
 
 BASE = RunConfig(
     width=16, base_width=8, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
