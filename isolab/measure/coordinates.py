@@ -36,6 +36,7 @@ import optax
 import polars as pl
 from flax import nnx
 
+from isolab.analysis.groups import ends
 from isolab.analysis.seeds import require_columns
 from isolab.measure.observe import observe
 from isolab.measure.slopes import width_slopes
@@ -208,10 +209,9 @@ def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
         .unpivot(["activation_rms", "change_rms"], index=index, variable_name="quantity")
         .with_columns(pl.col("quantity").str.strip_suffix("_rms"))
         .filter((pl.col("quantity") == "activation") | (pl.col("step") > 0))
-        .sort("step", "order", "layer", "quantity")
     )
-    by = ["layer", "order", "step", "quantity"]
-    return width_slopes(sizes, by, "value", confidence).drop("residual")
+    found = width_slopes(sizes, ["step", "order", "layer", "quantity"], "value", confidence)
+    return found.select("layer", "order", "step", "quantity", *ends("slope"), "note")
 
 
 def _split(model: nnx.Module) -> tuple[Any, Any, Any]:

@@ -142,7 +142,7 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         [(1.0, 1.0)]
     """
     group = ["parameterization", "step", "role"]
-    found = width_slopes(gradients, group, "gradient_rms", confidence).sort(group)
+    found = width_slopes(gradients, group, "gradient_rms", confidence)
     theory = [
         parameterization(name).gradient_exponent(role)
         for name, role in found.select("parameterization", "role").rows()

@@ -233,7 +233,7 @@ def test_a_layer_that_some_width_lacks_has_no_slope():
     [
         (lambda: power_law([1.0], [1.0], widths=[8]), r"at least 2 widths, got \[8\]"),
         (lambda: power_law([1.0], [1.0]).drop("change_rms"), r"missing columns \['change_rms'\]"),
-        (lambda: pl.concat([power_law([1.0], [1.0])] * 2), "has a width and seed twice"),
+        (lambda: pl.concat([power_law([1.0], [1.0])] * 2), "a width and seed is there twice"),
     ],
 )
 def test_slopes_need_two_widths_and_each_size_once(frame, message):

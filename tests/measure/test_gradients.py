@@ -131,7 +131,10 @@ def test_one_seed_and_a_lost_gradient_are_told():
         (lambda: second_moments(BASE, [16], 0), "step is 0; allowed: a whole number from 1 to 4"),
         (lambda: gradient_exponents(gradients(1.0, widths=(32,))), "needs at least 2 widths"),
         (lambda: gradient_exponents(gradients(1.0).drop("role")), "missing columns"),
-        (lambda: gradient_exponents(pl.concat([gradients(1.0)] * 2)), "a width and seed twice"),
+        (
+            lambda: gradient_exponents(pl.concat([gradients(1.0)] * 2)),
+            "a width and seed is there twice",
+        ),
         (lambda: root_histogram([]), "moments is empty"),
         (lambda: damped_shares([SecondMoment(BASE, "hidden", np.ones(2))], [-1.0]), "epsilons is"),
         (lambda: root_histogram([SecondMoment(BASE, "hidden", np.ones(1) * np.nan)]), "diverged"),
