@@ -20,7 +20,7 @@ import jax
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks.report import machine, markdown, spread
+from benchmarks import report
 from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import load_corpus
 from isolab.model.transformer import TransformerConfig
@@ -104,17 +104,15 @@ def measure(
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width,), group in frame.group_by("width", maintain_order=True):
-        middle = group.median().row(0, named=True)
-        rows.append(
-            [width]
-            + [middle[name] for name in ("step", "products", "square")]
-            + [spread(group["step"] / group["products"]), spread(group["utilization"])]
-        )
-    header = ["width", "training step, GFLOP/s", "its products alone", f"{SQUARE} x {SQUARE}"]
-    header += ["step / its products [min-max]", "step / square [min-max]"]
-    return f"{markdown(header, rows)}\n\n{machine()}"
+    columns = {
+        "training step, GFLOP/s": report.median("step"),
+        "its products alone": report.median("products"),
+        f"{SQUARE} x {SQUARE}": report.median("square"),
+        "step / its products [min-max]": report.spread("of_products"),
+        "step / square [min-max]": report.spread("utilization"),
+    }
+    frame = frame.with_columns(of_products=pl.col("step") / pl.col("products"))
+    return report.table(frame, {"width": "width"}, columns)
 
 
 def _linear_layers(shapes: Sequence[tuple[int, int, int]], times: int) -> Callable[[], object]:

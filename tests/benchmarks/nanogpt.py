@@ -15,14 +15,13 @@ from typing import Any
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks.report import cores, machine, markdown, spread
+from benchmarks import report
 from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.model.transformer import TransformerConfig
 from isolab.training.config import RunConfig
 
 WIDTHS = (32, 64, 128, 256)
-MISSING = "nanogpt: skipped, as torch is not installed (it is the extra `benchmark`)"
 
 
 def available() -> bool:
@@ -91,7 +90,7 @@ class TorchTraining:
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
         import torch
 
-        torch.set_num_threads(cores())
+        torch.set_num_threads(report.cores())
         self.model = make_model(config.model_config(corpus.vocab_size))
         self._batch_size, self._context = config.batch_size, config.context
         self._tokens = torch.from_numpy(corpus.train.copy())  # read-only: torch wants its own
@@ -171,10 +170,10 @@ def measure(
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width,), group in frame.group_by("width", maintain_order=True):
-        middle = group.median().row(0, named=True)
-        rows.append([width, middle["jax_ms"], middle["torch_ms"], spread(group["ratio"])])
-    header = ["width", "isolab, ms a step", "PyTorch, ms a step", "isolab / PyTorch [min-max]"]
+    columns = {
+        "isolab, ms a step": report.median("jax_ms"),
+        "PyTorch, ms a step": report.median("torch_ms"),
+        "isolab / PyTorch [min-max]": report.spread("ratio"),
+    }
     torch = f"torch {frame['torch_version'][0]} on {frame['torch_threads'][0]} threads"
-    return f"{markdown(header, rows)}\n\n{machine(torch)}"
+    return report.table(frame, {"width": "width"}, columns, torch)

@@ -9,8 +9,8 @@ from functools import partial
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from benchmarks import report
 from benchmarks.plain_jax import PlainLoop
-from benchmarks.report import machine, markdown, spread
 from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import load_corpus
 from isolab.sweeps.sweep import Sweep, run
@@ -78,20 +78,14 @@ def measure(
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width,), group in frame.group_by("width", maintain_order=True):
-        middle = group.median().row(0, named=True)
-        rows.append(
-            [
-                width,
-                middle["run_ms"],
-                middle["loop_ms"],
-                spread(group["step_speedup"]),
-                f"{1 / middle['sweep_run_seconds']:.2f}",
-                f"{1 / middle['loop_run_seconds']:.2f}",
-                spread(group["sweep_speedup"]),
-            ]
-        )
-    header = ["width", "a run's step, ms", "plain loop's step, ms", "loop / run [min-max]"]
-    header += [f"sweep of {RUNS}, runs/s", "loop, runs/s", "sweep / loop [min-max]"]
-    return f"{markdown(header, rows)}\n\n{machine()}"
+    columns = {
+        "a run's step, ms": report.median("run_ms"),
+        "plain loop's step, ms": report.median("loop_ms"),
+        "loop / run [min-max]": report.spread("step_speedup"),
+        f"sweep of {RUNS}, runs/s": lambda rounds: (
+            f"{1 / rounds['sweep_run_seconds'].median():.2f}"
+        ),
+        "loop, runs/s": lambda rounds: f"{1 / rounds['loop_run_seconds'].median():.2f}",
+        "sweep / loop [min-max]": report.spread("sweep_speedup"),
+    }
+    return report.table(frame, {"width": "width"}, columns)

@@ -19,19 +19,19 @@ BASE = RunConfig(
 RUNS = [dataclasses.replace(BASE, width=width, seed=seed) for width in (16, 8) for seed in (1, 0)]
 
 
-def first_token(seen):
-    return [{"entry": np.asarray(seen.params["embedding"])[0, 0].item(), "missing": None}]
+def size(seen):
+    return [{"entry": float(np.abs(seen.params["embedding"]).sum()), "missing": None}]
 
 
 def test_rows_are_those_of_each_run_by_itself():
-    frame = observe(RUNS, [3, 0], first_token, schema={"missing": pl.Float64})
+    frame = observe(RUNS, [3, 0], size, schema={"missing": pl.Float64})
     assert frame.schema == {
         "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64, "entry": pl.Float64,
         "missing": pl.Float64,
     }  # fmt: skip
     alone = [(run, seen) for run in RUNS for seen in watch(run, [0, 3])]
     assert frame.drop("missing").rows() == [
-        (run.width, run.seed, seen.step, first_token(seen)[0]["entry"]) for run, seen in alone
+        (run.width, run.seed, seen.step, size(seen)[0]["entry"]) for run, seen in alone
     ]
     assert frame["entry"].n_unique() == 8
 
@@ -40,4 +40,4 @@ def test_what_a_measurement_raises_ends_it():
     with pytest.raises(ZeroDivisionError):
         observe(RUNS[:1], [0], lambda seen: [{"entry": 1 / seen.step}])
     with pytest.raises(ValueError, match=r"steps is \[5\]; allowed: .* from 0 to 4"):
-        observe(RUNS[:1], [5], first_token)
+        observe(RUNS[:1], [5], size)
