@@ -67,8 +67,7 @@ def loss_curves(
     lost = points.filter(pl.col("diverged")).sort(*groups, seed, "step")
     ends = lost.group_by(*groups, seed, maintain_order=True).last()
     ends = ends.with_columns(
-        pl.min_horizontal("loss", pl.lit(top)).alias("drawn"),
-        pl.lit("diverged").alias(EDGE_MARK),
+        pl.min_horizontal("loss", pl.lit(top)).alias("drawn"), pl.lit("diverged").alias(EDGE_MARK)
     )
     bands, lost = thinned(bands, "step"), thinned(lost, "step")
     domain = padded(bound(points["loss"], "min", default=0.0), top)

@@ -210,10 +210,7 @@ def seed_means(points: pl.DataFrame, groups: Sequence[str], x: str) -> pl.DataFr
     """Returns means of ``loss`` over seeds; ``segment`` numbers the parts between lost seeds."""
     return (
         points.group_by(*groups, x)
-        .agg(
-            pl.col("loss").mean().alias("mean"),
-            pl.col("loss").is_null().any().alias("diverged"),
-        )
+        .agg(pl.col("loss").mean().alias("mean"), pl.col("loss").is_null().any().alias("diverged"))
         .sort(*groups, x)
         .with_columns(pl.col("diverged").cum_sum().over(groups).alias("segment"))
         .filter(~pl.col("diverged"))
@@ -274,8 +271,7 @@ def edge_marks(
         .filter(pl.col(EDGE_MARK).is_not_null())
         .group_by(*groups, x, EDGE_MARK, "of")
         .agg(
-            pl.col(seed).sort().cast(pl.String).str.join(", ").alias("seeds"),
-            pl.col("loss").mean(),
+            pl.col(seed).sort().cast(pl.String).str.join(", ").alias("seeds"), pl.col("loss").mean()
         )
         .sort(*groups, x, EDGE_MARK)
     )

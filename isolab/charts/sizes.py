@@ -19,16 +19,7 @@ from isolab.charts.frames import (
     thinned,
     with_intervals,
 )
-from isolab.charts.layers import (
-    Look,
-    Plot,
-    axis,
-    log_ticks,
-    look_of,
-    names_axis,
-    tips,
-    width_axis,
-)
+from isolab.charts.layers import Look, Plot, axis, log_ticks, look_of, names_axis, tips, width_axis
 from isolab.charts.theme import BAND, CROSS, LINE, POINT, Spec, spelled, summarized
 
 _SIZES = {"activation": "activation_rms", "change": "change_rms"}

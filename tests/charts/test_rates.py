@@ -7,16 +7,7 @@ import math
 
 import polars as pl
 import pytest
-from charts.samples import (
-    BEST,
-    PANELS,
-    RATES,
-    best,
-    both_transfers,
-    fitted,
-    sweep,
-    transfer,
-)
+from charts.samples import BEST, PANELS, RATES, best, both_transfers, fitted, sweep, transfer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
