@@ -15,10 +15,11 @@ Call :func:`enable_offline_renderer` once in a notebook.
 
 from isolab.charts.curves import loss_curves, loss_vs_steps
 from isolab.charts.epsilon import damped_shares, loss_by_eps, root_histogram
+from isolab.charts.exponents import best_rate_vs_width
 from isolab.charts.gradients import gradient_sizes
 from isolab.charts.inside import layers_inside, spectra
 from isolab.charts.measurements import invariance, step_time
-from isolab.charts.rates import best_rate_vs_width, loss_by_width, loss_vs_rate
+from isolab.charts.rates import loss_by_width, loss_vs_rate
 from isolab.charts.renderer import enable_offline_renderer, offline_bundle, to_png
 from isolab.charts.scores import ranking, regrets, sensitivities
 from isolab.charts.sizes import alignment, coordinate_slopes, coordinates

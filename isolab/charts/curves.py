@@ -11,9 +11,10 @@ import polars as pl
 from isolab.analysis.optimum import at_best_rate
 from isolab.analysis.power_law import fit_power_law
 from isolab.analysis.seeds import require_columns
+from isolab.charts.channels import axis, edge_shape, log_axis, padded, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import EDGE_MARK, bound, duplicates, finite, origins, thinned
-from isolab.charts.layers import Layer, Plot, axis, edge_shape, log_axis, look_of, padded, tips
+from isolab.charts.frames import EDGE_MARK, bound, duplicates, finite, origins, spread_of, thinned
+from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import BAND, DASH, LINE, POINT, spelled, title_of, value_text
 
 if TYPE_CHECKING:
@@ -50,19 +51,10 @@ def loss_curves(
     points = _curve_points(runs, keys, seed, f"curve_{y}_loss")
     look = look_of(points, color)
     points, groups = look.frame, list(look.columns)
-    bands = (
-        points.filter(~pl.col("diverged"))
-        .group_by(*groups, "step")
-        .agg(
-            pl.col("loss").mean().alias("mean"),
-            pl.col("loss").min().alias("low"),
-            pl.col("loss").max().alias("high"),
-            pl.len().alias("seeds"),
-        )
-        .sort(*groups, "step")
-    )
+    finished = points.filter(~pl.col("diverged"))
+    bands = spread_of(finished, [*groups, "step"], "loss")
     highest, last = bound(points["loss"], "max", 1.0), bound(points["step"], "max", 0.0)
-    settled = points.filter((pl.col("step") >= CUT * last) & ~pl.col("diverged"))["loss"]
+    settled = finished.filter(pl.col("step") >= CUT * last)["loss"]
     top = bound(settled, "max", default=highest)
     lost = points.filter(pl.col("diverged")).sort(*groups, seed, "step")
     ends = lost.group_by(*groups, seed, maintain_order=True).last()
@@ -159,7 +151,7 @@ def loss_vs_steps(
     layers += plot.draw(points, POINT, 0.5, tooltip=tips(*where, seed, ("loss", ".4f")))
     of_mean = tips(*where, ("mean", ".4f", "mean loss"), "seeds")
     mean = POINT | {"size": 90, "stroke": "white", "strokeWidth": 1}
-    layers += plot.draw(means, mean, y="mean", tooltip=of_mean, split=False)
+    layers += plot.draw(means, mean, y="mean", tooltip=of_mean)
     if speedup is not None and speedup.value is None:
         notes.append(f"No speedup: {speedup.reason}")
     elif speedup is not None:

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts.channels import axis, power_ticks, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
-from isolab.charts.frames import duplicates, log_domain
-from isolab.charts.heat import CELL, DASHES, Places, heat_map, places_of, rows_title, top_loss
-from isolab.charts.layers import Plot, axis, highest, look_of, power_ticks, tips
+from isolab.charts.frames import bound, duplicates, log_domain
+from isolab.charts.heat import CELL, DASHES, Places, heat_map, places_of, top_loss
+from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import LINE, PANEL_HEIGHT, POINT, spelled, summarized, title_of, words
 
 NO_EPS = "no eps"
@@ -59,7 +60,7 @@ def loss_by_eps(
     placed = _placed(cells, over, across, up)
     pixels = panel_pixels(cells, columns) / (across.ends[1] - across.ends[0])  # of a column
     x = across.axis("left", "eps (log axis, a column each)", crowded=pixels < CELL)
-    plot = Plot(x, up.axis("bottom", rows_title(over)))
+    plot = Plot(x, up.axis("bottom", f"{words(over)} (log axis, a row each)"))
     where = [*panel, ("shown", "", "eps"), (over, "~g")]
     curves = None if lines is None else _curves(lines, over, across, up)
     layers = heat_map(plot, placed, where, pixels, curves)
@@ -161,7 +162,7 @@ def root_histogram(
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     ticks = power_ticks(low, high, 8)
     x = axis("log10", "√v (log10 axis)", [low, high], values=ticks, labelExpr=_TEN)
-    top = 1.12 * highest(steps["share"], zeros["share"])
+    top = 1.12 * bound(shares["share"], "max")
     y = axis("share", "share of parameters", [0, top], format="~%")
     plot = Plot(x, y, look_of(shares, "width"))
     outline = LINE | {"strokeWidth": 1.8, "interpolate": "step-after"}

@@ -206,6 +206,21 @@ def bars(frame: pl.DataFrame, bottom: float, top: float) -> tuple[pl.DataFrame, 
     return drawn.with_columns(end.clip(bottom, top) for end in ends), note
 
 
+def spread_of(
+    points: pl.DataFrame,
+    on: Sequence[str],
+    value: str,
+    count: str = "seeds",
+    middle: Literal["mean", "median"] = "mean",
+) -> pl.DataFrame:
+    """Returns a row per group: mean or median, ``low`` and ``high`` of a column, and a count."""
+    its = pl.col(value)
+    center = its.mean() if middle == "mean" else its.median()
+    ends = its.min().alias("low"), its.max().alias("high")
+    rows = points.group_by(on).agg(center.alias(middle), *ends, pl.len().alias(count))
+    return rows.sort(on)
+
+
 def seed_means(points: pl.DataFrame, groups: Sequence[str], x: str) -> pl.DataFrame:
     """Returns means of ``loss`` over seeds; ``segment`` numbers the parts between lost seeds."""
     return (

@@ -7,9 +7,10 @@ import math
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts.channels import axis, spread, tips, width_axis
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
 from isolab.charts.frames import bound, duplicates, finite, log_domain, origins, thinned
-from isolab.charts.layers import Plot, axis, look_of, spread, tips, width_axis
+from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import LINE, POINT, fraction, signed, spelled
 
 _POWER = 85  # pixels that a fitted power and theory's take

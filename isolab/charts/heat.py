@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from isolab.charts.channels import scaled, tips
 from isolab.charts.frames import bound, ceiling
-from isolab.charts.layers import Layer, Plot, scaled, tips
-from isolab.charts.theme import LINE, Spec, words
+from isolab.charts.layers import Layer, Plot
+from isolab.charts.theme import LINE, Spec
 
 CELL = 25.0  # pixels that a number in a cell takes
 SPAN = 0.3  # nats/token that the colours span at least, so that noise does not look like a pattern
@@ -160,8 +161,3 @@ def _lines(plot: Plot, lines: pl.DataFrame) -> list[Layer]:
         *plot.draw(lines, halo, detail="role", order="bottom"),
         *plot.draw(lines, ink, strokeDash=dash, order="bottom", tooltip=tooltip),
     ]
-
-
-def rows_title(over: str) -> str:
-    """Returns the title of an axis with a row for each value."""
-    return f"{words(over)} (log axis, a row each)"

@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from isolab.charts.channels import axis, names_axis, scaled, tips
 from isolab.charts.figure import Chart, Panel, figure
 from isolab.charts.frames import bound, decades, finite
-from isolab.charts.layers import Plot, axis, names_axis, scaled, tips
+from isolab.charts.layers import Plot
 from isolab.charts.theme import LINE, NAMED_COLOURS, OTHER_COLOURS, POINT, Spec
 
 _NAMES = 95  # pixels for the names of layers

@@ -7,9 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from isolab.charts.channels import axis, names_axis, padded, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure
-from isolab.charts.frames import bound, decades, finite, log_domain, origins, thinned
-from isolab.charts.layers import Plot, axis, look_of, names_axis, padded, tips, width_axis
+from isolab.charts.frames import bound, decades, finite, log_domain, origins, spread_of, thinned
+from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, Spec, panel_width, spelled
 
 
@@ -29,17 +30,7 @@ def step_time(
     """
     keys = ["optimizer", *origins(frame)]
     points = finite(frame, [*keys, "width"], {"step_ms": "step_ms"}, lossless=True)
-    times = (
-        spelled(points)
-        .group_by(*keys, "width")
-        .agg(
-            pl.col("step_ms").median().alias("median"),
-            pl.col("step_ms").min().alias("low"),
-            pl.col("step_ms").max().alias("high"),
-            pl.len().alias("repeats"),
-        )
-        .sort(*keys, "width")
-    )
+    times = spread_of(spelled(points), [*keys, "width"], "step_ms", "repeats", "median")
     base = times.filter(pl.col("optimizer") == baseline)
     times = times.join(
         base.select(*keys[1:], "width", base="median"), on=[*keys[1:], "width"], how="left"
@@ -88,12 +79,7 @@ def invariance(
     positive, zero = points.filter(pl.col("change") > 0), points.filter(pl.col("change") == 0)
     zeros = zero.group_by(keys).agg(pl.len().alias("draws"))
     zeros = zeros.with_columns(pl.lit("exactly 0").alias("at the left edge"))
-    medians = positive.group_by(keys).agg(
-        pl.col("change").median().alias("median"),
-        pl.col("change").min().alias("low"),
-        pl.col("change").max().alias("high"),
-        pl.len().alias("draws"),
-    )
+    medians = spread_of(positive, keys, "change", "draws", "median")
     low, high = decades(positive["change"], 1e-9, 1.0)
     low -= 0 if zeros.is_empty() else 1
     ticks = [10.0**k for k in range(high, low - 1, -math.ceil((high - low) / 8))]

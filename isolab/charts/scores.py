@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts.channels import axis, names_axis, padded, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure, panel_columns, panel_height
 from isolab.charts.frames import EDGE_MARK, bars, duplicates, origins, reach, with_intervals
-from isolab.charts.layers import Layer, Plot, axis, look_of, names_axis, padded, tips, width_axis
+from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import LINE, POINT, spelled, summarized, title_of
 
 _WIDTH = 400  # pixels of the ranking

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts.channels import axis, log_ticks, names_axis, tips, width_axis
 from isolab.charts.figure import Chart, facets, panel_columns
 from isolab.charts.frames import (
     bars,
@@ -16,10 +17,11 @@ from isolab.charts.frames import (
     finite,
     origins,
     reach,
+    spread_of,
     thinned,
     with_intervals,
 )
-from isolab.charts.layers import Look, Plot, axis, log_ticks, look_of, names_axis, tips, width_axis
+from isolab.charts.layers import Look, Plot, look_of
 from isolab.charts.theme import BAND, CROSS, LINE, POINT, Spec, spelled, summarized
 
 _SIZES = {"activation": "activation_rms", "change": "change_rms"}
@@ -184,13 +186,7 @@ def alignment(
         raise ValueError("nothing to draw: no alignment of the frame is finite")
     look = look_of(points, color)
     on = list(dict.fromkeys([*panel, *look.columns]))
-    means = look.frame.group_by(*on, "step").agg(
-        pl.col("alignment").mean().alias("mean"),
-        pl.col("alignment").min().alias("low"),
-        pl.col("alignment").max().alias("high"),
-        pl.len().alias("values"),
-    )
-    means = thinned(means.sort(*on, "step"), "step")
+    means = thinned(spread_of(look.frame, [*on, "step"], "alignment", "values"), "step")
     low, high = bound(means["low"], "min"), bound(means["high"], "max")
     domain = [min(low, _RULES[0]) - 0.05, max(high, _RULES[1]) + 0.05]
     ticks = [k / 4 for k in range(math.ceil(4 * domain[0]), math.floor(4 * domain[1]) + 1)]

@@ -6,9 +6,10 @@ import math
 
 import polars as pl
 
+from isolab.charts.channels import axis, scaled, tips, width_axis
 from isolab.charts.figure import Chart, facets
 from isolab.charts.frames import bound, duplicates, finite, thinned
-from isolab.charts.layers import Plot, axis, look_of, scaled, tips, width_axis
+from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import LINE, fraction, spelled
 
 _DASHES = {"full alignment": [1, 0], "no alignment": [5, 4]}

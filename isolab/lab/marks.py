@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from isolab.charts.layers import Layer, Plot, axis, number_ticks, spread, tips
+from isolab.charts.channels import axis, number_ticks, spread, tips
+from isolab.charts.layers import Layer, Plot
 from isolab.charts.theme import CROSS, TEXT, Spec
 
 PLOT = (330, 230)

@@ -9,8 +9,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from isolab.charts.channels import scaled, tips
 from isolab.charts.figure import specification
-from isolab.charts.layers import Layer, Plot, scaled, tips
+from isolab.charts.layers import Layer, Plot
 from isolab.charts.theme import (
     BAND,
     LINE,
