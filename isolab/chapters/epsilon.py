@@ -188,8 +188,8 @@ def sweeps(s: Settings) -> dict[str, Sweep]:
     axes: dict[str, Any] = {"dtype": dtypes, "loss_scale": narrow_scales, "seed": s.map_seeds}
     found = {
         "width_map": eps_by_width(base, widths, [*epsilons, 0.0], s.map_seeds),
-        "scale_map": eps_by_scale(base, widths[1], scaled, scales, seeds),
-        "transfer": under_large_eps(base, widths, large, s.reach, seeds),
+        "scale_map": eps_by_scale(_at(base, widths[1]), scaled, scales, seeds),
+        "transfer": under_eps(base, widths, [None], s.reach, seeds, large),
         "bfloat16": Sweep(narrow, **axes) + Sweep(_atan2(narrow), **axes),
         "tuned_eps": under_eps(base, widths, [None], s.reach, seeds),
     }
@@ -204,9 +204,9 @@ def sweeps(s: Settings) -> dict[str, Sweep]:
     large_mup = large_eps(STANDS_IN_MUP, "mup")
     return found | {
         "tuned_eps": under_eps(base, widths, tuned, s.reach, [*seeds, 3, 4]),
-        "transfer_mup": under_large_eps(mup, widths, large_mup, s.reach, seeds, above=2),
-        "narrow_moments": under_large_eps(moments, widths, large, 2, seeds),
-        "narrow_compute": under_large_eps(compute, widths, large, 2, seeds),
+        "transfer_mup": under_eps(mup, widths, [None], s.reach, seeds, large_mup, above=2),
+        "narrow_moments": under_eps(moments, widths, [None], 2, seeds, large),
+        "narrow_compute": under_eps(compute, widths, [None], 2, seeds, large),
         "narrow_moments_map": eps_by_width(moments, widths, few, seeds),
         "narrow_compute_map": eps_by_width(compute, widths, few, seeds),
         "constants": Sweep(_atan2(at), pairs, learning_rate=_rates(at, s.reach), seed=seeds),
@@ -238,18 +238,13 @@ def eps_by_width(
 
 
 def eps_by_scale(
-    base: RunConfig,
-    width: int,
-    epsilons: Sequence[float],
-    loss_scales: Sequence[float],
-    seeds: Sequence[int],
+    at: RunConfig, epsilons: Sequence[float], loss_scales: Sequence[float], seeds: Sequence[int]
 ) -> Sweep:
     """Returns the map of eps and loss scale at one width, wider than the base.
 
     Scales above 1 belong to it: float32 underflow, which ends Adam-atan2's invariance below, leaves
     as many decades above. Eps per layer is left out at ``TINY_EPS`` and 0: too small to differ.
     """
-    at = _at(base, width)
     axes: dict[str, Any] = {"loss_scale": loss_scales, "seed": seeds}
     parts = [Sweep(at, eps=epsilons, **axes), Sweep(_atan2(at), **axes)]
     if layered := [eps for eps in epsilons if eps > TINY_EPS]:
@@ -263,32 +258,22 @@ def under_eps(
     epsilons: Sequence[float | None],
     reach: int,
     seeds: Sequence[int],
+    large: float | None = None,
+    above: int = 0,
 ) -> Sweep:
-    """Returns grids of rates at every width: Adam at every eps (None: its default), Adam-atan2."""
+    """Returns grids of rates at every width: Adam at every eps (None: its default), Adam-atan2.
+
+    Adam under a ``large`` eps has a grid of its own, with ``above`` more rates at its upper end.
+    """
     parts = []
     for at in (_at(base, width) for width in widths):
         axes: dict[str, Any] = {"learning_rate": _rates(at, reach), "seed": seeds}
         parts += [Sweep(at, eps=epsilons, **axes), Sweep(_atan2(at), **axes)]
-    return Sweep.union(parts)
-
-
-def under_large_eps(
-    base: RunConfig,
-    widths: Sequence[int],
-    large: float,
-    reach: int,
-    seeds: Sequence[int],
-    above: int = 0,
-) -> Sweep:
-    """Returns grids of rates at every width: Adam at its default eps and a large one, Adam-atan2.
-
-    Under the large eps the grid has ``above`` more rates at its upper end.
-    """
-    parts = [under_eps(base, widths, [None], reach, seeds)]
-    damped = DAMPS * math.log2(1 + large / GRADIENT_RMS[base.parameterization])
-    for at in (_at(base, width) for width in widths):
-        rates = _rates(at, reach, damped + RISES * math.log2(at.width / GRADIENT_WIDTH), above)
-        parts.append(Sweep(at, eps=[large], learning_rate=rates, seed=seeds))
+        if large is not None:
+            higher = DAMPS * math.log2(1 + large / GRADIENT_RMS[base.parameterization])
+            higher += RISES * math.log2(at.width / GRADIENT_WIDTH)
+            rates = _rates(at, reach, higher, above)
+            parts.append(Sweep(at, eps=[large], learning_rate=rates, seed=seeds))
     return Sweep.union(parts)
 
 
@@ -401,13 +386,7 @@ def flat(evidence: Evidence, name: str) -> pl.DataFrame:
 
 
 def tuned(evidence: Evidence, name: str, seeds: int | None = None) -> pl.DataFrame:
-    """Returns runs at every width: of Adam at the "default" or the "best" eps, or of a case.
-
-    Args:
-        evidence: whose runs.
-        name: of the runs.
-        seeds: how many, from 0 on; None for all.
-    """
+    """Returns the runs of Adam at the "default" or the "best" eps, or of a case, at every width."""
     runs = epsilon.cases(evidence.runs("tuned_eps"))
     runs = runs if seeds is None else runs.filter(pl.col("seed") < seeds)
     if name == "best":

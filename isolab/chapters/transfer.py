@@ -217,17 +217,7 @@ def grids(
     seeds: Sequence[int],
     reach: int = 3,
 ) -> Sweep:
-    """Returns factor-2 grids of rates at every width, around :func:`log2_centre`.
-
-    Args:
-        base: what the runs share; its ``base_width`` is the narrowest of them.
-        scalings: parameterizations.
-        optimizers: with a centre.
-        rules: of "global", "full" and "none".
-        widths: of the model.
-        seeds: of every run.
-        reach: rates to each side of the centre.
-    """
+    """Returns factor-2 grids of rates, ``reach`` to each side of :func:`log2_centre`."""
     return Sweep.union(
         Sweep(
             dataclasses.replace(
@@ -340,12 +330,7 @@ def common_seeds(
 ) -> pl.DataFrame:
     """Returns the runs of the seeds that every cell of a group has, of groups of several cells.
 
-    Comparisons pair the cells by seed.
-
-    Args:
-        runs: a row per run.
-        by: columns that tell groups apart.
-        across: columns that tell a group's cells apart.
+    Comparisons pair cells by seed; columns ``by`` tell groups apart, ``across`` their cells.
     """
     has, of = (pl.struct(across).n_unique().over(columns) for columns in ([*by, "seed"], [*by]))
     return runs.filter((has == of) & (of > 1))
@@ -361,14 +346,8 @@ def by_constant(runs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def either(evidence: Any, name: str, values: dict[str, str]) -> pl.DataFrame:
-    """Returns the runs of several sweeps with a column that names each, of their common seeds.
-
-    Args:
-        evidence: whose runs they are: has ``runs``.
-        name: of the column.
-        values: of it, by sweep.
-    """
+def either(evidence: Evidence, name: str, values: dict[str, str]) -> pl.DataFrame:
+    """Returns the runs of sweeps, with a column of a value for each, of their common seeds."""
     runs = pl.concat(
         evidence.runs(sweep).with_columns(pl.lit(value).alias(name))
         for sweep, value in values.items()

@@ -92,29 +92,6 @@ def test_compared_runs_have_the_seeds_that_all_their_widths_have():
     assert found.rows() == [("a", 32, 0), ("a", 32, 2), ("a", 64, 0), ("a", 64, 2)]
 
 
-@pytest.mark.parametrize(
-    ("scaling", "optimizer", "full", "none"),
-    [
-        ("standard", "adam", -1, -0.5),
-        ("standard", "sgd", -1, -0.5),
-        ("standard", "adafactor", -0.5, 0),
-        ("ntk", "adam", -0.5, 0),
-        ("mup", "adam", -1, -0.5),
-        ("mean_field", "adam", -0.5, 0),
-        ("mean_field", "sgd", 1, 1),
-    ],
-)
-def test_the_predicted_power_is_the_smallest_of_the_roles(scaling, optimizer, full, none):
-    assert transfer.global_power(scaling, optimizer) == full
-    assert transfer.global_power(scaling, optimizer, "none") == none
-
-
-def test_twins_are_one_class_each():
-    runs = list(transfer.twins(["sgd"]))
-    assert [c.parameterization for c in runs] == ["standard", "ntk", "mup", "mean_field"]
-    assert {c.mlp_ratio for c in runs} == {1}
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_chapter_3_draws_whole_maps(preset):
     own = planned("epsilon", preset)
@@ -183,7 +160,7 @@ def test_the_reference_of_chapter_3_asks_of_all_alike():
 
 
 def test_a_scale_map_of_tiny_eps_alone_has_no_per_layer_rows():
-    runs = eps_by_scale(planned("epsilon").settings.base, 64, [TINY_EPS, 0.0], [1.0, 0.5], [0])
+    runs = eps_by_scale(planned("epsilon").settings.base, [TINY_EPS, 0.0], [1.0, 0.5], [0])
     assert {c.eps_rule for c in runs} == {"same"}
 
 
