@@ -12,7 +12,8 @@ from isolab.lab.words import error_line
 from isolab.measure.inside import inspect_run, prepare_inspection
 from isolab.model.corpus import Corpus
 from isolab.training.config import RunConfig
-from isolab.training.train import Snapshot, TrainState
+from isolab.training.program import TrainState
+from isolab.training.train import Snapshot
 from isolab.training.writing import is_text, prepare_writing, write
 
 INSPECTION_SECONDS = 1.0  # least time from one inspection to the next

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from isolab.model.corpus import load_corpus
@@ -12,7 +13,7 @@ from isolab.results.provenance import PACKAGE, provenance
 from isolab.training.config import RunConfig
 from isolab.training.memory import runs_that_fit
 from isolab.training.result import Result
-from isolab.training.train import Report, train
+from isolab.training.train import Snapshot, train
 
 Batch = tuple[RunConfig, ...]
 
@@ -20,54 +21,45 @@ Batch = tuple[RunConfig, ...]
 def train_batch(
     batch: Batch,
     memory_bytes: int | None = None,
-    on_progress: Callable[[Batch, float, Report], None] | None = None,
+    on_progress: Callable[[float, np.ndarray], None] | None = None,
     processes: int = 1,
 ) -> pl.DataFrame:
     """Trains runs that share a program and returns their rows.
 
     Args:
         batch: the runs; trained side by side, or one part after another where memory is short.
-        memory_bytes: see :func:`run`.
-        on_progress: called after each evaluation interval with the batch, the share of it that is
-            done, and the interval's report.
-        processes: how many train batches beside this one, itself counted, and share the memory.
+        memory_bytes: see :func:`isolab.run`.
+        on_progress: called after each evaluation interval with the share of the batch that is done
+            and its runs' validation losses.
+        processes: how many train at the same time, this one included, and share the memory.
     """
     results: list[Result] = []
 
-    def report(news: Report) -> None:
-        if on_progress is not None:
-            runs = len(results) + len(news.train_loss) * news.step / news.steps
-            on_progress(batch, runs / len(batch), news)
+    def report(snapshot: Snapshot) -> None:
+        losses = snapshot.validation_loss
+        runs = len(results) + len(losses) * snapshot.step / batch[0].steps
+        if on_progress is not None and snapshot.step:
+            on_progress(runs / len(batch), losses)
 
     for part in evenly(batch, runs_that_fit(batch, memory_bytes, processes)):
-        results += train(part, on_progress=report)
+        results += train(part, on_snapshot=report)
     return results_frame(results)
 
 
 def results_frame(results: Sequence[Result]) -> pl.DataFrame:
     """Returns a row per result: config, key, curve, outcome and provenance."""
+    fingerprints = fingerprints_of(result.config for result in results)
     about = provenance()
-    rows = []
-    names = {result.config.corpus for result in results}
-    fingerprints = {name: load_corpus(name).fingerprint for name in names}
-    for result in results:
-        fingerprint = fingerprints[result.config.corpus]
-        rows.append(
-            {
-                **result.config.row(),
-                "key": result.config.key(fingerprint),
-                "corpus_fingerprint": fingerprint,
-                "curve_step": result.curve_step,
-                "curve_train_loss": result.curve_train_loss,
-                "curve_validation_loss": result.curve_validation_loss,
-                "final_validation_loss": result.final_validation_loss,
-                "final_train_loss": result.final_train_loss,
-                "diverged": result.diverged,
-                "divergence_step": result.divergence_step,
-                "step_seconds": result.step_seconds,
-                **about,
-            }
-        )
+    rows = [
+        {
+            **result.config.row(),
+            "key": result.config.key(fingerprints[result.config.corpus]),
+            "corpus_fingerprint": fingerprints[result.config.corpus],
+            **{name: getattr(result, name) for name in _OUTCOME},
+            **about,
+        }
+        for result in results
+    ]
     return pl.DataFrame(rows, schema_overrides=_SCHEMA, infer_schema_length=None)
 
 
@@ -99,17 +91,16 @@ def rows_of(
     if fingerprints is None:
         fingerprints = fingerprints_of(configs)
     place = {key: number for number, key in enumerate(runs["key"])}
-    found = []
+    found = []  # (row, key, config)
     for config in configs:
         keys = config.keys(fingerprints[config.corpus])
-        at = next((place[key] for key in keys if key in place), None)
-        if at is not None:
-            found.append((at, keys[0], config.rate_rule, config.eps_rule))
-    names = ("key", "rate_rule", "eps_rule")
-    rows = runs[[at for at, *_ in found]]
-    values = zip(*(labels for _, *labels in found), strict=True) if found else ((), (), ())
-    return rows.with_columns(
-        pl.Series(name, list(column), pl.String) for name, column in zip(names, values, strict=True)
+        row = next((place[key] for key in keys if key in place), None)
+        if row is not None:
+            found.append((row, keys[0], config))
+    return runs[[row for row, _, _ in found]].with_columns(
+        pl.Series("key", [key for _, key, _ in found], pl.String),
+        pl.Series("rate_rule", [config.rate_rule for _, _, config in found], pl.String),
+        pl.Series("eps_rule", [config.eps_rule for _, _, config in found], pl.String),
     )
 
 
@@ -148,6 +139,10 @@ def evenly(group: Sequence[Any], limit: int) -> list[Sequence[Any]]:
     return [group[i : i + size] for i in range(0, len(group), size)]
 
 
+_OUTCOME = (
+    "curve_step", "curve_train_loss", "curve_validation_loss", "final_validation_loss",
+    "final_train_loss", "diverged", "divergence_step", "step_seconds",
+)  # fmt: skip
 _SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("b1", "b2", "eps", "weight_decay"), pl.Float64),
     "curve_step": pl.List(pl.Int32),

@@ -1,17 +1,21 @@
-"""Sweeps on a dask.distributed cluster: a batch is a task; rows come back as they are finished."""
+"""Batches on the workers of a dask cluster; rows come back as they are finished."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import secrets
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import polars as pl
 
-if TYPE_CHECKING:
-    from isolab.sweeps.batch import Batch
+from isolab.sweeps.batch import Batch, failure, keys_of
+from isolab.sweeps.plan import batch_operations
+from isolab.training.interrupt import Interrupt
+from isolab.training.program import program_of
 
 CONNECT_SECONDS = 5
 """Longest wait for a scheduler before it counts as unreachable."""
@@ -23,25 +27,24 @@ LOST = (
 
 
 class ClusterError(RuntimeError):
-    """Raised when a batch could not be trained on the cluster; says which, and why."""
+    """Raised when a batch could not be trained by another process; says which, and why."""
 
 
-def connect(address: str) -> Any:
+def connect(address: str, seconds: float | None = None) -> Any:
     """Returns a dask client of the scheduler at an address, such as ``tcp://10.0.0.1:8786``.
 
+    Args:
+        address: of the scheduler.
+        seconds: longest wait for its answer; default: ``CONNECT_SECONDS``.
+
     Raises:
-        ImportError: dask.distributed is not installed.
         ClusterError: not an address, or no scheduler answers there within seconds.
     """
-    try:
-        import distributed
-    except ImportError as error:
-        raise ImportError(
-            "scheduler= needs dask.distributed: pip install 'isolab[cluster]'"
-        ) from error
+    import distributed
+
     client: Any = distributed.Client
     try:
-        return client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        return client(address, timeout=seconds or CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:  # TimeoutError is an OSError
         raise ClusterError(
             f"no dask scheduler answers at {address!r} ({str(error) or type(error).__name__});"
@@ -51,27 +54,24 @@ def connect(address: str) -> Any:
 
 def slots(client: Any, resources: Mapping[str, float] | None) -> int:
     """Returns how many batches the cluster's present workers can train at the same time."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    wanted = {name: number for name, number in (resources or {}).items() if number > 0}
-    return sum(
-        min(
-            worker["nthreads"],
-            *(int(worker["resources"].get(name, 0) // wanted[name]) for name in wanted),
-        )
-        if wanted
-        else worker["nthreads"]
-        for worker in workers
-    )
+    needs = {name: number for name, number in (resources or {}).items() if number > 0}
+    total = 0
+    for worker in client.scheduler_info(n_workers=-1)["workers"].values():
+        has = worker["resources"]
+        total += int(min([worker["nthreads"], *(has.get(n, 0) // needs[n] for n in needs)]))
+    return total
 
 
-def train_on_cluster(
+def train_on_client(
     client: Any,
     batches: Sequence[Batch],
+    memory_bytes: int | None,
+    stop: Callable[[], bool],
+    on_progress: Callable[[Batch, float, np.ndarray], None],
     resources: Mapping[str, float] | None = None,
-    memory_bytes: int | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    processes: int | None = None,
 ) -> Generator[tuple[Batch, pl.DataFrame]]:
-    """Trains batches on a cluster's workers and yields each with its rows, as they are finished.
+    """Trains batches on a dask client's workers and yields each with its rows, when finished.
 
     A batch whose worker dies is trained by another.  One that fails does not keep the others from
     being finished.
@@ -79,72 +79,127 @@ def train_on_cluster(
     Args:
         client: see :func:`connect`.
         batches: what to train.
-        resources: what a batch needs of a worker's resources, such as ``{"GPU": 1}``.
         memory_bytes: see :func:`isolab.run`.
         stop: asked all the time; when True, batches that no worker has begun are given up.
+        on_progress: called, in the caller's thread, after each evaluation interval with the batch,
+            the share of it that is done, and its runs' validation losses.
+        resources: what a batch needs of a worker's resources, such as ``{"GPU": 1}``.
+        processes: how many workers there are, if all are on one machine and share its memory; each
+            then stays with the programs that it has compiled.
 
     Raises:
         ClusterError: batches that failed, after all others were yielded; or a lost scheduler.
+        KeyboardInterrupt: the second Ctrl-C.
     """
-    from isolab.sweeps.batch import failure, keys_of
+    from isolab.sweeps.worker import train_task
 
-    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    waiting = {}
-    for number, batch in enumerate(batches):
-        future = client.submit(
-            _task,
-            batch,
-            keys_of(batch),
-            memory_bytes,
-            key=f"isolab-{batch[0].optimizer}-{number}-{secrets.token_hex(8)}",
-            resources=dict(resources or {}),
-            pure=False,
-        )
-        waiting[future.key] = (batch, future)
-        future.add_done_callback(finished.put)
+    news: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (number of a batch, progress or None)
+    topic = f"isolab-{secrets.token_hex(8)}"
+    client.subscribe_topic(topic, lambda event: news.put(event[1]))
+    waiting = Waiting(batches)
+    running: dict[int, Any] = {}  # futures
     failures: list[str] = []
     stopping = False
+
+    def submit(worker: str | None) -> None:
+        number = waiting.take(worker)
+        batch = batches[number]
+        task = (batch, keys_of(batch), memory_bytes, processes or 1, (topic, number))
+        options = {"key": f"{topic}-{number}", "resources": dict(resources or {}), "pure": False}
+        running[number] = client.submit(train_task, *task, **options)
+        running[number].add_done_callback(lambda _: news.put((number, None)))
+
     try:
-        while waiting:
+        for _ in range(min(processes or len(batches), len(batches))):
+            submit(None)
+        while running:
+            Interrupt.check()
             if stop() and not stopping:
                 stopping = True
-                begun = _begun(client, [future for _, future in waiting.values()])
-                for key, (_, future) in list(waiting.items()):
-                    if key not in begun and not future.done():
-                        del waiting[key]
-                        future.cancel()
-                continue
+                waiting.clear()
+                _cancel_what_waits(client, running)
             try:
-                future = finished.get(timeout=0.2)
+                number, progress = news.get(timeout=0.2)
             except queue.Empty:
                 if client.status not in ("running", "connecting"):
                     raise ClusterError(LOST) from None
                 continue
-            if future.key not in waiting:  # given up
+            if number not in running:  # given up
                 continue
-            batch, _ = waiting.pop(future.key)
+            if progress is not None:
+                on_progress(batches[number], progress[0], np.array(progress[1]))
+                continue
+            future = running.pop(number)
             if future.status == "finished":
-                yield batch, future.result()
+                worker, frame = future.result()
+                waiting.finished(number, worker)
+                if waiting:
+                    submit(worker)
+                yield batches[number], frame
             elif future.status == "error":
-                failures.append(failure(batch, future.exception()))
+                failures.append(failure(batches[number], _reason(future.exception())))
+                if waiting:
+                    submit(None)
             else:
                 raise ClusterError(LOST)
-            future.release()
     finally:
         with contextlib.suppress(Exception):  # a scheduler that is gone has nothing to cancel
-            client.cancel([future for _, future in waiting.values()])
+            client.cancel(list(running.values()))
     if failures:
         raise ClusterError(f"{len(failures)} of {len(batches)} batches failed: {failures[0]}")
 
 
-def _task(batch: Batch, keys: list[str], memory_bytes: int | None) -> pl.DataFrame:
-    """What a worker does; JAX is loaded here, and by no process that merely passes tasks on."""
-    from isolab.sweeps.batch import check_keys, train_batch
+class Waiting:
+    """Numbers of batches that wait for a worker.
 
-    check_keys(batch, keys)
-    return train_batch(batch, memory_bytes=memory_bytes)
+    The costliest come first, but a worker stays with the programs that it has compiled; the next
+    program is the one with most work left for each worker that has it.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._programs = [(program_of(batch[0]), len(batch)) for batch in batches]
+        self._costs = [batch_operations(batch) for batch in batches]
+        self._numbers = sorted(range(len(batches)), key=lambda number: -self._costs[number])
+        self._compiled: defaultdict[str | None, set[Any]] = defaultdict(set)  # by worker
+        self._holders: Counter[Any] = Counter()  # workers that have a program
+        self.clear = self._numbers.clear
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def take(self, worker: str | None) -> int:
+        """Removes and returns the batch that a worker should train next; None: one unknown yet."""
+        left: defaultdict[Any, float] = defaultdict(float)
+        for number in self._numbers:
+            program = self._programs[number]
+            if program in self._compiled[worker]:
+                break
+            left[program] += self._costs[number]
+        else:
+            program = max(left, key=lambda p: left[p] / (1 + self._holders[p]))
+            number = next(n for n in self._numbers if self._programs[n] == program)
+            self._holders[program] += 1
+        self._numbers.remove(number)
+        return number
+
+    def finished(self, number: int, worker: str) -> None:
+        """Takes note that a worker has trained a batch."""
+        self._compiled[worker].add(self._programs[number])
 
 
-def _begun(client: Any, futures: list[Any]) -> set[str]:
-    """Keys of the tasks that some worker is at."""
-    return {key for tasks in client.call_stack(futures).values() for key in tasks}
+def _cancel_what_waits(client: Any, running: dict[int, Any]) -> None:
+    """Cancels and drops the futures that no worker is at."""
+    stacks = client.call_stack(list(running.values())).values()
+    begun = {key for tasks in stacks for key in tasks}
+    for number, future in list(running.items()):
+        if future.key not in begun and not future.done():
+            running.pop(number).cancel()
+
+
+def _reason(error: Any) -> Any:
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        deaths = error.allowed_failures + 1
+        return ClusterError(f"{deaths} workers died over it (perhaps memory ran out)")
+    return error

@@ -1,21 +1,16 @@
-"""What a sweep will do: which runs are stored, which are trained together, how long it may take."""
+"""What a sweep will do: which runs are stored, and which are trained together."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
-
-from isolab.results.provenance import provenance
 from isolab.results.store import Store
 from isolab.sweeps.batch import Batch, evenly, fingerprints_of
-from isolab.training.config import TRACED, RunConfig
-from isolab.training.devices import device_count
-from isolab.training.train import program_of
+from isolab.training.config import RunConfig
+from isolab.training.program import program_of
+from isolab.training.runs_axis import device_count
 
 BATCH_RUNS = 8
 """Runs trained side by side on each device, at most."""
@@ -93,83 +88,6 @@ def _limits(runs: Mapping[tuple[RunConfig, int], int], processes: int) -> dict[R
     return limits
 
 
-def seconds_per_step(batches: Iterable[Batch], store: Store | None) -> dict[RunConfig, float]:
-    """Returns step_seconds (a step of one run) by program, where such runs are stored.
-
-    A run is like another if it shares its program and was trained on this kind of device; the
-    median of theirs is taken.
-    """
-    programs = dict.fromkeys(program_of(batch[0]) for batch in batches)
-    if store is None or not programs:
-        return {}
-    stored = store.runs()
-    names = [field.name for field in dataclasses.fields(RunConfig) if field.name not in TRACED]
-    if not {*names, "step_seconds", "device", "cpu"} <= set(stored.columns):
-        return {}
-    here = {name: value for name, value in provenance().items() if name in ("device", "cpu")}
-    found = {}
-    for program in programs:
-        same = {name: getattr(program, name) for name in names} | here
-        alike = stored.filter(*(pl.col(name) == value for name, value in same.items()))
-        seconds = alike["step_seconds"].median()
-        if isinstance(seconds, float):
-            found[program] = seconds
-    return found
-
-
-class Clock:
-    """Time that a sweep takes, revised as it goes.
-
-    Before anything is measured it is the sum over stored runs alike; then the time that went by,
-    over the share of the work that is done.  Work is in seconds where runs alike are stored for
-    every batch, else in arithmetic operations.
-
-    Args:
-        batches: what is to be done.
-        known: seconds of a step of one run, by program, see :func:`seconds_per_step`.
-        beside: batches that are trained at the same time.
-        now: the time, in seconds.
-    """
-
-    def __init__(
-        self,
-        batches: Sequence[Batch],
-        known: Mapping[RunConfig, float],
-        beside: int = 1,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.measured = all(program_of(batch[0]) in known for batch in batches)
-        self._cost = {
-            batch: sum(config.steps for config in batch) * known[program_of(batch[0])]
-            if self.measured
-            else batch_operations(batch)
-            for batch in batches
-        }
-        self._total = sum(self._cost.values())
-        self._done = dict.fromkeys(batches, 0.0)
-        self._beside = max(1, min(beside, len(batches)))
-        self._now = now
-        self._started = now()
-
-    def advance(self, batch: Batch, share: float) -> None:
-        """Takes note that this share of a batch, from 0 to 1, is done."""
-        self._done[batch] = share * self._cost[batch]
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the sweep is done, or None where nothing is known yet."""
-        done = sum(self._done.values())
-        if done:
-            return (self._now() - self._started) * (self._total - done) / done
-        return self._total / self._beside if self.measured else None
-
-    def __str__(self) -> str:
-        seconds = self.seconds_left
-        if seconds is None:
-            return "time: told after the first interval"
-        return f"about {duration(seconds)}"
-
-
 def operations(config: RunConfig) -> float:
     """Returns the floating-point operations of a training step, but for optimizer and vocabulary.
 
@@ -189,19 +107,3 @@ def operations(config: RunConfig) -> float:
 def batch_operations(batch: Batch) -> float:
     """Returns the floating-point operations of training a batch, see :func:`operations`."""
     return sum(config.steps for config in batch) * operations(batch[0])
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds in words.
-
-    Example:
-        >>> duration(0.2), duration(42), duration(200), duration(9000), duration(300000)
-        ('1 s', '42 s', '3 min', '2.5 h', '3.5 days')
-    """
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"

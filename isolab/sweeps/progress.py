@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -10,44 +12,44 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
+from isolab.results.provenance import provenance
 from isolab.results.store import Store
 from isolab.sweeps.batch import Batch
-from isolab.sweeps.plan import Clock, Plan, duration, seconds_per_step
-from isolab.training.train import Report
+from isolab.sweeps.plan import Plan, batch_operations
+from isolab.training.config import TRACED, RunConfig
+from isolab.training.program import program_of
 
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"
+BAR = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 
 
-class Board:
-    """A sweep's progress: the plan first, then a bar of steps that ends with the ``with`` block.
+class Progress:
+    """A sweep's progress: the plan first, then a bar that ends with the ``with`` block.
+
+    The bar's length is work: seconds, where runs alike are stored for every batch, else arithmetic
+    operations.  So the time left is the time gone by, over the share of the work that is done.
 
     Args:
-        planned: what will be done.
+        plan: what will be done.
         store: where runs alike may tell how long a step takes.
+        at_once: batches that can be trained at the same time.
         shown: False for silence.
-
-    Attributes:
-        beside: batches that can be trained at the same time; set before the block.
     """
 
-    def __init__(self, planned: Plan, store: Store | None, shown: bool = True) -> None:
-        self.beside = 1
-        self._planned = planned
-        self._store = store
-        self._shown = shown
-        self._runs = self._batches = 0
+    def __init__(self, plan: Plan, store: Store | None, at_once: int, shown: bool = True) -> None:
+        seconds = expected_seconds(plan.batches, store) if shown else {}
+        self._plan = plan
+        self._work = seconds or {batch: batch_operations(batch) for batch in plan.batches}
+        self._share = dict.fromkeys(plan.batches, 0.0)
+        if shown:
+            total = sum(seconds.values()) / max(1, min(at_once, len(plan.batches)))
+            time = f"about {duration(total)}" if seconds else "time: told after the first interval"
+            say(f"{plan}; {time}")
+            if not at_once:
+                say("no worker of the cluster can take a batch yet; they wait for one")
+        total = sum(self._work.values())
+        self._bar: Any = tqdm(total=total, disable=not shown, bar_format=BAR, smoothing=0)
 
-    def __enter__(self) -> Board:
-        batches = self._planned.batches
-        known = seconds_per_step(batches, self._store) if self._shown else {}
-        self._clock = Clock(batches, known, self.beside)
-        self._steps = dict.fromkeys(batches, 0)
-        if self._shown:
-            _say(f"{self._planned}; {self._clock}")
-            if not self.beside:
-                _say("no worker of the cluster can take a batch yet; they wait for one")
-        total = sum(len(batch) * batch[0].steps for batch in batches)
-        self._bar: Any = tqdm(total=total, disable=not self._shown, bar_format=BAR)
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(
@@ -58,45 +60,70 @@ class Board:
     ) -> None:
         self._bar.close()
 
-    def advance(self, batch: Batch, share: float, news: Report) -> None:
-        """Shows that this share of a batch is done, and its best loss."""
-        self._show(batch, share, news.validation_loss)
-
-    def finished(self, batch: Batch, frame: pl.DataFrame) -> None:
-        """Shows that a batch is done."""
-        self._batches += 1
-        self._runs += len(batch)
-        self._show(batch, 1.0, frame["final_validation_loss"].to_numpy())
-
-    def finishing(self) -> None:
-        """Tells that Ctrl-C was heard."""
-        _say("Ctrl-C: finishing and storing the batch in hand; again to stop at once")
-
-    def stopped(self, place: str) -> str:
-        """Returns what to tell when Ctrl-C has stopped the sweep."""
-        todo = sum(len(batch) for batch in self._planned.batches)
-        stored = len(self._planned.keys) - todo + self._runs
-        return (
-            f"stopped by Ctrl-C: {stored} of {len(self._planned.keys)} runs are stored in {place};"
-            " the same call goes on from there"
-        )
-
-    def _show(self, batch: Batch, share: float, losses: np.ndarray) -> None:
-        self._clock.advance(batch, share)
-        steps = round(share * len(batch) * batch[0].steps)
-        left = self._clock.seconds_left
+    def update(self, batch: Batch, share: float, losses: np.ndarray) -> None:
+        """Shows that a share of a batch, from 0 to 1, is done, and its best loss."""
+        more = (share - self._share[batch]) * self._work[batch]
+        self._share[batch] = share
+        steps = {b: len(b) * b[0].steps for b in self._share}
+        done = round(sum(steps[b] * part for b, part in self._share.items()))
+        finished = sum(part == 1 for part in self._share.values())
         finite = losses[np.isfinite(losses)]
         best = f"best {finite.min():.3f}" if finite.size else "all diverged"
         self._bar.set_postfix_str(
-            f"{f'about {duration(left)} left' if left else 'done'}, batches {self._batches}"
-            f"/{len(self._steps)}, {batch[0].optimizer} {best}",
+            f"{done}/{sum(steps.values())} steps, batches {finished}/{len(steps)},"
+            f" {batch[0].optimizer} {best}",
             refresh=False,
         )
-        self._bar.update(steps - self._steps[batch])
-        self._steps[batch] = steps
+        self._bar.update(more)
+
+    def stopped(self, place: str) -> str:
+        """Returns what to tell when Ctrl-C has stopped the sweep."""
+        todo = sum(len(batch) for batch, share in self._share.items() if share < 1)
+        runs = len(self._plan.keys)
+        return (
+            f"stopped by Ctrl-C: {runs - todo} of {runs} runs are stored in {place};"
+            " the same call goes on from there"
+        )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Writes a line beside the bar at once, also where the output is a pipe and would wait."""
     tqdm.write(text)
     sys.stdout.flush()
+
+
+def expected_seconds(batches: Iterable[Batch], store: Store | None) -> dict[Batch, float]:
+    """Returns how long each batch takes by stored runs alike; nothing unless all have some.
+
+    A run is like another if it shares its program and was trained on this kind of device; the
+    median of their step_seconds (a step of one run) is taken.
+    """
+    names = [field.name for field in dataclasses.fields(RunConfig) if field.name not in TRACED]
+    stored = store.runs() if store is not None else pl.DataFrame()
+    if not {*names, "step_seconds", "device", "cpu"} <= set(stored.columns):
+        return {}
+    here = {name: provenance()[name] for name in ("device", "cpu")}
+    found: dict[RunConfig, Any] = {}
+    for program in {program_of(batch[0]) for batch in batches}:
+        same = {name: getattr(program, name) for name in names} | here
+        alike = stored.filter(*(pl.col(name) == value for name, value in same.items()))
+        found[program] = alike["step_seconds"].median()
+    if None in found.values():
+        return {}
+    return {b: len(b) * b[0].steps * found[program_of(b[0])] for b in batches}
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds in words.
+
+    Example:
+        >>> duration(0.2), duration(42), duration(200), duration(9000), duration(300000)
+        ('1 s', '42 s', '3 min', '2.5 h', '3.5 days')
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

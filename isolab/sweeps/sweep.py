@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from isolab.results.folder import runs_folder
 from isolab.results.store import Store
 from isolab.sweeps.batch import Batch, rows_of, train_batch
+from isolab.sweeps.cluster import connect, slots, train_on_client
+from isolab.sweeps.local import local_client, process_count
 from isolab.sweeps.plan import plan
-from isolab.sweeps.pool import process_count, train_in_processes
-from isolab.sweeps.progress import Board
+from isolab.sweeps.progress import Progress, say
 from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig, with_later_fields
 from isolab.training.interrupt import Interrupt
@@ -136,86 +139,69 @@ def run(
             ``resources`` without a scheduler.
         MemoryError: a single run takes more than ``memory_bytes``.
         KeyboardInterrupt: after Ctrl-C, with what is stored and how to go on.
-        isolab.sweeps.cluster.ClusterError: no scheduler at the address (before anything is done),
-            or
-            batches that failed there (after all others are stored).
-        isolab.sweeps.pool.PoolError: batches that failed in processes (after all others are
-        stored). ImportError: a scheduler without dask.distributed.
+        isolab.sweeps.cluster.ClusterError: no scheduler at the address, or processes that cannot
+            be started (before anything is done); batches that failed (after all others are stored).
     """
     if scheduler is not None and processes is not None:
         raise ValueError(
             f"processes={processes!r} with a scheduler; allowed: one of them, as the cluster's"
             " workers are the processes"
         )
+    if scheduler is None and resources:
+        raise ValueError(f"resources={dict(resources)!r} without a scheduler")
     several = process_count(processes)
     keep_compiled_programs()  # also of what the caller compiles next
-    with contextlib.ExitStack() as closing:
-        client = None
-        if scheduler is not None:
-            from isolab.sweeps.cluster import connect
-
-            client = closing.enter_context(connect(scheduler))
-        elif resources:
-            raise ValueError(f"resources={dict(resources)!r} without a scheduler")
+    with contextlib.ExitStack() as stack:
+        client = None if scheduler is None else stack.enter_context(connect(scheduler))
         configs = (sweep,) if isinstance(sweep, RunConfig) else sweep.configs
-        kept = default_store() if store == "default" else store
-        if kept is not None and not isinstance(kept, Store):
-            kept = Store(kept)
-        planned = plan(configs, kept, several)
+        if store == "default":
+            store = default_store()
+        elif store is not None and not isinstance(store, Store):
+            store = Store(store)
+        planned = plan(configs, store, several)
         frames = []
-        if planned.stored and kept:
-            frames.append(kept.runs(pl.col("key").is_in(list(planned.stored))))
+        if planned.stored and store:
+            frames.append(store.runs(pl.col("key").is_in(list(planned.stored))))
         if planned.batches:
-            board = Board(planned, kept, progress)
-            several = process_count(processes, len(planned.batches))
-            frames += _train(planned.batches, kept, board, client, resources, memory_bytes, several)
+            interrupt = stack.enter_context(Interrupt(_finishing, enabled=store is not None))
+            stop = interrupt.requested
+            several = min(process_count(processes, len(planned.batches)), len(planned.batches))
+            at_once = several if client is None else slots(client, resources)
+            shown = stack.enter_context(Progress(planned, store, at_once, progress))
+            arguments = (planned.batches, memory_bytes, stop, shown.update)
+            if client is not None:
+                trained = train_on_client(client, *arguments, resources=resources)
+            elif several > 1:
+                client = stack.enter_context(local_client(several))
+                trained = train_on_client(client, *arguments, processes=several)
+            else:
+                trained = _train_here(*arguments)
+            for batch, frame in stack.enter_context(contextlib.closing(trained)):
+                if store is not None:
+                    store.append(frame)
+                frames.append(frame)
+                shown.update(batch, 1.0, frame["final_validation_loss"].to_numpy())
+            if store is not None and stop():
+                raise KeyboardInterrupt(shown.stopped(store.folder.path))
     table = with_later_fields(pl.concat(frames, how="diagonal_relaxed"))
     return rows_of(configs, table)
 
 
-def _train(
-    batches: Sequence[Batch],
-    store: Store | None,
-    board: Board,
-    client: Any,
-    resources: Mapping[str, float] | None,
-    memory_bytes: int | None,
-    processes: int,
-) -> list[pl.DataFrame]:
-    """Trains batches, here, in processes or on a cluster, and stores each as it comes."""
-    frames: list[pl.DataFrame] = []
-    kept = store is not None  # else there is nothing to finish a batch for
-    with Interrupt(board.finishing, heed=kept) as interrupt:
-        if client is None and processes == 1:
-            source = _train_here(batches, board, memory_bytes, interrupt.asked)
-        elif client is None:
-            board.beside = processes
-            source = train_in_processes(
-                batches, processes, memory_bytes, interrupt.asked, board.advance
-            )
-        else:
-            from isolab.sweeps.cluster import slots, train_on_cluster
-
-            board.beside = slots(client, resources)
-            source = train_on_cluster(client, batches, resources, memory_bytes, interrupt.asked)
-        with board, contextlib.closing(source):
-            for batch, frame in source:
-                if store is not None:
-                    store.append(frame)
-                frames.append(frame)
-                board.finished(batch, frame)
-        if store is not None and interrupt.asked():
-            raise KeyboardInterrupt(board.stopped(store.folder.path))
-    return frames
+def _finishing() -> None:
+    say("Ctrl-C: finishing and storing the batch in hand; again to stop at once")
 
 
 def _train_here(
-    batches: Iterable[Batch], board: Board, memory_bytes: int | None, stop: Callable[[], bool]
+    batches: Iterable[Batch],
+    memory_bytes: int | None,
+    stop: Callable[[], bool],
+    on_progress: Callable[[Batch, float, np.ndarray], None],
 ) -> Generator[tuple[Batch, pl.DataFrame]]:
+    """Trains batches in this process, see :func:`isolab.sweeps.cluster.train_on_client`."""
     for batch in batches:
         if stop():
             return
-        yield batch, train_batch(batch, memory_bytes, board.advance)
+        yield batch, train_batch(batch, memory_bytes, functools.partial(on_progress, batch))
 
 
 def default_store() -> Store:

@@ -5,25 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 
-class Checkpoint(NamedTuple):
-    """A run in the middle.
+from isolab.training.train import Snapshot
 
-    Attributes:
-        step: updates done.
-        state: what training carries on, a pytree of arrays.
-        train_losses: loss of each step so far, nats/token.
-        validation_losses: those of the curve so far, from step 0 on.
-        seconds: wall time so far.
-    """
-
-    step: int
-    state: Any
-    train_losses: list[float]
-    validation_losses: list[float]
-    seconds: float
+_LOSSES = ("train_losses", "validation_losses")
 
 
 class Checkpoints:
@@ -39,13 +27,14 @@ class Checkpoints:
 
     Example:
         >>> import tempfile, jax.numpy as jnp
+        >>> losses = np.ones((1, 5)), np.ones((1, 2))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Checkpoints(folder, key="a") as checkpoints:
-        ...         checkpoints.save(Checkpoint(5, {"w": jnp.ones(2)}, [3.0], [2.0], 0.1))
+        ...         checkpoints.save(Snapshot(5, {"w": jnp.ones(2)}, *losses, seconds=0.1))
         ...     with Checkpoints(folder, key="a") as checkpoints:
         ...         found = checkpoints.latest(like={"w": jnp.zeros(2)})
-        >>> found.step, found.state["w"].tolist(), found.train_losses
-        (5, [1.0, 1.0], [3.0])
+        >>> found.step, found.state["w"].tolist(), found.train_losses.shape
+        (5, [1.0, 1.0], (1, 5))
     """
 
     def __init__(self, folder: str | os.PathLike[str], key: str) -> None:
@@ -56,21 +45,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Starts to write a checkpoint; an error of the one before is raised here."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts to write a snapshot; an error of the one before is raised here."""
         import orbax.checkpoint as ocp
 
-        about = checkpoint._asdict() | {"key": self._key}
-        state = about.pop("state")
-        self._manager.save(
-            checkpoint.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-            ),
-        )
+        about = snapshot._asdict() | {"key": self._key}
+        about |= {name: about[name].tolist() for name in _LOSSES}
+        state = ocp.args.StandardSave(about.pop("state"))
+        parts = ocp.args.Composite(state=state, about=ocp.args.JsonSave(about))
+        self._manager.save(snapshot.step, args=parts)
 
-    def latest(self, like: Any) -> Checkpoint | None:
-        """Returns the newest checkpoint, or None where there is none.
+    def latest(self, like: Any) -> Snapshot | None:
+        """Returns the newest snapshot, or None where there is none.
 
         Args:
             like: a state, or its ShapeDtypeStructs with shardings: where the arrays shall lie.
@@ -93,7 +79,9 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
         )
-        return Checkpoint(state=restored["state"], **fields)
+        for name in _LOSSES:  # those of one run were listed without a runs axis once
+            fields[name] = np.atleast_2d(np.array(fields[name], np.float32))
+        return Snapshot(state=restored["state"], **fields)
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for work worth keeping."""
+"""Ctrl-C that lets the work in hand be finished."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import jax
 
 T = TypeVar("T")
 
-NAP_SECONDS = 0.002
-INSISTED = "stopped at once, at the second Ctrl-C"
+POLL_SECONDS = 0.002
 
 
 class Interrupt:
@@ -27,8 +26,8 @@ class Interrupt:
     handler is back after the block.
 
     Args:
-        say: called at the first Ctrl-C.
-        heed: False to leave Ctrl-C as it is.
+        on_first: called at the first Ctrl-C.
+        enabled: False to leave Ctrl-C as it is.
 
     Raises:
         KeyboardInterrupt: from wherever the second Ctrl-C finds the program.
@@ -36,31 +35,38 @@ class Interrupt:
     Example:
         >>> with Interrupt(lambda: print("one moment")) as interrupt:
         ...     signal.raise_signal(signal.SIGINT)
-        ...     interrupt.asked()
+        ...     interrupt.requested()
         one moment
         True
     """
 
-    insisted = False
-    """Was there a second Ctrl-C?  Its KeyboardInterrupt alone can be lost: Python swallows what is
-    raised inside a garbage collector's callback, and JAX has one."""
+    _second = False  # of the whole process: signals are
 
-    def __init__(self, say: Callable[[], None], heed: bool = True) -> None:
-        self._asked = False
-        self._say = say
-        self._heed = heed
+    def __init__(self, on_first: Callable[[], None], enabled: bool = True) -> None:
+        self._requested = False
+        self._on_first = on_first
+        self._enabled = enabled
         self._former: Any = None
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Returns whether there was a Ctrl-C."""
-        return self._asked
+        return self._requested
+
+    @staticmethod
+    def check() -> None:
+        """Raises the second Ctrl-C's KeyboardInterrupt again, which may have been lost.
+
+        Python swallows what is raised inside a garbage collector's callback, and JAX has one.
+        """
+        if Interrupt._second:
+            raise KeyboardInterrupt("stopped at once, at the second Ctrl-C")
 
     def __enter__(self) -> Interrupt:
         former = signal.getsignal(signal.SIGINT)
         main = threading.current_thread() is threading.main_thread()
-        if self._heed and main and former not in (None, signal.SIG_IGN):
+        if self._enabled and main and former not in (None, signal.SIG_IGN):
             self._former = former
-            Interrupt.insisted = False
+            Interrupt._second = False
             signal.signal(signal.SIGINT, self._on_signal)
         return self
 
@@ -72,18 +78,18 @@ class Interrupt:
     ) -> None:
         if self._former is not None:
             signal.signal(signal.SIGINT, self._former)
-            Interrupt.insisted = False
+            Interrupt._second = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            Interrupt.insisted = True
-            raise KeyboardInterrupt(INSISTED)
-        self._asked = True
-        self._say()
+        if self._requested:
+            Interrupt._second = True
+            self.check()
+        self._requested = True
+        self._on_first()
 
 
 def when_ready(dispatch: Callable[[], T]) -> T:
-    """Dispatches work to a device and waits in naps, between which Python hears of Ctrl-C.
+    """Dispatches work to a device and polls until it is done, so that Python hears of Ctrl-C.
 
     If Ctrl-C ends the program, its end does not wait for the device either, as JAX's would: nothing
     can stop a device in the midst of a computation.
@@ -98,9 +104,8 @@ def when_ready(dispatch: Callable[[], T]) -> T:
     try:
         result = dispatch()
         while not _is_ready(result):
-            if Interrupt.insisted:
-                raise KeyboardInterrupt(INSISTED)
-            time.sleep(NAP_SECONDS)
+            Interrupt.check()
+            time.sleep(POLL_SECONDS)
         return result
     except KeyboardInterrupt:
         atexit.register(_leave, result)

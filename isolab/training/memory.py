@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
 from isolab.training.config import RunConfig
-from isolab.training.devices import device_count
-from isolab.training.train import arguments_of, program_of
+from isolab.training.program import arguments_of, program_of
+from isolab.training.runs_axis import device_count
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -36,10 +36,7 @@ def runs_that_fit(
         MemoryError: one run alone takes more than its share of ``memory_bytes``.  (Where it takes
             more than the bound found by itself, there is a MemoryWarning.)
     """
-    allowed = allowed_bytes() if memory_bytes is None else memory_bytes
-    if allowed is None:
-        return len(configs)
-    allowed //= processes
+    allowed = (allowed_bytes() if memory_bytes is None else memory_bytes) // processes
     size = len(configs)
     devices = min(size, device_count())
     while (needed := needed_bytes(configs[:size])) > allowed and size > devices:
@@ -93,34 +90,23 @@ def _needed_bytes(static: RunConfig, runs: int, devices: int) -> int:
     )
 
 
-def allowed_bytes() -> int | None:
-    """Returns what training may take: an accelerator's memory, or half of what is free here.
-
-    None where neither is known.
-    """
+def allowed_bytes() -> int:
+    """Returns what training may take: an accelerator's memory, or half of what is free here."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    free = free_bytes()
-    return None if free is None else free // 2
+    return free_bytes() // 2
 
 
-def free_bytes() -> int | None:
-    """Returns the memory that this machine, or this container, has left; None if unknown."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:  # not Linux
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:
+def free_bytes() -> int:
+    """Returns the memory that this machine, or this container, has left."""
+    free = int(psutil.virtual_memory().available)
+    try:  # psutil knows nothing of containers
         limit = (CGROUP / "memory.max").read_text().strip()
         if limit != "max":
             used = int((CGROUP / "memory.current").read_text())
             cache = dict(map(str.split, (CGROUP / "memory.stat").read_text().splitlines()))
-            found.append(int(limit) - used + int(cache.get("inactive_file", 0)))
-    except (OSError, ValueError):  # no container
+            free = min(free, int(limit) - used + int(cache.get("inactive_file", 0)))
+    except (OSError, ValueError):
         pass
-    return max(0, min(found)) if found else None
+    return max(0, free)

@@ -15,42 +15,38 @@ from __future__ import annotations
 import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from isolab.model.corpus import Corpus, load_corpus, validation_windows
-from isolab.training.checkpoints import Checkpoint, Checkpoints
+from isolab.training.checkpoints import Checkpoints
 from isolab.training.config import RunConfig
-from isolab.training.result import Result, result_of
-from isolab.training.train import (
+from isolab.training.program import (
     Placement,
     Program,
-    Progress,
-    Report,
+    abstract_state,
     program_of,
     run_values,
     single_run,
 )
+from isolab.training.result import Result
+from isolab.training.train import Snapshot, run_program
 
 DATA, SHARDS = "data", "shards"
 _BATCH = PartitionSpec((DATA, SHARDS))  # of (B, ...)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]  # see isolab.optimizers.matrix_roots
 def train_sharded(
     config: RunConfig,
     mesh_shape: tuple[int, int] | None = None,
     corpus: Corpus | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
-    on_progress: Progress | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Trains one run on all devices together, with the result of training it on one.
@@ -65,7 +61,7 @@ def train_sharded(
             there, and ends on the same bits as one that was never interrupted.
         checkpoint_every: evaluation intervals from one checkpoint to the next; the last interval
             always ends in one.
-        on_progress: called after each evaluation interval.
+        on_snapshot: called at step 0 and after each evaluation interval.
         should_stop: asked after each evaluation interval; True ends training early, after a
             checkpoint.
 
@@ -84,13 +80,22 @@ def train_sharded(
         raise ValueError(f"checkpoint_every is {checkpoint_every}; allowed: 1 or more")
     corpus = corpus or load_corpus(config.corpus)
     program, arguments = sharded_arguments(config, corpus, mesh)
-    hooks = (on_progress, should_stop)
+    result: Result
     if checkpoint is None:
-        return _train(config, program, arguments, _start(program, arguments), None, 1, *hooks)
+        (result,) = run_program([config], program, arguments, on_snapshot, should_stop)
+        return result
     with Checkpoints(checkpoint, config.key(corpus.fingerprint)) as checkpoints:
-        found = checkpoints.latest(like=abstract_state(program_of(config), corpus.vocab_size, mesh))
-        run = found or _start(program, arguments)
-        return _train(config, program, arguments, run, checkpoints, checkpoint_every, *hooks)
+
+        def save(snapshot: Snapshot) -> None:
+            due = snapshot.step % (config.evaluate_every * checkpoint_every) == 0
+            if snapshot.last or (due and snapshot.step):
+                checkpoints.save(snapshot)
+            if on_snapshot is not None:
+                on_snapshot(snapshot)
+
+        found = checkpoints.latest(placed_state(program_of(config), corpus.vocab_size, mesh))
+        (result,) = run_program([config], program, arguments, save, should_stop, found)
+        return result
 
 
 def make_mesh(shape: tuple[int, int] | None = None) -> Mesh:
@@ -132,17 +137,14 @@ def partition(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, SHARDS)
 
 
-def abstract_state(static: RunConfig, vocab_size: int, mesh: Mesh) -> Any:
+def placed_state(static: RunConfig, vocab_size: int, mesh: Mesh) -> Any:
     """Returns the shapes, dtypes and shardings of a run's TrainState on a mesh."""
-    window = jax.ShapeDtypeStruct((1, static.context), jnp.int32)
-    init = single_run(static, vocab_size).init
-    state, _ = jax.eval_shape(init, run_values(static), (window, window))
 
     def placed(leaf: Any) -> Any:
         sharding = NamedSharding(mesh, partition(leaf.shape, mesh.shape[SHARDS]))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, state)
+    return jax.tree.map(placed, abstract_state(single_run(static, vocab_size).init, static))
 
 
 @functools.lru_cache(maxsize=8)
@@ -150,11 +152,11 @@ def compile_sharded(static: RunConfig, vocab_size: int, mesh: Mesh) -> Program:
     """Returns the compiled functions of one run on a mesh.
 
     Args:
-        static: see :func:`isolab.training.train.program_of`.
+        static: see :func:`isolab.training.program.program_of`.
         vocab_size: of the corpus.
         mesh: see :func:`make_mesh`.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(static, vocab_size, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, placed_state(static, vocab_size, mesh))
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, _BATCH)
     place = Placement(
         batch=lambda batch: jax.lax.with_sharding_constraint(batch, rows),
@@ -180,50 +182,3 @@ def _gather(whole: NamedSharding, cut: Any) -> Callable[[Any], Any]:
         lambda _, grads: (jax.lax.with_sharding_constraint(grads, cut),),
     )
     return gather
-
-
-def _start(program: Program, arguments: tuple[Any, Any, Any]) -> Checkpoint:
-    traced, _, validation = arguments
-    state, first = program.init(traced, validation)
-    return Checkpoint(0, state, [], [float(first)], 0.0)
-
-
-def _train(
-    config: RunConfig,
-    program: Program,
-    arguments: tuple[Any, Any, Any],
-    run: Checkpoint,
-    checkpoints: Checkpoints | None,
-    checkpoint_every: int,
-    on_progress: Progress | None,
-    should_stop: Callable[[], bool] | None,
-) -> Result:
-    traced, tokens, validation = arguments
-    step, state, train_losses, validation_losses, before = run
-    every, started, stopped, dead = config.evaluate_every, time.perf_counter(), False, False
-    while step < config.steps and not (stopped or dead):
-        start = jnp.int32(step)
-        state, losses, held_out = program.advance(state, traced, start, tokens, validation)
-        step += every
-        train_losses = [*train_losses, *map(float, np.asarray(losses))]  # waits for the devices
-        validation_losses = [*validation_losses, float(held_out)]
-        seconds = before + time.perf_counter() - started
-        if on_progress is not None:
-            mean = np.array([np.mean(np.asarray(losses))])
-            on_progress(Report(step, config.steps, mean, np.array([held_out])))
-        stopped = should_stop is not None and should_stop()
-        dead = not stopped and math.isnan(train_losses[-1]) and math.isnan(validation_losses[-1])
-        ends = step == config.steps or stopped or dead
-        if checkpoints is not None and (ends or step % (every * checkpoint_every) == 0):
-            checkpoints.save(Checkpoint(step, state, train_losses, validation_losses, seconds))
-    seconds = before + time.perf_counter() - started
-    if dead:  # parameters that are NaN stay NaN
-        train_losses = train_losses + [math.nan] * (config.steps - step)
-        validation_losses = validation_losses + [math.nan] * ((config.steps - step) // every)
-    return result_of(
-        config,
-        np.array(train_losses, np.float32),
-        every,
-        np.array(validation_losses, np.float32),
-        seconds / step,
-    )

@@ -12,7 +12,6 @@ Norms, softmax, GELU, the embedding and the optimizer count as nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +19,9 @@ import jax
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks import report
-from isolab.measure.step_time import Interval, interleave
+from benchmarks.report import machine, markdown
+from isolab.measure.interval import Interval
+from isolab.measure.timing import Ratio, interleave
 from isolab.model.corpus import load_corpus
 from isolab.model.transformer import TransformerConfig
 from isolab.training.config import RunConfig
@@ -79,9 +79,9 @@ def measure(
     """
     base = base or RunConfig(learning_rate=0.002, evaluate_every=10)
     vocab_size = load_corpus(base.corpus).vocab_size
-    frames = []
+    rows = []
     for width in widths:
-        config = dataclasses.replace(base, width=width)
+        config = RunConfig(**{**base.__dict__, "width": width})
         model = config.model_config(vocab_size)
         tokens = config.batch_size * config.context
         shapes = [(tokens, n, m) for n, m, count in products(model) for _ in range(count)]
@@ -95,24 +95,30 @@ def measure(
             "products": _linear_layers(shapes, config.evaluate_every),
             "square": _square(SQUARE, 4),
         }
-        seconds = interleave(calls, rounds, f"width {width}" if progress else None)
-        rate = {name: flops[name] / seconds[name] / 1e9 for name in calls}
-        columns = {"width": width, "round": range(rounds), **rate}
-        frames.append(pl.DataFrame(columns | {"utilization": rate["step"] / rate["square"]}))
-    return pl.concat(frames)
+        label = f"width {width}" if progress else None
+        timings = interleave(calls, rounds, label=label)
+        for number in range(rounds):
+            rate = {
+                name: flops[name] / timings.seconds[name][number] / 1e9 for name in timings.seconds
+            }
+            utilization = rate["step"] / rate["square"]
+            rows.append({"width": width, "round": number, **rate, "utilization": utilization})
+    return pl.DataFrame(rows)
 
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    columns = {
-        "training step, GFLOP/s": report.median("step"),
-        "its products alone": report.median("products"),
-        f"{SQUARE} x {SQUARE}": report.median("square"),
-        "step / its products [min-max]": report.spread("of_products"),
-        "step / square [min-max]": report.spread("utilization"),
-    }
-    frame = frame.with_columns(of_products=pl.col("step") / pl.col("products"))
-    return report.table(frame, {"width": "width"}, columns)
+    rows = []
+    for (width,), group in frame.group_by("width", maintain_order=True):
+        middle = group.median().row(0, named=True)
+        rows.append(
+            [width]
+            + [middle[name] for name in ("step", "products", "square")]
+            + [Ratio.of(group["step"] / group["products"]), Ratio.of(group["utilization"])]
+        )
+    header = ["width", "training step, GFLOP/s", "its products alone", f"{SQUARE} x {SQUARE}"]
+    header += ["step / its products [min-max]", "step / square [min-max]"]
+    return f"{markdown(header, rows)}\n\n{machine()}"
 
 
 def _linear_layers(shapes: Sequence[tuple[int, int, int]], times: int) -> Callable[[], object]:

@@ -254,7 +254,6 @@ class Book:
                 return /\\d/.test(now) && now !== before;
             }""",
             arg=[cell.element_handle(), before],
-            timeout=START * 1000,
         )
 
     def shoot(self, name: str, **options: Any) -> None:

@@ -13,7 +13,7 @@ from isolab.chapters import CHAPTERS, transfer
 from isolab.chapters.epsilon import TINY_EPS, damping, eps_by_scale, large_eps
 from isolab.chapters.transfer import CENTRES, log2_centre
 from isolab.theory.parameterization import parameterization
-from isolab.training.train import program_of
+from isolab.training.program import program_of
 
 PRESETS = ("smoke", "laptop", "full")
 

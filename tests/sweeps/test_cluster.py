@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
+import distributed
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -18,8 +17,6 @@ from isolab.results.store import Store
 from isolab.sweeps.cluster import ClusterError, connect, slots
 from isolab.sweeps.sweep import Sweep, run
 from isolab.training.config import RunConfig
-
-distributed = pytest.importorskip("distributed")
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
@@ -150,23 +147,3 @@ def test_an_unreachable_scheduler_is_told_before_anything(tmp_path, monkeypatch)
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(ClusterError, match=r"allowed: an address such as 'tcp://10\.0\.0\.1:8786'"):
         connect(address)
-
-
-def test_resources_without_a_scheduler_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"resources=\{'GPU': 1\} without a scheduler"):
-        run(Sweep(BASE), tmp_path, resources={"GPU": 1})
-
-
-def test_dask_is_not_needed_without_a_scheduler_and_asked_for_with_one():
-    code = """
-import sys
-sys.modules["distributed"] = sys.modules["dask"] = None  # as where it is not installed
-from isolab import RunConfig, Sweep, run
-import isolab.sweeps.cluster
-try:
-    run(RunConfig(), None, scheduler="tcp://127.0.0.1:1")
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.stdout == "scheduler= needs dask.distributed: pip install 'isolab[cluster]'\n"

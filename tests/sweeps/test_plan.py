@@ -1,10 +1,11 @@
-"""Plans that do not depend on what is stored, and the time that a sweep says it will take."""
+"""Plans that do not depend on what is stored, and what is told of time and progress."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from isolab.results.store import Store
 from isolab.sweeps.batch import results_frame
-from isolab.sweeps.plan import BATCH_RUNS, Clock, evenly, plan, seconds_per_step
+from isolab.sweeps.cluster import Waiting
+from isolab.sweeps.plan import BATCH_RUNS, BATCHES_EACH, Plan, batch_operations, evenly, plan
+from isolab.sweeps.progress import Progress, expected_seconds
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 from isolab.training.result import Result
-from isolab.training.train import program_of
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
@@ -59,7 +61,7 @@ def result(config, seconds):
 
 def test_stored_runs_alike_tell_the_time_before_anything_runs(tmp_path):
     store = Store(tmp_path)
-    assert seconds_per_step([(BASE,)], store) == {}  # an empty store
+    assert expected_seconds([(BASE,)], store) == {}  # an empty store
     seeds = [dataclasses.replace(BASE, seed=s, steps=40) for s in range(3)]
     times = (0.001, 0.002, 0.009)
     rows = results_frame([result(c, s) for c, s in zip(seeds, times, strict=True)])
@@ -68,27 +70,49 @@ def test_stored_runs_alike_tell_the_time_before_anything_runs(tmp_path):
     store.append(pl.concat([rows, other]))
     batch = tuple(Sweep(BASE, learning_rate=[0.1, 0.2]))
     wider = (dataclasses.replace(BASE, width=32),)
-    known = seconds_per_step([batch, wider], store)
-    assert known == {program_of(BASE): 0.002}
     # 2 runs of 4 steps at 2 ms each
-    assert Clock([batch], known).seconds_left == pytest.approx(0.016)
-    assert Clock([batch, batch[:1]], known, beside=2).seconds_left == pytest.approx(0.012)
-    assert Clock([batch, wider], known).seconds_left is None
-    assert str(Clock([batch, wider], known)) == "time: told after the first interval"
+    assert expected_seconds([batch], store) == {batch: pytest.approx(0.016)}
+    assert expected_seconds([batch, wider], store) == {}
 
 
-def test_time_left_is_revised_by_the_share_of_the_work_done():
-    now = [100.0]
+@given(
+    st.lists(st.sampled_from([16, 32, 64, 128]), min_size=1, max_size=4, unique=True),
+    st.integers(1, 40), st.integers(2, 6),
+)  # fmt: skip
+def test_batches_are_small_enough_to_keep_all_busy_to_the_end(widths, seeds, processes):
+    sweep = Sweep(BASE, width=widths, steps=[500, 1000], seed=range(seeds))
+    batches = plan(sweep, processes=processes).batches
+    assert sorted(hash(c) for b in batches for c in b) == sorted(map(hash, sweep))
+    costs = [batch_operations(batch) for batch in batches]
+    share = sum(costs) / (BATCHES_EACH * processes)
+    # sizes are whole: 1 + 1e-9 is the rounding of sums
+    assert all(
+        cost <= share * (1 + 1e-9) or len(batch) == 1
+        for cost, batch in zip(costs, batches, strict=True)
+    )
+
+
+def test_a_worker_stays_with_its_programs_and_the_costliest_come_first():
+    narrow, wide = Sweep(BASE, seed=range(3)), Sweep(BASE, width=[32], seed=range(2))
+    batches = [(config,) for config in narrow + wide]
+    waiting = Waiting(batches)
+    first, second = waiting.take(None), waiting.take(None)
+    assert batches[first][0].width == 32 and batches[second][0].width == 16
+    waiting.finished(first, "a")
+    assert batches[waiting.take("a")][0].width == 32  # compiled there
+    waiting.finished(second, "b")
+    assert [batches[waiting.take("b")][0].width for _ in range(2)] == [16, 16]
+    assert not waiting
+
+
+def test_the_bar_shows_the_share_of_the_work_that_is_done(capsys):
     first = tuple(Sweep(BASE, steps=[40], seed=range(2)))
     second = tuple(Sweep(BASE, steps=[80], seed=range(3)))  # three times the work
-    clock = Clock([first, second], {}, now=lambda: now[0])
-    assert clock.seconds_left is None
-    now[0] = 105.0
-    clock.advance(first, 0.5)  # 1 of 8 parts in 5 s
-    assert clock.seconds_left == pytest.approx(35)
-    assert str(clock) == "about 35 s"
-    now[0] = 112.0
-    clock.advance(first, 1.0)
-    assert clock.seconds_left == pytest.approx(36)
-    clock.advance(second, 1.0)
-    assert clock.seconds_left == 0
+    planned = Plan(("a", "b", "c", "d", "e"), frozenset(), (first, second))
+    with Progress(planned, None, at_once=2) as progress:
+        progress.update(first, 0.5, np.array([np.nan]))
+        progress.update(first, 1.0, np.array([2.5, np.inf, 2.25]))
+    out, err = capsys.readouterr()
+    assert out == f"{planned}; time: told after the first interval\n"
+    assert " 25%|" in err and "80/320 steps, batches 1/2, adam best 2.250" in err
+    assert "stopped by Ctrl-C: 2 of 5 runs are stored in here;" in progress.stopped("here")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolab.training.config import RunConfig
-from isolab.training.devices import padded
+from isolab.training.runs_axis import padded
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=8,
@@ -28,31 +28,34 @@ import collections, json, sys
 import jax, jax.numpy as jnp
 from isolab import RunConfig, Sweep
 from isolab.sweeps import plan as scheduling
+from isolab.training import program as programs
 from isolab.training import train as training
 from isolab.model.corpus import load_corpus, validation_windows
-from isolab.training.devices import device_count, on_each, padded
+from isolab.training.runs_axis import device_count, on_each, padded
 
 base, seeds = RunConfig(**json.loads(sys.argv[1])), range(int(sys.argv[2]))
 grid = Sweep(base, seed=seeds)
 scheduling.BATCH_RUNS = 2
 about = {"devices": device_count(), "batches": [len(b) for b in scheduling.plan(grid).batches]}
 reports = []
-results = training.train(grid.configs, on_progress=reports.append)
+results = training.train(
+    grid.configs, on_snapshot=lambda snapshot: reports.append(len(snapshot.validation_loss))
+)
 with jax.default_device(jax.devices()[3]):
     about["devices_if_one_is_chosen"] = device_count()
     alone = training.train(grid.configs)
 about["curves"] = [[[*r.curve_train_loss, *r.curve_validation_loss] for r in rows]
                    for rows in (results, alone)]
 about["seeds"] = [r.config.seed for r in results]
-about["reported"] = [len(r.validation_loss) for r in reports]
+about["reported"] = reports
 
 # the same program, from the inside
-program = training.compile_program(training.program_of(base), 16, 8)
+program = programs.compile_program(programs.program_of(base), 16, 8)
 corpus = load_corpus(base.corpus)
-traced = training._stack_traced(padded(grid.configs, 8))
+traced = programs.stack_traced(padded(grid.configs, 8))
 windows = on_each(tuple(map(jnp.asarray, validation_windows(corpus, 16, base.context))), 8)
 state, _ = program.init(traced, windows)
-step = (state, traced, jnp.int32(0), training._device_tokens(corpus, 8), windows)
+step = (state, traced, jnp.int32(0), programs.device_tokens(corpus, 8), windows)
 compiled = program.advance.lower(*step).compile().as_text()
 about["collectives"] = [n for n in ("all-reduce", "all-gather", "all-to-all", "collective-permute",
                                     "reduce-scatter") if n + "(" in compiled]
@@ -98,7 +101,7 @@ def test_eight_devices_give_the_rows_of_one(cache, optimizer):
     assert there["devices"] == 8
     assert there["batches"] == [RUNS]  # two a device fit, on one device it would be six batches
     assert there["seeds"] == list(range(RUNS))
-    assert there["reported"] == [RUNS] * 2
+    assert there["reported"] == [RUNS] * 3
     assert there["devices_if_one_is_chosen"] == 1
     eight, one = there["curves"]
     # the program is compiled for two runs a device and sums in another order: rounding

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolab.training.checkpoints import Checkpoint, Checkpoints
+from isolab.training.checkpoints import Checkpoints
 from isolab.training.config import RunConfig
 from isolab.training.sharded import make_mesh, partition, train_sharded
+from isolab.training.train import Snapshot
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=8,
@@ -61,12 +62,12 @@ from isolab.training.sharded import train_sharded
 config, shape = RunConfig(**json.loads(sys.argv[1])), tuple(json.loads(sys.argv[2]))
 folder, killed_at = sys.argv[3], int(sys.argv[4])
 
-def on_progress(report):
-    print(report.step, flush=True)
-    if report.step == killed_at:
+def show(snapshot):
+    print(snapshot.step, flush=True)
+    if snapshot.step == killed_at:
         sys.stdin.read()  # until the kill
 
-result = train_sharded(config, shape, checkpoint=folder or None, on_progress=on_progress)
+result = train_sharded(config, shape, checkpoint=folder or None, on_snapshot=show)
 print(json.dumps([result.curve_step, result.curve_train_loss, result.curve_validation_loss]))
 """
 
@@ -123,12 +124,12 @@ def test_eight_devices_together_give_the_result_of_one(cache, case):
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_on_the_same_bits(cache, tmp_path):
     whole = finish(start(cache, TRAIN, NEWTON, (2, 4), "", 0))
-    assert whole[:-1] == ["5", "10", "15", "20"]
+    assert whole[:-1] == ["0", "5", "10", "15", "20"]
 
     folder = tmp_path / "run"
     running = start(cache, TRAIN, NEWTON, (2, 4), folder, 15)
-    steps = [running.stdout.readline() for _ in range(3)]
-    assert steps == ["5\n", "10\n", "15\n"], running.communicate()[1]
+    steps = [running.stdout.readline() for _ in range(4)]
+    assert steps == ["0\n", "5\n", "10\n", "15\n"], running.communicate()[1]
     running.kill()
     running.communicate()
     assert running.returncode == -9
@@ -147,7 +148,7 @@ def test_kills_at_any_moment_change_no_bit(cache, tmp_path):
     reached = []
     for _ in range(8):
         running = start(cache, TRAIN, config, (1, 8), tmp_path / "run", 0)
-        for _ in range(rng.integers(1, 4)):
+        for _ in range(rng.integers(1, 5)):
             reached += running.stdout.readline().split()
         time.sleep(rng.uniform(0, 0.2))  # somewhere in training, or in writing a checkpoint
         running.kill()
@@ -170,25 +171,25 @@ def outcome(result):
 
 
 def test_one_device_stops_goes_on_and_refuses_another_run(short, tmp_path):
-    reports = []
+    seen = []
     stopped = train_sharded(short, checkpoint=tmp_path, should_stop=lambda: True)
     assert stopped.curve_step == [0, 5]
-    whole = train_sharded(short, checkpoint=tmp_path, on_progress=reports.append)
-    assert [(r.step, r.steps) for r in reports] == [(10, 10)]
+    whole = train_sharded(short, checkpoint=tmp_path, on_snapshot=seen.append)
+    assert [(snapshot.step, snapshot.last) for snapshot in seen] == [(10, True)]
     assert whole.step_seconds > 0
     assert outcome(train_sharded(short)) == outcome(whole)
     # nothing is left to do
-    assert train_sharded(short, checkpoint=tmp_path, on_progress=pytest.fail).step_seconds > 0
+    assert train_sharded(short, checkpoint=tmp_path, on_snapshot=pytest.fail).step_seconds > 0
     assert outcome(train_sharded(short, checkpoint=tmp_path)) == outcome(whole)
     with pytest.raises(ValueError, match=r"holds checkpoints of another run; allowed: an empty"):
         train_sharded(dataclasses.replace(short, seed=1), checkpoint=tmp_path)
 
 
 def test_a_diverged_run_stops_and_is_reported_as_one(short):
-    reports = []
+    seen = []
     config = dataclasses.replace(short, learning_rate=1e30, steps=20)
-    result = train_sharded(config, on_progress=reports.append)
-    assert len(reports) == 1
+    result = train_sharded(config, on_snapshot=lambda snapshot: seen.append(snapshot.step))
+    assert seen == [0, 5]
     assert result.divergence_step == 2 and result.curve_step == [0, 5, 10, 15, 20]
     assert np.isnan(result.curve_validation_loss[1:]).all()
 
@@ -198,12 +199,13 @@ def test_last_two_checkpoints_are_kept(tmp_path):
         assert checkpoints.latest(like={"w": np.zeros(2)}) is None
         for step in (1, 2, 3):
             loss = float(np.float32(1 / step))
-            checkpoints.save(Checkpoint(step, {"w": np.full(2, loss)}, [loss, np.nan], [loss], 0.5))
+            losses = np.array([[loss, np.nan]]), np.array([[loss]])
+            checkpoints.save(Snapshot(step, {"w": np.full(2, loss)}, *losses, seconds=0.5))
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 3]
     with Checkpoints(tmp_path, key="a") as checkpoints:
         found = checkpoints.latest(like={"w": np.zeros(2)})
-    assert found.step == 3 and found.validation_losses == [float(np.float32(1 / 3))]
-    assert np.isnan(found.train_losses[1])
+    assert found.step == 3 and found.validation_losses == np.float32(1 / 3)
+    assert np.isnan(found.train_losses[0, 1])
     np.testing.assert_array_equal(found.state["w"], np.full(2, float(np.float32(1 / 3))))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from isolab.training.config import RunConfig
-from isolab.training.train import program_of, train
+from isolab.training.program import program_of
+from isolab.training.train import train
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,

@@ -12,8 +12,7 @@ from isolab.model.corpus import load_corpus
 from isolab.model.transformer import next_token_loss
 from isolab.training.config import RunConfig
 from isolab.training.train import train
-from isolab.training.watch import ForwardModel, held_out, watch
-from isolab.training.whole_numbers import whole_numbers
+from isolab.training.watch import ForwardModel, checked_whole, held_out, watch
 
 BASE = RunConfig(
     width=16, base_width=8, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
@@ -27,7 +26,7 @@ def test_a_watched_run_has_the_losses_of_training():
     (result,) = train([config])
     corpus = load_corpus(config.corpus)
     windows = held_out(corpus, 4, config.context)
-    model = ForwardModel.of(config, corpus.vocab_size)
+    model = ForwardModel(config, corpus.vocab_size)
     loss = jax.jit(lambda params: next_token_loss(model(params), *windows)[1])
     losses = [float(loss(moment.params)) for moment in watch(config, [0, 3, 6])]
     # float32: the same steps, compiled in another program
@@ -54,7 +53,7 @@ def test_a_run_that_measures_factors_starts_from_the_same_parameters():
     ]
     jax.tree.map(np.testing.assert_array_equal, moments[0].params, moments[1].params)
     corpus = load_corpus(BASE.corpus)
-    model = ForwardModel.of(dataclasses.replace(BASE, optimizer="isoadam"), corpus.vocab_size)
+    model = ForwardModel(dataclasses.replace(BASE, optimizer="isoadam"), corpus.vocab_size)
     tokens, _ = held_out(corpus, 2, BASE.context)
     assert model(moments[1].params)(tokens).shape == (2, 8, corpus.vocab_size)
 
@@ -66,6 +65,6 @@ def test_steps_outside_the_run_are_refused(steps):
 
 
 def test_whole_numbers_come_back_sorted_and_plain():
-    found = whole_numbers("seeds", np.array([3, 1]), 0)
+    found = checked_whole("seeds", np.array([3, 1]), 0)
     assert found == [1, 3]
     assert all(type(value) is int for value in found)

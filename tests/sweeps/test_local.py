@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import polars as pl
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,12 +21,13 @@ from typer.testing import CliRunner
 
 from isolab.cli import app
 from isolab.results.store import Store
-from isolab.sweeps.plan import BATCHES_EACH, batch_operations, plan
-from isolab.sweeps.pool import PoolError, own_cores, process_count, shares
+from isolab.sweeps import worker
+from isolab.sweeps.cluster import ClusterError
+from isolab.sweeps.local import own_cores, process_count, shares
 from isolab.sweeps.sweep import Sweep, run
 from isolab.training.config import RunConfig
 
-linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are chosen there")
 
 TINY = {
     "width": 16, "base_width": 16, "depth": 1, "head_size": 8, "context": 8, "mlp_ratio": 2,
@@ -37,29 +39,17 @@ ENDLESS = 10**8  # steps: hours
 OUTCOME = pl.exclude("step_seconds", "git_revision")
 
 
-def workers_of(parent):
-    """Process ids of a process's workers, by /proc."""
+def workers_of(pid):
+    """The processes that train for a caller; those that oversee them are not among them."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            _, _, fields = stat.read_text().rpartition(")")
-            state, father = fields.split()[:2]
-            command = (stat.parent / "cmdline").read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(father) == parent and state != "Z" and "isolab.sweeps.pool" in command:
-            found.append(int(stat.parent.name))
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until(holds, seconds=120):
+def until(holds, seconds=300):
     deadline = time.monotonic() + seconds
     while not (value := holds()):
         assert time.monotonic() < deadline
@@ -89,14 +79,8 @@ class Watched(Store):
 @pytest.mark.slow
 def test_rows_are_those_of_one_process_from_workers_on_cores_of_their_own(tmp_path):
     def cores_of_workers(store):
-        if len(store.appended) == 1:  # each is bound before it loads anything
-            wanted = sorted(map(sorted, shares(own_cores(), 2)))
-            until(
-                lambda: (
-                    wanted
-                    == sorted(sorted(os.sched_getaffinity(pid)) for pid in workers_of(os.getpid()))
-                )
-            )
+        cores = [sorted(process.cpu_affinity()) for process in workers_of(os.getpid())]
+        assert sorted(cores) == sorted(map(sorted, shares(own_cores(), 2)))
 
     sweep = Sweep(BASE, optimizer=["adam", "sgd"], seed=range(4))  # eight batches of one
     store = Watched(tmp_path, cores_of_workers)
@@ -121,24 +105,23 @@ def test_settings_of_jax_hold_in_the_workers_too():
     for bits in (before, "rbg"):  # other random bits: another initialization
         jax.config.update("jax_default_prng_impl", bits)
         try:
-            table = run(BASE, None, progress=False, processes=2)
+            table = run(Sweep(BASE, seed=[0, 1]), None, progress=False, processes=2)
         finally:
             jax.config.update("jax_default_prng_impl", before)
-        starts.append(table["curve_validation_loss"].list.first().item())
+        starts.append(table["curve_validation_loss"].list.first().to_list())
     assert starts[0] != starts[1]
 
 
 # --- what they survive ---
 
 
-@linux
 def test_a_worker_killed_while_it_works_costs_no_row(tmp_path):
     victims = []
 
     def kill_one(store):
         if not victims:
             victims.extend(workers_of(os.getpid())[:1])
-            os.kill(victims[0], signal.SIGKILL)
+            victims[0].kill()
 
     sweep = Sweep(BASE, steps=[2000], seed=range(16))  # eight batches of two
     store = Watched(tmp_path, kill_one)
@@ -150,25 +133,19 @@ def test_a_worker_killed_while_it_works_costs_no_row(tmp_path):
     assert not workers_of(os.getpid())
 
 
-@linux
-def test_a_batch_whose_workers_are_killed_again_and_again_is_named_at_the_end(tmp_path):
-    ended = threading.Event()
+def test_a_batch_that_kills_its_workers_is_named_after_the_others_are_stored(tmp_path, monkeypatch):
+    usual = worker.train_task
 
-    def kill_all():
-        while not ended.is_set():
-            for pid in workers_of(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
+    def deadly(batch, *others):
+        if batch[0].seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(batch, *others)
 
-    killer = threading.Thread(target=kill_all)
-    told = r"2 of 2 batches failed: 1 runs of adam at width 16, 500 steps: PoolError: 3 processes"
-    killer.start()
-    try:
-        with pytest.raises(PoolError, match=rf"{told} died over it, the last killed by signal 9"):
-            run(Sweep(BASE, seed=[0, 1]), tmp_path, progress=False, processes=2)
-    finally:
-        ended.set()
-        killer.join()
+    monkeypatch.setattr(worker, "train_task", deadly)
+    told = "1 of 3 batches failed: 1 runs of adam at width 16, 500 steps: ClusterError: 3 workers"
+    with pytest.raises(ClusterError, match=told):
+        run(Sweep(BASE, seed=[0, 1, 2]), tmp_path, progress=False, processes=2)
+    assert sorted(Store(tmp_path).runs()["seed"]) == [0, 2]
 
 
 @pytest.mark.slow  # a quick one is in test_cluster.py
@@ -186,7 +163,7 @@ def test_a_batch_that_fails_is_named_after_the_others_are_stored(tmp_path):
 
 def test_workers_that_cannot_start_are_told_at_once(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "path", [])  # as if isolab and Python's library were gone
-    with pytest.raises(PoolError, match="ended at once; what it wrote to standard error says why"):
+    with pytest.raises(ClusterError, match="could not be started; what they wrote to standard err"):
         run(Sweep(BASE, seed=range(16)), None, progress=False, processes=2)
     assert "No module named" in capfd.readouterr().err
 
@@ -194,13 +171,12 @@ def test_workers_that_cannot_start_are_told_at_once(tmp_path, monkeypatch, capfd
 # --- Ctrl-C ---
 
 
-@linux
 def test_ctrl_c_keeps_what_workers_have_begun_and_gives_up_the_rest(tmp_path):
     def press(store):
         if len(store.appended) == 2:
             signal.raise_signal(signal.SIGINT)
-            for pid in workers_of(os.getpid()):  # as a terminal does
-                os.kill(pid, signal.SIGINT)
+            for process in psutil.Process().children(recursive=True):  # as a terminal does
+                process.send_signal(signal.SIGINT)
 
     sweep = Sweep(BASE, steps=[1000], seed=range(16))  # eight batches of two
     store = Watched(tmp_path, press)
@@ -213,23 +189,21 @@ def test_ctrl_c_keeps_what_workers_have_begun_and_gives_up_the_rest(tmp_path):
     assert len(store.appended) == table.height == 16
 
 
-@linux
 def test_a_second_ctrl_c_kills_the_workers(tmp_path):
-    insistent = threading.Thread(target=lambda: _press_twice(os.getpid()))
+    def press_twice():
+        until(lambda: len(workers_of(os.getpid())) == 2)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    pressing = threading.Thread(target=press_twice)
     sweep = Sweep(BASE, steps=[ENDLESS], evaluate_every=[ENDLESS], seed=[0, 1])
-    insistent.start()
+    pressing.start()
     with pytest.raises(KeyboardInterrupt, match="stopped at once, at the second Ctrl-C"):
         run(sweep, tmp_path, progress=False, processes=2)
-    insistent.join()
+    pressing.join()
     assert not workers_of(os.getpid())
     assert not Store(tmp_path).keys()
-
-
-def _press_twice(pid):
-    until(lambda: len(workers_of(pid)) == 2)
-    for _ in range(2):
-        os.kill(pid, signal.SIGINT)
-        time.sleep(0.5)
 
 
 SCRIPT = f"""
@@ -240,7 +214,6 @@ isolab.run(isolab.Sweep(base, seed=[0, 1]), None, processes=2)
 """
 
 
-@linux
 def test_workers_end_when_their_caller_is_killed(tmp_path):
     script, told = tmp_path / "script.py", tmp_path / "told"
     script.write_text(SCRIPT)
@@ -248,12 +221,14 @@ def test_workers_end_when_their_caller_is_killed(tmp_path):
         caller = subprocess.Popen([sys.executable, script], stdout=file, stderr=file)
     try:
         until(lambda: "adam best" in told.read_text())  # the bar: the first interval is done
-        workers = workers_of(caller.pid)
+        family = psutil.Process(caller.pid).children(recursive=True)
+        assert len(workers_of(caller.pid)) == 2
+        served = [c for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+        assert served and {connection.laddr.ip for connection in served} == {"127.0.0.1"}
     finally:
         caller.kill()
         caller.wait()
-    until(lambda: not any(map(is_running, workers)))
-    assert len(workers) == 2
+    assert not psutil.wait_procs(family, timeout=60)[1]
     assert told.read_text().count("begun") == 1
 
 
@@ -271,38 +246,20 @@ def test_shares_cover_the_cores_evenly(cores, processes):
         assert sum(sizes) == len(cores)  # no core twice
 
 
-@given(
-    st.lists(st.sampled_from([16, 32, 64, 128]), min_size=1, max_size=4, unique=True),
-    st.integers(1, 40), st.integers(2, 6),
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        *(({"processes": n}, f"processes is {n!r}; allowed: None, 'auto', or a whole")
+          for n in (0, -1, 2.0, True, "2")),
+        ({"processes": 2, "scheduler": "tcp://127.0.0.1:1"},
+         "processes=2 with a scheduler; allowed: one of them"),
+        ({"resources": {"GPU": 1}}, r"resources=\{'GPU': 1\} without a scheduler"),
+    ],
 )  # fmt: skip
-def test_batches_are_small_enough_to_keep_all_busy_to_the_end(widths, seeds, processes):
-    sweep = Sweep(BASE, width=widths, steps=[500, 1000], seed=range(seeds))
-    batches = plan(sweep, processes=processes).batches
-    assert sorted(hash(c) for b in batches for c in b) == sorted(map(hash, sweep))
-    costs = [batch_operations(batch) for batch in batches]
-    share = sum(costs) / (BATCHES_EACH * processes)
-    # sizes are whole: 1 + 1e-9 is the rounding of sums
-    assert all(
-        cost <= share * (1 + 1e-9) or len(batch) == 1
-        for cost, batch in zip(costs, batches, strict=True)
-    )
-
-
-# --- what is refused ---
-
-
-@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "2"])
-def test_a_wrong_number_is_refused_before_anything(wrong, tmp_path):
-    with pytest.raises(
-        ValueError, match=f"processes is {wrong!r}; allowed: None, 'auto', or a whole"
-    ):
-        run(Sweep(BASE), tmp_path / "runs", processes=wrong)
+def test_wrong_wishes_are_refused_before_anything(wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(Sweep(BASE), tmp_path / "runs", **wrong)
     assert not (tmp_path / "runs").exists()
-
-
-def test_together_with_a_scheduler_they_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="processes=2 with a scheduler; allowed: one of them"):
-        run(Sweep(BASE), tmp_path, scheduler="tcp://127.0.0.1:1", processes=2)
 
 
 def test_an_accelerator_is_not_shared(monkeypatch):

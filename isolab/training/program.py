@@ -1,0 +1,310 @@
+"""The compiled functions of a run: its start, and an evaluation interval of its training.
+
+Runs that differ only in traced values (rate, seed, eps, betas, decay, gammas, loss scale, horizon)
+share one program and are trained together (:mod:`isolab.training.runs_axis`).  An interval is one
+scan over its steps, so that no Python runs within it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from isolab.model.corpus import Corpus, load_corpus, sample_batch, validation_windows
+from isolab.model.transformer import Transformer, next_token_loss, roles
+from isolab.optimizers.catalog import entry, optimizer
+from isolab.optimizers.iso import growing_interval, refresh_due
+from isolab.optimizers.labels import labels_from_roles
+from isolab.optimizers.linear import Factor, FactorDue, factors_by_kernel, measure_factors
+from isolab.optimizers.per_layer import scale_by_role
+from isolab.training.compilation_cache import keep_compiled_programs
+from isolab.training.config import TRACED, RunConfig
+from isolab.training.runs_axis import device_count, on_each, padded, split_runs
+from isolab.training.schedule import schedule_factor
+
+_INTEGERS = ("seed", "steps", "warmup_steps")
+_VALUES = (*_INTEGERS, "learning_rate", "loss_scale", "atan2_a", "atan2_b")
+"""Of the traced fields, those that enter a program as they are."""
+
+
+class TrainState(NamedTuple):
+    """What training carries from step to step."""
+
+    params: Any  # nested dict of arrays
+    opt_state: Any
+
+
+class Program(NamedTuple):
+    """The functions that runs of one shape share; compiled, they take stacked runs."""
+
+    init: Callable[..., Any]  # (traced, validation) -> (state, validation loss)
+    advance: Callable[..., Any]  # (state, traced, step, tokens, validation) -> (state, losses, ...)
+
+
+class Placement(NamedTuple):
+    """Functions that say where a step's arrays lie on a mesh; by default nothing is said."""
+
+    batch: Callable[[Any], Any] = lambda batch: batch  # (inputs, targets), each (B, L)
+    state: Callable[[Any], Any] = lambda state: state  # a TrainState
+    params: Callable[[Any], Any] = lambda params: params  # as the model's layers take them
+
+
+ANYWHERE = Placement()
+
+
+def make_model(config: RunConfig, vocab_size: int, key: jax.Array) -> Transformer:
+    """Returns the run's freshly initialized model, measuring its factors if the optimizer asks."""
+    model = Transformer(
+        config.model_config(vocab_size), config.parameterization, rngs=nnx.Rngs(params=key)
+    )
+    if entry(config.optimizer).takes_factors and config.iso_factors == "exact":
+        measure_factors(
+            model,
+            where=lambda _, layer: layer.kernel.get_metadata()["role"] == "hidden",
+            block_size=_block_size(config),
+            max_tokens=config.iso_tokens or None,
+            scheduled=True,
+        )
+    return model
+
+
+def make_optimizer(
+    config: RunConfig, traced: dict[str, Any], parameter_roles: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the run's optimizer with its schedule and per-layer rates.
+
+    Args:
+        config: the static part.
+        traced: values of the traced fields, numbers or scalars.
+        parameter_roles: a pytree of roles, like the parameters.
+    """
+
+    def learning_rate(count: Any) -> jax.Array:
+        factor = schedule_factor(config.schedule, count, traced["steps"], traced["warmup_steps"])
+        rate: jax.Array = traced["learning_rate"] * factor
+        return rate
+
+    options: dict[str, Any] = {name: traced[name] for name in _hyperparameters(config)}
+    if config.epsilons:
+        options["eps"] = jax.tree.map(lambda role: traced[f"eps_{role}"], parameter_roles)
+    if entry(config.optimizer).takes_moment_dtype:
+        options["moment_dtype"] = jnp.dtype(config.moment_dtype)
+    if config.optimizer == "adam_atan2":
+        options |= {"a": traced["atan2_a"], "b": traced["atan2_b"]}
+    if config.optimizer in ("iso", "isoadam"):
+        options |= {
+            "damping": config.iso_damping,
+            "refresh_every": refresh_rule(config),
+            "block_size": _block_size(config),
+            "root": config.iso_root,
+        }
+    if config.optimizer == "isoadam":
+        options["size"] = config.iso_size
+    labels = labels_from_roles(parameter_roles)
+    rule = optimizer(config.optimizer, learning_rate, labels=labels, **options)
+    rates = {role: traced[f"rate_{role}"] for role in config.rates}
+    return optax.with_extra_args_support(optax.chain(rule, scale_by_role(rates, parameter_roles)))
+
+
+def program_of(config: RunConfig) -> RunConfig:
+    """Returns the config with its traced fields at their defaults: equal for runs that batch."""
+    defaults: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(RunConfig) if f.name in TRACED
+    }
+    every = config.evaluate_every
+    return dataclasses.replace(config, **defaults | {"steps": every, "warmup_steps": 0})
+
+
+def arguments_of(
+    configs: Sequence[RunConfig], corpus: Corpus | None = None
+) -> tuple[Program, tuple[Any, Any, Any]]:
+    """Returns the program of runs that share one, and its traced values, tokens and validation."""
+    static = program_of(configs[0])
+    corpus = corpus or load_corpus(static.corpus)
+    devices = min(len(configs), device_count())
+    program = compile_program(static, corpus.vocab_size, devices)
+    traced = stack_traced(padded(configs, devices))
+    windows = validation_windows(corpus, static.validation_windows, static.context)
+    validation = on_each(tuple(jnp.asarray(w, jnp.int32) for w in windows), devices)
+    return program, (traced, device_tokens(corpus, devices), validation)
+
+
+def compile_program(static: RunConfig, vocab_size: int, devices: int = 1) -> Program:
+    """Returns the compiled functions for every run with this static part.
+
+    Args:
+        static: a config whose traced fields hold their defaults, see :func:`program_of`.
+        vocab_size: of the corpus.
+        devices: how many local devices the runs are divided among; their number is a multiple.
+    """
+    keep_compiled_programs()
+    return _compiled(static, vocab_size, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(static: RunConfig, vocab_size: int, devices: int) -> Program:
+    run = single_run(static, vocab_size)
+    # A step counter that all runs share keeps the conditionals that depend on it conditionals.
+    state = abstract_state(run.init, static)
+    axes = jax.tree.map(lambda leaf: None if is_counter(leaf) else 0, state)
+    init = split_runs(run.init, (0, None), (axes, 0), devices)
+    advance = split_runs(run.advance, (axes, 0, None, None, None), (axes, 0, 0), devices)
+    return Program(jax.jit(init), jax.jit(advance, donate_argnums=0))
+
+
+def is_counter(leaf: Any) -> bool:
+    """Says whether an array of a state is a step counter, which is a whole scalar."""
+    return leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+
+
+def abstract_state(init: Callable[..., Any], static: RunConfig) -> Any:
+    """Returns the shapes and dtypes of one run's TrainState, which ``init`` would return."""
+    window = jax.ShapeDtypeStruct((1, static.context), jnp.int32)
+    return jax.eval_shape(init, run_values(static), (window, window))[0]
+
+
+def single_run(static: RunConfig, vocab_size: int, place: Placement = ANYWHERE) -> Program:
+    """Returns the same functions for one run, neither stacked nor compiled.
+
+    Args:
+        static: as for :func:`compile_program`.
+        vocab_size: of the corpus.
+        place: where the arrays of a step lie.
+    """
+    run = _SingleRun(static, vocab_size, place)
+    return Program(run.init, run.advance)
+
+
+class _SingleRun:
+    """One run's functions, and the model's structure that they share."""
+
+    def __init__(self, static: RunConfig, vocab_size: int, place: Placement) -> None:
+        self.static, self.vocab_size, self.place = static, vocab_size, place
+        shape = nnx.eval_shape(lambda: make_model(static, vocab_size, jax.random.key(0)))
+        self.roles = roles(shape)
+        self.graphdef, *states = nnx.split(shape, nnx.Param, Factor, FactorDue, ...)
+        if jax.tree.leaves(states[-1]):
+            raise ValueError("the model holds state that is neither parameter nor factor")
+        self.states = states
+        _, factors, due, _ = map(nnx.to_pure_dict, states)
+        self.zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), factors)
+        self.flags = due
+
+    def init(self, traced: dict[str, Any], windows: Any) -> tuple[TrainState, jax.Array]:
+        model_key, _ = keys(traced["seed"])
+        model = make_model(self.static, self.vocab_size, model_key)
+        fresh = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        tx = make_optimizer(self.static, traced, self.roles)
+        return TrainState(fresh, tx.init(fresh)), self.validation_loss(fresh, windows)
+
+    def advance(
+        self, state: TrainState, traced: dict[str, Any], start: jax.Array, tokens: jax.Array,
+        windows: Any,
+    ) -> tuple[TrainState, jax.Array, jax.Array]:  # fmt: skip
+        tx = make_optimizer(self.static, traced, self.roles)
+        _, data_key = keys(traced["seed"])
+        step = functools.partial(self.step, tx, traced["loss_scale"], data_key, tokens)
+        steps = start + jnp.arange(self.static.evaluate_every)
+        state, losses = jax.lax.scan(step, state, steps)
+        return state, losses, self.validation_loss(state.params, windows)
+
+    def step(
+        self, tx: Any, loss_scale: Any, data_key: Any, tokens: Any, state: TrainState, t: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        batch = self.place.batch(batch_of(self.static, data_key, t, tokens))
+        due_now = refresh_due(t, refresh_rule(self.static))
+        due = jax.tree.map(lambda _: due_now, self.flags)
+
+        def scaled(*arguments: Any) -> tuple[jax.Array, jax.Array]:
+            value, loss = self.objective(*arguments)
+            return loss_scale * value, loss
+
+        (_, loss), grads = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(
+            state.params, self.zeros, due, *batch
+        )
+        measured = factors_by_kernel(grads[1]) if self.flags else None
+        updates, opt_state = tx.update(grads[0], state.opt_state, state.params, factors=measured)
+        params = optax.apply_updates(state.params, updates)
+        return self.place.state(TrainState(params, opt_state)), loss
+
+    def objective(
+        self, params: Any, factors: Any, due: Any, inputs: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        values = (self.place.params(params), factors, due)
+        filled = [_filled(state, value) for state, value in zip(self.states, values, strict=False)]
+        model = nnx.merge(self.graphdef, *filled, self.states[-1])
+        return next_token_loss(model, inputs, targets)
+
+    def validation_loss(self, params: Any, windows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        never = jax.tree.map(lambda _: jnp.zeros((), bool), self.flags)
+        return self.objective(params, self.zeros, never, *windows)[1]
+
+
+def _filled(like: nnx.State[Any, Any], values: Any) -> nnx.State[Any, Any]:
+    state: nnx.State[Any, Any] = jax.tree.map(lambda x: x, like)
+    nnx.replace_by_pure_dict(state, values)
+    return state
+
+
+def run_values(config: RunConfig) -> dict[str, jax.Array]:
+    """Returns the values of one run's traced fields, scalars."""
+    return {name: values[0] for name, values in stack_traced([config]).items()}
+
+
+def stack_traced(configs: Sequence[RunConfig]) -> dict[str, jax.Array]:
+    """Returns the values of the runs' traced fields by name, shape (runs,), int32 or float32."""
+    rows = [
+        {name: getattr(config, name) for name in _VALUES}
+        | {name: config.hyperparameters[name] for name in _hyperparameters(config)}
+        | {f"rate_{role}": rate for role, rate in config.rates.items()}
+        | {f"eps_{role}": eps for role, eps in config.epsilons.items()}
+        for config in configs
+    ]
+    return {
+        name: jnp.asarray(
+            [row[name] for row in rows], jnp.int32 if name in _INTEGERS else jnp.float32
+        )
+        for name in rows[0]
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def device_tokens(corpus: Corpus, devices: int = 1) -> jax.Array:
+    """Returns the corpus's training tokens on each device."""
+    tokens: jax.Array = on_each(jnp.asarray(corpus.train), devices)
+    return tokens
+
+
+def keys(seed: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a run's initialization and of its batches."""
+    model_key, data_key = jax.random.split(jax.random.key(seed))
+    return model_key, data_key
+
+
+def batch_of(
+    config: RunConfig, data_key: jax.Array, step: Any, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns inputs and targets, (B, L) each, of the update that follows ``step`` updates."""
+    key = jax.random.fold_in(data_key, step)
+    return sample_batch(tokens, key, config.batch_size, config.context)
+
+
+def refresh_rule(config: RunConfig) -> Any:
+    """Returns IsoAdam's refresh interval, see :func:`isolab.optimizers.iso.refresh_due`."""
+    return config.iso_refresh or growing_interval()
+
+
+def _hyperparameters(config: RunConfig) -> list[str]:
+    """Names of those that are one number for all parameters."""
+    return [name for name in config.hyperparameters if name != "eps" or not config.epsilons]
+
+
+def _block_size(config: RunConfig) -> Any:
+    return "shorter" if config.iso_blocks == "shorter" else None
