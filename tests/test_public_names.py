@@ -21,12 +21,9 @@ def test_every_public_name_is_there_and_documented(name):
     assert found.__module__.startswith("isolab.")
 
 
-def test_dir_lists_the_public_names():
+def test_dir_lists_the_public_names_and_unknown_ones_are_refused():
     assert set(isolab.__all__) <= set(dir(isolab))
     assert list(isolab.__all__) == sorted(isolab.__all__)
-
-
-def test_unknown_names_are_refused():
     with pytest.raises(AttributeError, match="module 'isolab' has no attribute 'Sweeep'"):
         _ = isolab.Sweeep
 
@@ -55,12 +52,9 @@ def test_importing_loads_nothing_that_draws_or_tabulates(imports):
     assert not (loaded - before) & set(HEAVY)
 
 
-def test_star_import_gives_every_name():
+def test_star_import_gives_every_name_and_names_do_not_change_when_their_modules_are_loaded():
     code = "from isolab import *; import isolab; print(set(isolab.__all__) <= set(globals()))"
     assert fresh(code).strip() == "True"
-
-
-def test_names_do_not_change_when_their_modules_are_loaded():
     code = (
         "import isolab, isolab.theory.parameterization, isolab.optimizers.iso, isolab.sweeps.sweep;"
         "print(callable(isolab.parameterization), callable(isolab.iso), callable(isolab.run))"

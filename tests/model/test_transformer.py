@@ -195,7 +195,7 @@ def test_logits_start_with_the_size_that_the_theory_says(name, size):
 # --- roles and shapes ---
 
 
-def test_every_parameter_has_its_role():
+def test_every_parameter_has_its_role_and_heads_keep_their_size():
     model = make(dataclasses.replace(TINY, depth=2, qk_norm=True))
     found = roles(model)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -207,21 +207,11 @@ def test_every_parameter_has_its_role():
     assert sorted(by_role["hidden"]) == sorted(2 * [(16, 48), (16, 16), (16, 64), (64, 16)])
     assert sorted(by_role["vector"]) == sorted(5 * [(16,)] + 4 * [(8,)])
     assert set(by_role) == {"embedding", "hidden", "readout", "vector"}
-
-
-def test_a_parameter_without_a_role_is_named():
-    model = make()
+    wide = make(dataclasses.replace(TINY, width=64, qk_norm=True)).blocks[0].attention
+    assert wide.query_norm.scale.shape == (8,) and wide.qkv.kernel.shape == (64, 192)
     model.blocks[0].mlp.up = nnx.Linear(16, 64, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="parameter blocks/0/mlp/up/bias has no role"):
         roles(model)
-
-
-def test_heads_keep_their_size_while_the_width_grows():
-    for width in (16, 32, 64):
-        attention = make(dataclasses.replace(TINY, width=width, qk_norm=True)).blocks[0].attention
-        assert attention.head_size == 8
-        assert attention.query_norm.scale.shape == (8,)
-        assert attention.qkv.kernel.shape == (width, 3 * width)
 
 
 def test_any_length_up_to_the_context():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
@@ -14,24 +13,15 @@ from isolab.optimizers.labels import (
     hidden_matrices,
     labels_from_roles,
 )
-from isolab.optimizers.leaves import path_key
+from isolab.optimizers.leaves import by_path
 
 W = jnp.zeros((3, 4))
 
 
-@pytest.mark.parametrize(
-    ("leaf", "label"),
-    [
-        (jnp.zeros((3, 4)), MATRIX),
-        (jnp.zeros((4,)), FALLBACK),
-        (jnp.zeros(()), FALLBACK),
-        (jnp.zeros((2, 3, 4)), FALLBACK),
-        (jnp.zeros((1, 4)), FALLBACK),
-        (jnp.zeros((4, 1)), FALLBACK),
-    ],
-)
-def test_only_proper_matrices_are_matrices(leaf, label):
-    assert hidden_matrices({"layer": {"kernel": leaf}}) == {"layer": {"kernel": label}}
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (), (2, 3, 4), (1, 4), (4, 1)])
+def test_only_proper_matrices_are_matrices(shape):
+    label = MATRIX if shape == (3, 4) else FALLBACK
+    assert hidden_matrices({"layer": {"kernel": jnp.zeros(shape)}}) == {"layer": {"kernel": label}}
 
 
 @pytest.mark.parametrize(
@@ -43,17 +33,11 @@ def test_embeddings_and_readouts_are_known_by_a_whole_name(name):
     assert hidden_matrices(longer) == {f"{name}_mixer": {"kernel": MATRIX}}
 
 
-def test_labels_of_roles():
+def test_labels_of_roles_and_paths_without_the_value_step_of_flax_variables():
     roles = {"a": "hidden", "b": ["embedding", "readout", "vector"]}
     assert labels_from_roles(roles) == {"a": MATRIX, "b": [FALLBACK] * 3}
-
-
-def test_path_key_drops_the_value_step_of_flax_variables():
-    tree = {"layers": [{"kernel": nnx.Param(W)}]}
-    (path, _), *_ = jax.tree_util.tree_leaves_with_path(tree)
-    assert path_key(path) == "layers/0/kernel"
-    (path, _), *_ = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": W}]})
-    assert path_key(path) == "layers/0/kernel"
+    for leaf in (W, nnx.Param(W)):
+        assert list(by_path({"layers": [{"kernel": leaf}]})) == ["layers/0/kernel"]
 
 
 @pytest.mark.parametrize("as_function", [False, True])
