@@ -49,6 +49,7 @@ class Claim:
         prediction: what was expected before the run, in words.
         confidence: of the interval.
         rival: with "contains", what another theory predicts: the interval must not contain it.
+        origin: whose runs it was made from, such as "reference".
 
     Raises:
         ValueError: for an empty question, an unknown direction, a NaN, an interval with low above
@@ -75,6 +76,7 @@ class Claim:
     prediction: str = ""
     confidence: float = 0.95
     rival: float | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -141,9 +143,10 @@ class Claim:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the claim as strict JSON; an infinite number is null, as JSON has none."""
+        origin = {"origin": self.origin} if self.origin else {}
         names = ("question", "measured", "interval", "threshold", "direction", "rival", "unit",
                  "source", "prediction", "confidence", "verdict", "reason")  # fmt: skip
-        return {name: _json_value(getattr(self, name)) for name in names}
+        return {name: _json_value(getattr(self, name)) for name in names} | origin
 
     def __str__(self) -> str:
         lines = [self.question, *(f"  {name:<10} {text}" for name, text in self._lines().items())]
@@ -165,6 +168,7 @@ class Claim:
         if self.rival is not None:
             limit += f" and not {_format(self.rival)}"
         lines = {
+            "runs": self.origin,
             "predicted": self.prediction,
             "measured": ours,
             "threshold": f"{self.direction} {limit}{unit}",

@@ -177,7 +177,8 @@ class Verdicts(dict[Origin, dict[str, Claim]]):
 
         for origin, heading in (("reference", "From the reference"), ("yours", "From your runs")):
             if claims := self.get(origin):  # type: ignore[call-overload]  # both are origins
-                display(Markdown(f"**{heading}**"), *claims.values())  # type: ignore[no-untyped-call]
+                told = [dataclasses.replace(claim, origin=origin) for claim in claims.values()]
+                display(Markdown(f"**{heading}**"), *told)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from isolab.model.fields import Count, NonNegative, Range, check, require
@@ -207,7 +207,8 @@ class RunConfig:
 
     def row(self) -> dict[str, Any]:
         """Returns the columns of this run: every field, with the optimizer's defaults filled in."""
-        return {**asdict(self), **self.hyperparameters}
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return named | self.hyperparameters
 
     def key(self, fingerprint: str) -> str:
         """Returns the run's identity: SHA-256 of its canonical JSON, recipe and corpus.
@@ -223,21 +224,22 @@ class RunConfig:
 
         Until keys became canonical, a run at the base width was stored under its own rules' names.
         """
-        if self.width != self.base_width:
-            return [self._key(fingerprint)]
-        takes = entry(self.optimizer).takes_eps_by_parameter
-        return [
-            replace(self, rate_rule=rate_rule, eps_rule=eps_rule)._key(fingerprint)
-            for eps_rule in (get_args(EpsRule) if takes else ("same",))
-            for rate_rule in get_args(RateRule)
-        ]
-
-    def _key(self, fingerprint: str) -> str:
-        usual = {field.name: field.default for field in fields(self)}
-        content = {name: value for name, value in self.row().items() if value != usual[name]}
-        content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        row, usual = self.row(), {field.name: field.default for field in fields(self)}
+        same: list[dict[str, Any]] = [{}]
+        if self.width == self.base_width:
+            takes = entry(self.optimizer).takes_eps_by_parameter
+            same = [
+                {"rate_rule": rate_rule, "eps_rule": eps_rule}
+                for eps_rule in (get_args(EpsRule) if takes else ("same",))
+                for rate_rule in get_args(RateRule)
+            ]
+        found = []
+        for rules in same:
+            content = {name: value for name, value in (row | rules).items() if value != usual[name]}
+            content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
+            text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+            found.append(hashlib.sha256(text.encode()).hexdigest())
+        return found
 
 
 def with_later_fields(frame: pl.DataFrame, names: Collection[str] | None = None) -> pl.DataFrame:
