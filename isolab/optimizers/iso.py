@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,22 +33,6 @@ from isolab.optimizers.moments import average, corrected, correction
 from isolab.optimizers.whitening import MatrixState, Step, init_matrix, next_matrix
 
 RefreshRule = int | Callable[[jax.Array], jax.Array]
-
-
-class MatrixOptions(TypedDict, total=False):
-    """Options that Iso and IsoAdam share.
-
-    Attributes:
-        damping: added to A and B, relative to their largest eigenvalue; default 1e-7.
-        refresh_every: an interval in steps, or a function of the step count; default 10.
-        block_size: None for whole factors, or see :func:`isolab.optimizers.linear.block_sizes`.
-        root: method of the inverse square root, "eigh" (default) or "newton".
-    """
-
-    damping: Scalar
-    refresh_every: RefreshRule
-    block_size: BlockRule
-    root: Literal["eigh", "newton"]
 
 
 class ScaleByIsoState(NamedTuple):
@@ -113,7 +97,10 @@ def scale_by_iso(
     Args:
         b1: decay of M.
         b2: decay, per step, of A and B.
-        damping, refresh_every, block_size, root: see :class:`MatrixOptions`.
+        damping: added to A and B, relative to their largest eigenvalue.
+        refresh_every: an interval in steps, or a function of the step count.
+        block_size: None for whole factors, or see :func:`isolab.optimizers.linear.block_sizes`.
+        root: method of the inverse square root, "eigh" or "newton".
 
     Returns:
         A transformation of trees whose leaves are all matrices.  Moments are kept in float32 (or
@@ -167,7 +154,10 @@ def scale_by_isoadam(
     eps: Scalar = 1e-8,
     *,
     size: Literal["rms", "graft"] = "rms",
-    **options: Unpack[MatrixOptions],
+    damping: Scalar = 1e-7,
+    refresh_every: RefreshRule = 10,
+    block_size: BlockRule = None,
+    root: Literal["eigh", "newton"] = "eigh",
 ) -> GradientTransformationExtraArgs:
     r"""Iso's update, sized as Adam sizes its step: one second moment per matrix.
 
@@ -185,14 +175,15 @@ def scale_by_isoadam(
         eps: added to the root of v (rms) or to Adam's denominator (graft).  U has no units and is
             of order one or less, so it does not grow or shrink with the gradient.
         size: "rms" or "graft".
-        b1, b2: see :func:`scale_by_iso`.
-        **options: see :class:`MatrixOptions`.
+        b1, b2, damping, refresh_every, block_size, root: see :func:`scale_by_iso`.
 
     Source: isolab's reading of arXiv:2307.12979.
     """
     if size not in ("rms", "graft"):
         raise ValueError(f"size is {size!r}; allowed: 'rms', 'graft'")
-    iso_rule = scale_by_iso(b1, b2, **options)
+    iso_rule = scale_by_iso(
+        b1, b2, damping=damping, refresh_every=refresh_every, block_size=block_size, root=root
+    )
     adam_rule = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
 
     def init(params: optax.Params) -> ScaleByIsoAdamState:
@@ -241,7 +232,10 @@ def iso(
     *,
     weight_decay: ScalarOrSchedule = 0.0,
     labels: Labels = hidden_matrices,
-    **options: Unpack[MatrixOptions],
+    damping: Scalar = 1e-7,
+    refresh_every: RefreshRule = 10,
+    block_size: BlockRule = None,
+    root: Literal["eigh", "newton"] = "eigh",
 ) -> GradientTransformationExtraArgs:
     r"""Iso: ``W <- W - lr * (U + decay * W)`` for matrices, Adam for the rest.
 
@@ -254,7 +248,9 @@ def iso(
         Array([[-0.1, -0. , -0. ],
                [-0. , -0.1, -0. ]], dtype=float32)
     """
-    rule = scale_by_iso(b1, b2, **options)
+    rule = scale_by_iso(
+        b1, b2, damping=damping, refresh_every=refresh_every, block_size=block_size, root=root
+    )
     return _assemble(rule, learning_rate, b1, b2, eps, weight_decay, labels)
 
 
@@ -267,7 +263,10 @@ def isoadam(
     weight_decay: ScalarOrSchedule = 0.0,
     labels: Labels = hidden_matrices,
     size: Literal["rms", "graft"] = "rms",
-    **options: Unpack[MatrixOptions],
+    damping: Scalar = 1e-7,
+    refresh_every: RefreshRule = 10,
+    block_size: BlockRule = None,
+    root: Literal["eigh", "newton"] = "eigh",
 ) -> GradientTransformationExtraArgs:
     r"""IsoAdam: ``W <- W - lr * (U / sqrt(v) + decay * W)`` for matrices, Adam for the rest.
 
@@ -278,7 +277,7 @@ def isoadam(
         weight_decay: decoupled, multiplied by the learning rate, as in AdamW.
         labels: a function from params to a pytree of ``"matrix"`` / ``"vector"``, or that pytree.
         b1, b2, eps, size: see :func:`scale_by_isoadam`.
-        **options: see :class:`MatrixOptions`.
+        damping, refresh_every, block_size, root: see :func:`scale_by_iso`.
 
     Returns:
         ``update(grads, state, params, factors=None)``; see :func:`scale_by_iso` for ``factors``.
@@ -292,7 +291,16 @@ def isoadam(
         Array([[-0.17, -0.  , -0.  ],
                [-0.  , -0.17, -0.  ]], dtype=float32)
     """
-    rule = scale_by_isoadam(b1, b2, eps, size=size, **options)
+    rule = scale_by_isoadam(
+        b1,
+        b2,
+        eps,
+        size=size,
+        damping=damping,
+        refresh_every=refresh_every,
+        block_size=block_size,
+        root=root,
+    )
     return _assemble(rule, learning_rate, b1, b2, eps, weight_decay, labels)
 
 
