@@ -36,18 +36,15 @@ class Claim:
     and in exported pages; ``application/vnd.isolab.claim+json`` carries the same for machines.
 
     Args:
-        question: what is asked, in words.
         measured: our number; None only with an ``inconclusive`` reason.
         interval: (low, high) over seeds; an infinite end is open. None as for ``measured``.
         threshold: fixed before the run. With "within", a number t means [-t, t], and a pair means
             [low, high], ends included.
         direction: "above", "below" or "within": where the threshold puts a reproduction; or
             "contains": the interval must contain the threshold.
-        unit: of the three numbers.
-        source: paper, section or figure.
+        unit: of the three numbers; source: paper, section or figure.
         inconclusive: a reason that forces the verdict "inconclusive".
         prediction: what was expected before the run, in words.
-        confidence: of the interval.
         rival: with "contains", what another theory predicts: the interval must not contain it.
         origin: whose runs it was made from, such as "reference".
 

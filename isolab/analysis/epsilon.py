@@ -146,12 +146,9 @@ def eps_map(
     loss: str = "final_validation_loss",
     seed: str = "seed",
 ) -> pl.DataFrame:
-    """Returns the mean final loss of every variant, eps and width (or loss scale).
+    """Returns the mean final loss of every variant, eps and ``over``, "width" or "loss_scale".
 
-    Args:
-        runs: a row per run, with ``eps`` (null where the optimizer has none); everything else but
-            ``over`` and ``seed`` must be the same in a cell.
-        over: the other axis, "width" or "loss_scale".
+    ``eps`` is null where the optimizer has none; all but the seed must be the same in a cell.
 
     Returns:
         A row per cell, sorted: ``variant`` (:func:`variants`), ``eps``, ``over``, ``loss`` (mean
@@ -195,21 +192,16 @@ def flat_decades(
     interval of that difference lies within the margin, its high end until the interval lies outside
     it; what the grid does not decide, up to the next scale or beyond its ends, is open.
 
-    Args:
-        runs: a row per run; ``optimizer``, ``loss_scale``, ``eps``, ``loss`` (+inf or NaN where
-            diverged) and ``seed``, otherwise the same within a group.
-        margin: nats/token, above 0.
-        by: columns that tell groups apart; ``variant`` is :func:`variants`'.
+    Conventions are those of :mod:`isolab.analysis.groups`, with columns ``optimizer`` and
+    ``loss_scale`` for the rate; ``variant`` is :func:`variants`'. The margin is in nats/token.
 
     Returns:
-        A row per group: ``by``, decades with its interval, from_scale and to_scale (the ends of the
-        range), equal_decades (the same for losses equal to the last bit, at every seed),
-        equal_share (of the runs at other scales than 1), scales, seeds, note and reason.
+        A row per group: decades with its interval, from_scale and to_scale (the ends of the range),
+        equal_decades (the same for losses equal to the last bit, at every seed), equal_share (of
+        the runs at other scales than 1) and scales, how many.
 
     Raises:
-        ValueError: missing columns, no runs, a margin that is not positive, no scale 1 or no other
-            one in a group, and whatever :func:`~isolab.analysis.seeds.loss_table` refuses, with the
-            group in front.
+        ValueError: a margin that is not positive, no scale 1 or no other one in a group.
 
     Example:
         >>> runs = pl.DataFrame({"optimizer": "adam_atan2", "eps": None, "seed": [0, 1] * 3,

@@ -53,12 +53,9 @@ def optimum(
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> Optimum:
-    """Finds the best rate of one sweep by a parabola in log2(rate), with intervals over seeds.
+    """Finds the best rate of one configuration's ``runs``, whose rate and seed alone vary.
 
-    Args:
-        runs: a row per run of one configuration, whose rate and seed alone vary.
-        rate, loss, seed: its columns; a loss of +inf or NaN is a diverged run.
-        confidence, resamples: of both intervals.
+    The other arguments are those of :class:`~isolab.analysis.groups.Options`.
 
     Raises:
         ValueError: for fewer than 3 rates, and as :func:`~isolab.analysis.seeds.loss_table`.
@@ -77,13 +74,13 @@ def optimum(
         raise ValueError(
             f"a parabola needs at least 3 rates, got {table.settings.tolist()}: widen the grid"
         )
-    samples = seed_resamples(len(table.seeds), resamples, confidence)
-    x = np.log2(table.settings)
+    seeds, x = len(table.seeds), np.log2(table.settings)
+    samples = seed_resamples(seeds, resamples, confidence)
     curve = RateCurve(math.nan, x, samples.means(table.losses))
     grid_best, best = table.best, curve.best  # the first raises where every rate diverged
     low, high = samples.interval(best.x)
     return Optimum(
-        rate=2.0 ** float(best.x[0]),
+        rate=curve.rate,
         log2_rate=float(best.x[0]),
         loss=float(best.loss[0]),
         grid_rate=float(table.settings[grid_best]),
@@ -94,20 +91,16 @@ def optimum(
         ),
         loss_interval=samples.interval(best.loss),
         edge=curve.edge,
-        seeds=len(table.seeds),
-        note=joined([curve.edge_note, curve.step_note, ONE_SEED if len(table.seeds) == 1 else ""]),
+        seeds=seeds,
+        note=joined([curve.edge_note, curve.step_note, ONE_SEED if seeds == 1 else ""]),
     )
 
 
 def optima(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options]) -> pl.DataFrame:
-    """Returns a row per group of ``by`` with the fields of its :class:`Optimum`, sorted by ``by``.
+    """Returns a row per group with the fields of its :class:`Optimum`, as of :func:`optimum`.
 
-    Intervals become columns ``rate_low``, ``rate_high``, ``loss_low`` and ``loss_high`` (float64,
-    0 or infinite where open). A group whose every rate diverged has nulls and its ``note``.
-    ``options`` are :func:`optimum`'s.
-
-    Raises:
-        ValueError: as :func:`optimum`, with the group's values in front.
+    Conventions are those of :mod:`isolab.analysis.groups`, without a reason; ``rate_low`` is 0
+    where open. A group whose every rate diverged has nulls and its note.
 
     Example:
         >>> runs = pl.DataFrame({
@@ -140,8 +133,7 @@ def at_best_rate(
     """Keeps each group's runs at the grid rate of lowest seed-averaged loss, sorted by ``by``.
 
     Raises:
-        ValueError: for missing columns, seeds missing at some rates, or a group whose every rate
-            diverged.
+        ValueError: as :mod:`isolab.analysis.groups`, and for a group whose every rate diverged.
 
     Example:
         >>> runs = pl.DataFrame({

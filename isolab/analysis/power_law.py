@@ -16,7 +16,7 @@ answer every time. Losses are nats, so :math:`L_\infty` is an entropy and not be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +48,8 @@ class PowerLaw:
             >>> float(PowerLaw(1.0, 8.0, 0.5).loss(64))
             2.0
         """
-        return np.asarray(
-            self.limit + self.scale * np.asarray(steps, dtype=np.float64) ** -self.exponent
-        )
+        t = np.asarray(steps, dtype=np.float64)
+        return np.asarray(self.limit + self.scale * t**-self.exponent)
 
     def steps(self, loss: float) -> float:
         """Returns the steps that reach ``loss``; infinity at or below the limit.
@@ -64,11 +63,7 @@ class PowerLaw:
 
 
 def inverse(limit: Array, scale: Array, exponent: Array, loss: Array) -> Array:
-    """Returns the steps at which each law reaches its ``loss``, (rows,); inf where it never does.
-
-    Args:
-        limit, scale, exponent, loss: (rows,) each.
-    """
+    """Returns the steps at which each law reaches its ``loss``, (rows,) all; inf where never."""
     gap = loss - limit
     reached = gap > 0
     with np.errstate(over="ignore"):
@@ -104,8 +99,7 @@ def fit_power_law(steps: npt.ArrayLike, losses: npt.ArrayLike) -> PowerLaw:
             f"losses {y.tolist()} do not fall with more steps {t.tolist()}: no power law fits"
         )
     law = PowerLaw(float(limit[0]), float(scale[0]), float(exponent[0]))
-    residual = float(np.sqrt(np.mean((law.loss(t) - y) ** 2)))
-    return PowerLaw(law.limit, law.scale, law.exponent, residual)
+    return replace(law, residual=float(np.sqrt(np.mean((law.loss(t) - y) ** 2))))
 
 
 def fit_rows(steps: Array, losses: Array) -> tuple[Array, Array, Array]:
@@ -125,10 +119,10 @@ def fit_rows(steps: Array, losses: Array) -> tuple[Array, Array, Array]:
     for _ in range(60):  # golden section: 0.08 * 0.618**60 is below float64's resolution
         inner_low = high - _INVERSE_GOLDEN * (high - low)
         inner_high = low + _INVERSE_GOLDEN * (high - low)
-        left = (
-            _project(relative, losses, np.exp(inner_low))[2]
-            < _project(relative, losses, np.exp(inner_high))[2]
+        below, above = (
+            _project(relative, losses, np.exp(inner))[2] for inner in (inner_low, inner_high)
         )
+        left = below < above
         low, high = np.where(left, low, inner_low), np.where(left, inner_high, high)
     exponent = np.exp((low + high) / 2)
     limit, scale, _ = _project(relative, losses, exponent)

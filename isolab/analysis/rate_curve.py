@@ -54,10 +54,10 @@ class Best:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Losses of one width over its rates.
+    """Losses of one width (NaN where there is one only) over its rates.
 
-    width: the model's, NaN where there is one only; x: (n,) ascending log2 rates; losses: (rows,
-    n), +inf where a seed diverged, row 0 averaged over the seeds, the others over resamples.
+    x: (n,) ascending log2 rates; losses: (rows, n), +inf where a seed diverged, row 0 averaged over
+    the seeds, the others over resamples.
     """
 
     width: float
@@ -86,11 +86,15 @@ class RateCurve:
             high[0] = (x[at[0]] + x[at[0] + 1]) / 2
         return Best(vertex, loss, low, high, bool(found[0]))
 
-    def at(self, target: Array) -> Array:
-        """Returns each row's loss at its log2 rate ``target``: NaN off the grid, inf if diverged.
+    @property
+    def rate(self) -> float:
+        """Returns row 0's best rate; of no use where ``diverged``."""
+        return float(2.0 ** self.best.x[0])
 
-        Args:
-            target: (rows,) float64.
+    def at(self, target: Array) -> Array:
+        """Returns (rows,) losses, each at its log2 rate of the (rows,) in ``target``.
+
+        NaN off the grid, inf where diverged.
 
         Example:
             >>> curve = RateCurve(32, np.array([-2.0, -1.0, 0.0]), np.array([[5.0, 2.0, 1.0]]))
@@ -140,14 +144,11 @@ class RateCurve:
 
 
 def parabola_vertices(x: Array, losses: Array) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """Returns each row's best x and loss, by the parabola or, where there is none, on the grid.
+    """Returns each row's best x and loss, and whether a parabola has it or the grid, (rows,) each.
 
     Args:
         x: (n,) ascending log2 rates.
         losses: (rows, n); +inf where diverged, at least one finite value a row.
-
-    Returns:
-        The lowest points' x and loss, and whether there is a parabola, (rows,) each.
     """
     rows, best = np.arange(len(losses)), np.argmin(losses, axis=1)
     if len(x) < 3:

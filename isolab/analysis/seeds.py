@@ -110,16 +110,12 @@ def loss_table(
     loss: str = "final_validation_loss",
     seed: str = "seed",
 ) -> LossTable:
-    """Arranges one sweep's runs by setting and seed.
-
-    Args:
-        runs: a row per run; columns ``setting`` (positive numbers), ``loss`` and ``seed``.
-            A loss of +inf or NaN is a diverged run.
+    """Arranges one sweep's runs, a row each, by setting and seed.
 
     Raises:
-        ValueError: for missing columns, no runs, a null or -inf loss, a setting that is not a
-            positive number, two runs of one setting and seed, or a setting that lacks seeds
-            which others have.
+        ValueError: for missing columns, no runs, a null or -inf loss (+inf and NaN are diverged
+            runs), a setting that is not a positive number, two runs of one setting and seed, or a
+            setting that lacks seeds which others have.
     """
     require_rows(runs, [setting, loss, seed])
     require_unique(
@@ -178,11 +174,11 @@ class Resamples:
         high: Array | None = None,
         floor: float = -math.inf,
     ) -> tuple[float, float]:
-        """Returns the interval around row 0's of a number of each of the 1 + k rows.
+        """Returns the interval around row 0 of ``values``, a number of each of the 1 + k rows.
 
         Args:
-            values: (1 + k,) float64, row 0 the estimate; +inf, diverged, is bounded below only
-                where no resample is finite.
+            values: (1 + k,) float64; +inf, diverged, is bounded below only where no resample is
+                finite.
             low, high: (1 + k,) what the number may be at least and at most; ``values`` where None.
                 Row 0's distance from the estimate is added as it is.
             floor: the least that the number can be.
@@ -203,9 +199,6 @@ class Resamples:
 @functools.lru_cache(maxsize=8)
 def seed_resamples(seeds: int, resamples: int, confidence: float = 0.95) -> Resamples:
     """Draws resamples of so many seeds, the same at every call.
-
-    Raises:
-        ValueError: no seeds, no resamples, or a confidence out of (0, 1).
 
     Example:
         >>> seed_resamples(3, 2000).means(np.array([[1.0, 2.0, 3.0]])).shape
@@ -231,9 +224,10 @@ def bootstrap_interval(
 
     f is 9.2 at 2 seeds, 2.7 at 3, 1.6 at 5 and 1.2 at 10. The interval always holds the estimate.
 
+    It is (-inf, inf) for one seed, which has no spread.
+
     Args:
         samples: (resamples,) float64; infinite where a resample has no finite value.
-        seeds: n. One seed has no spread: the interval is then (-inf, inf).
 
     Example:
         >>> low, high = bootstrap_interval(0.0, np.linspace(-1, 1, 2001), seeds=3)
@@ -256,11 +250,8 @@ def bootstrap_interval(
 def student_interval(values: Array, confidence: float = 0.95) -> tuple[float, float]:
     r"""Returns the Student-t interval of a mean, :math:`\bar x \pm t_{n-1}\, s / \sqrt n`.
 
-    Args:
-        values: (n,) float64, n >= 2, finite.
-
     Raises:
-        ValueError: for fewer than two values or a value that is not finite.
+        ValueError: unless ``values`` are (n,) finite numbers, n at least 2.
 
     Example:
         >>> low, high = student_interval(np.array([1.0, 2.0, 3.0]))

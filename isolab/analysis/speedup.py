@@ -92,19 +92,18 @@ def speedup(
 ) -> Speedup:
     """Measures how many times fewer steps the challenger needs than the baseline.
 
+    Without a value where the challenger's loss lies outside what the baseline reaches between its
+    shortest and longest horizon: that would be an extrapolation. Arguments that are not named are
+    those of :class:`~isolab.analysis.groups.Options`.
+
     Args:
         baseline: a row per run; 2 horizons or more in ``steps``, each with its own full schedule
             and one or more rates. Take 4: see :mod:`isolab.analysis.power_law` for 2 and 3.
         challenger: the same columns and seeds, one horizon.
-        confidence, resamples: of the interval over seeds; the generator is seeded.
-
-    Returns:
-        A speedup without a value where the challenger's loss lies outside what the baseline
-        reaches between its shortest and longest horizon: that would be an extrapolation.
 
     Raises:
-        ValueError: for missing columns, too few or too many horizons, seeds that differ between
-            the sides, a rate or a horizon, or a side whose every rate diverged.
+        ValueError: for too few or too many horizons, seeds that differ between the sides, a side
+            whose every rate diverged, and as :func:`~isolab.analysis.seeds.loss_table`.
 
     Example:
         >>> def runs(steps, losses):
@@ -178,7 +177,7 @@ def time_speedup(
     """Turns a speedup in steps into one in time: steps speedup times the ratio of step times.
 
     Args:
-        steps_speedup: from :func:`speedup`, or a plain number (its interval is then the number).
+        steps_speedup: a plain number is its own interval.
         step_time_ratio: the baseline's step time over the challenger's, measured interleaved in
             one process. Below 1 where the challenger's steps are slower: 1 / 1.15 for 15% slower.
         step_time_interval: of that ratio. Both lower ends are multiplied, and both upper ends,

@@ -48,11 +48,6 @@ class TostResult(PairedDifference):
     p_value: float
 
     @property
-    def difference(self) -> float:
-        """Returns the mean difference, nats/token, above 0 where the first sweep is worse."""
-        return self.mean
-
-    @property
     def equivalent(self) -> bool:
         """Returns whether the whole interval lies within the margin."""
         return -self.margin <= self.interval[0] and self.interval[1] <= self.margin
@@ -71,19 +66,18 @@ def paired_difference(
 
     :math:`\bar d \pm t_{n-1}\, s_d / \sqrt n`, :math:`d_i` the first's loss minus the second's at
     seed i, which gave both the same initialization and batches. Each side's rate is the one of
-    lowest seed-averaged loss on its grid, the same for all seeds.
+    lowest seed-averaged loss on its grid, the same for all seeds. The other arguments are those of
+    :class:`~isolab.analysis.groups.Options`.
 
     Args:
-        first, second: a row per run; the same seeds in both.
         across: columns that both frames have, such as ``width``: in each group of their values both
             sides take their best rates anew, and a seed's difference is its mean over the groups.
             The seeds remain what the interval is over, as runs of one seed share batches.
-        rate, loss, seed: names of columns.
-        confidence: of the interval.
 
     Raises:
-        ValueError: for missing columns, fewer than 2 seeds, groups or seeds that differ between the
-            sides, seeds that differ between rates or groups, or a side whose every rate diverged.
+        ValueError: for fewer than 2 seeds, groups or seeds that differ between the sides, seeds
+            that differ between groups, a side whose every rate diverged, and as
+            :func:`~isolab.analysis.seeds.loss_table`.
 
     Example:
         >>> def runs(losses):
@@ -126,14 +120,8 @@ def tost(
 
     Two one-sided tests, that the difference is below -margin and that it is above +margin, each at
     level (1 - confidence) / 2: both are rejected where the Student interval of the mean paired
-    difference lies within the margin. A mere failure to find a difference is not equivalence.
-
-    Args:
-        margin: nats/token, above 0, stated before the runs.
-        first, second, across, rate, loss, seed, confidence: as in :func:`paired_difference`.
-
-    Raises:
-        ValueError: a margin that is not positive, and as :func:`paired_difference`.
+    difference lies within the margin, nats/token, above 0, stated before the runs. A mere failure
+    to find a difference is not equivalence. All else is as in :func:`paired_difference`.
 
     Example:
         >>> def runs(losses):

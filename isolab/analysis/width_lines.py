@@ -51,11 +51,7 @@ class WidthLines:
 
 
 def width_lines(sizes: Array, widths: Sequence[float]) -> WidthLines:
-    """Fits a line to every seed.
-
-    Args:
-        sizes: (seeds, widths) float64, positive and finite.
-        widths: two or more different positive numbers.
+    """Fits a line to every seed of ``sizes``, (seeds, widths) float64.
 
     Raises:
         ValueError: fewer than two widths, or a size that is not a positive number.
@@ -82,13 +78,11 @@ def width_lines(sizes: Array, widths: Sequence[float]) -> WidthLines:
 def size_tables(
     frame: pl.DataFrame, by: Sequence[str], size: str
 ) -> list[tuple[dict[str, Any], Array, list[int]]]:
-    """Arranges sizes by group, sorted: its values of ``by``, its (seeds, widths), and its widths.
-
-    Args:
-        frame: columns ``by``, ``width``, ``seed`` and ``size``.
+    """Arranges the column ``size`` by group, sorted: its values of ``by``, (seeds, widths), widths.
 
     Raises:
-        ValueError: missing columns, no rows, or a width that lacks a seed or has it twice.
+        ValueError: missing columns (also ``width`` and ``seed``), no rows, or a width that lacks a
+            seed or has it twice.
     """
     require_columns(frame, [*by, "width", "seed", size])
 
@@ -119,18 +113,16 @@ def crossing_width(
 
     Args:
         gradients: from :func:`isolab.measure.gradients.gradient_sizes`; two widths or more.
-        eps, ratio: above 0.
-        confidence: of the interval.
 
     Returns:
-        A row per parameterization, step and role: ``parameterization``, ``step``, ``role``, eps,
-        ratio, width with width_low and width_high (inf where open, or where the gradient does not
-        fall with the width), beyond (width over the widest measured), theory_width (inf where its
-        exponent is 0), residual (of the line, in log2 units) and note.
+        A row per parameterization, step and role: eps, ratio, width with its interval (inf where
+        open, or where the gradient does not fall with the width), beyond (width over the widest
+        measured), theory_width (inf where its exponent is 0), residual (of the line, in log2 units)
+        and note.
 
     Raises:
-        ValueError: an eps or ratio that is not positive, and whatever
-            :func:`~isolab.analysis.width_lines.width_lines` and ``size_tables`` refuse.
+        ValueError: an eps or ratio that is not positive, and as :func:`width_lines` and
+            :func:`size_tables`.
 
     Example:
         >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
@@ -181,9 +173,7 @@ def eps_lines(
     Args:
         gradients: from :func:`isolab.measure.gradients.gradient_sizes`, of one parameterization
             and step, at loss scale 1.
-        base_width: of the runs.
-        width: of the runs, where they vary the loss scale.
-        loss_scales: those of the runs; None: the runs vary the width.
+        width, loss_scales: of the runs; None: the runs vary the width.
         ending: of the variants' names, such as ", all in bfloat16".
 
     Returns:
@@ -207,8 +197,7 @@ def eps_lines(
     if loss_scales is not None and width is None:
         raise ValueError("loss_scales without a width: say at which width they ran")
     layers = parameterization(kinds[0][0])
-    other = "width" if loss_scales is None else "loss_scale"
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[str, str, int, float]] = []
     for variant, per_layer in ((f"adam{ending}", False), (f"adam, eps per layer{ending}", True)):
         for name, sizes, widths in size_tables(gradients, _GROUP, "gradient_rms"):
             if not bool((np.isfinite(sizes) & (sizes > 0)).all()):
@@ -216,17 +205,16 @@ def eps_lines(
             role = name["role"]
             g = layers.gradient_exponent(role) if per_layer else 0.0
             eps = np.exp2(np.log2(sizes).mean(axis=0)) * (np.array(widths) / base_width) ** g
-            if loss_scales is None:
-                rows += [(variant, role, *pair) for pair in zip(widths, eps.tolist(), strict=True)]
-            elif width not in widths:
+            if loss_scales is not None and width not in widths:
                 raise ValueError(f"no gradients at width {width}; there are: {widths}")
-            else:
-                at = float(eps[widths.index(width)])
-                rows += [(variant, role, scale, at * scale) for scale in loss_scales]
-    schema = {"variant": pl.String, "role": pl.String, other: pl.Float64, "eps": pl.Float64}
+            rows += [(variant, role, *pair) for pair in zip(widths, eps.tolist(), strict=True)]
+    lines = pl.DataFrame(rows, schema=["variant", "role", "width", "eps"], orient="row")
     if loss_scales is None:
-        schema[other] = pl.Int64
-    return pl.DataFrame(rows, schema=schema, orient="row")
+        return lines
+    scales = pl.DataFrame({"loss_scale": loss_scales}, schema={"loss_scale": pl.Float64})
+    at_width = lines.filter(width=width).join(scales, how="cross")
+    eps_there = pl.col("eps") * pl.col("loss_scale")
+    return at_width.select("variant", "role", "loss_scale", eps_there)
 
 
 def _reach(width: float, widths: Sequence[int], seeds: int) -> str:

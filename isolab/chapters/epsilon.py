@@ -367,7 +367,7 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
             same = equivalent(evidence, "adam_atan2", name)
             found[f"equivalent_{name}_eps"] = Claim(
                 f"At its best rate, by how much does Adam-atan2 end above Adam with {words}?",
-                measured=same.difference,
+                measured=same.mean,
                 interval=same.interval,
                 threshold=same.margin,
                 direction="within",
@@ -445,7 +445,7 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
         found = equivalent(evidence, one, other, seeds)
         low, high = found.interval or (None, None)
         equivalences.append(
-            {"of": one, "against": other, "seeds": seeds, "difference": found.difference,
+            {"of": one, "against": other, "seeds": seeds, "difference": found.mean,
              "low": low, "high": high}
         )  # fmt: skip
     constants = epsilon.variants(evidence.runs("constants"))

@@ -367,7 +367,7 @@ def exponents(runs: pl.DataFrame) -> pl.DataFrame:
     """Fits the power of the width with which the best rate moves, beside theory's.
 
     Returns:
-        As :func:`isolab.analysis.exponent.exponents`, with ``theory``, at full alignment: under
+        As :func:`isolab.analysis.transfer.exponents`, with ``theory``, at full alignment: under
         "global" minus the largest exponent of any role; 0 under "full"; for "none" null, as theory
         says only that those rates are too large.
     """

@@ -45,7 +45,7 @@ def best_rate_vs_width(
         optima: a row per group and width, as of :func:`~isolab.analysis.optimum.optima`: ``width``,
             ``rate``, ``rate_low``, ``rate_high``, ``edge``, and the group's columns: ``color``,
             ``rows``, ``columns`` and, where there is one, ``origin`` ("reference" or "yours").
-        exponents: a row per group, as of :func:`~isolab.analysis.exponent.exponents`: the group's
+        exponents: a row per group, as of :func:`~isolab.analysis.transfer.exponents`: the group's
             columns, ``exponent``, ``exponent_low``, ``exponent_high``, ``intercept`` and, where
             theory has one, ``theory``: its power of the width.
 

@@ -89,9 +89,9 @@ def regrets(
     """Draws the loss at the rate transferred from the smallest width, less the best loss there.
 
     Args:
-        frame: a row per group and width, as of :func:`~isolab.analysis.regret.regrets`: ``width``,
-            ``regret`` (nats/token; +inf where the transferred rate diverges), ``regret_low``,
-            ``regret_high``, ``note``, and the group's columns: ``color``, ``rows``, ``columns``
+        frame: a row per group and width, as of :func:`~isolab.analysis.transfer.regrets`:
+            ``width``, ``regret`` (nats/token; +inf where the transferred rate diverges),
+            ``regret_low``, ``regret_high``, ``note``, and the group's columns: ``color``, ``rows``, ``columns``
             and, where there is one, ``origin`` ("reference" or "yours").
 
     Raises:
@@ -113,9 +113,9 @@ def sensitivities(
 
     Args:
         frame: a row per group, width and factor, as of
-            :func:`~isolab.analysis.regret.sensitivities`: ``width``, ``increase`` (nats/token; +inf
-            where a side diverges), ``increase_low``, ``increase_high``, ``note``, and the columns
-            of :func:`regrets`, ``factor`` among them unless the frame has one factor only.
+            :func:`~isolab.analysis.transfer.sensitivities`: ``width``, ``increase`` (nats/token;
+            +inf where a side diverges), ``increase_low``, ``increase_high``, ``note``, and the
+            columns of :func:`regrets`, ``factor`` among them unless the frame has one factor only.
 
     Raises:
         ValueError: as :func:`regrets`.

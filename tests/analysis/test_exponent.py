@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolab.analysis.exponent import exponents
 from isolab.analysis.rate_curve import parabola_vertices
 from isolab.analysis.seeds import bootstrap_interval, loss_table
+from isolab.analysis.transfer import exponents
 
 INF = math.inf
 WIDTHS = (32, 64, 128, 256)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from isolab.analysis.regret import regrets, sensitivities, worst_shift
+from isolab.analysis.transfer import regrets, sensitivities, worst_shift
 
 INF = math.inf
 GROUP = ["optimizer"]

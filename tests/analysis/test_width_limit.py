@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolab.analysis.power_law import fit_power_law
-from isolab.analysis.width_limit import limits, penalties
+from isolab.analysis.transfer import limits, penalties
 
 INF = math.inf
 GROUP = ["optimizer"]

@@ -11,10 +11,9 @@ import polars as pl
 
 from isolab import charts
 from isolab.analysis.epsilon import eps_lines
-from isolab.analysis.exponent import exponents
 from isolab.analysis.optimum import at_best_rate, optima
 from isolab.analysis.ranking import ranking
-from isolab.analysis.regret import regrets, sensitivities
+from isolab.analysis.transfer import exponents, regrets, sensitivities
 from isolab.measure.coordinates import slopes
 from isolab.measure.gradients import SecondMoment, damped_shares, gradient_exponents, root_histogram
 from isolab.theory.tables import rate_lines

@@ -34,7 +34,7 @@ from charts.samples import INSIDE as LAYERS
 
 from isolab import charts
 from isolab.analysis.ranking import ranking
-from isolab.analysis.regret import regrets
+from isolab.analysis.transfer import regrets
 from isolab.charts import renderer
 from isolab.charts.picture import size
 from isolab.measure.coordinates import slopes

@@ -28,8 +28,8 @@ from isolab import charts
 from isolab.analysis.optimum import at_best_rate
 from isolab.analysis.power_law import fit_power_law
 from isolab.analysis.ranking import ranking
-from isolab.analysis.regret import sensitivities
 from isolab.analysis.speedup import speedup
+from isolab.analysis.transfer import sensitivities
 from isolab.measure.coordinates import slopes
 from isolab.theory.tables import exponents
 
