@@ -91,8 +91,8 @@ def regrets(
     Args:
         frame: a row per group and width, as of :func:`~isolab.analysis.transfer.regrets`:
             ``width``, ``regret`` (nats/token; +inf where the transferred rate diverges),
-            ``regret_low``, ``regret_high``, ``note``, and the group's columns: ``color``, ``rows``, ``columns``
-            and, where there is one, ``origin`` ("reference" or "yours").
+            ``regret_low``, ``regret_high``, ``note``, and the group's columns: ``color``,
+            ``rows``, ``columns`` and, where there is one, ``origin`` ("reference" or "yours").
 
     Raises:
         ValueError: for missing columns, no rows, two rows of one group and width, an unknown

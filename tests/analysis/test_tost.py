@@ -44,7 +44,7 @@ def test_unlike_sides_far_apart_or_too_noisy_are_not_equivalent():
     assert tost(same, same, 0.01).equivalent
     assert tost(same, same, 0.01).p_value == 0.0
     worse = tost(sweep([2.3, 2.4, 2.5]), same, 0.1)
-    assert not worse.equivalent and worse.difference == pytest.approx(0.3)
+    assert not worse.equivalent and worse.mean == pytest.approx(0.3)
     noisy = tost(sweep([2.1, 2.0, 2.3]), same, 0.1)  # no difference found, and no equality
     assert noisy.interval[0] < 0 < noisy.interval[1] and not noisy.equivalent
 
@@ -53,7 +53,7 @@ def test_each_side_stands_at_its_own_best_rate_and_edges_are_told():
     rates = (0.25, 0.5, 1.0)
     found = tost(sweep([2.0, 2.1], rates, 0), sweep([2.0, 2.1], rates, 1), 0.1)
     assert found.rates == ((0.25, 0.5),)
-    assert found.equivalent and found.difference == 0
+    assert found.equivalent and found.mean == 0
     assert "the first side's best rate, 0.25, is the lowest of the grid" in found.reason
     assert tost(sweep([2.0, 2.1], rates, 1), sweep([2.0, 2.1], rates, 1), 0.1).reason is None
 
