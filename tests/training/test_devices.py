@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training.tiny import EIGHT, finish, on_eight_devices
 
-from isolab.training.config import RunConfig
 from isolab.training.runs_axis import padded
 
-BASE = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=8,
-    learning_rate=0.01, steps=10, warmup_steps=2, evaluate_every=5, validation_windows=16,
-    corpus="zipf_markov:vocab_size=16,length=20000",
-)  # fmt: skip
 RUNS = 11  # not a multiple of the devices: two on each, the last repeated
 
 SCRIPT = """
@@ -74,30 +66,10 @@ print(json.dumps(about))
 """
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-def on_eight_devices(cache, config):
-    env = os.environ | {
-        # unoptimized code compiles in half the time
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    fields = json.dumps(dataclasses.asdict(config))
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, fields, str(RUNS)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize("optimizer", ["adam", pytest.param("isoadam", marks=pytest.mark.slow)])
-def test_eight_devices_give_the_rows_of_one(cache, optimizer):
-    base = dataclasses.replace(BASE, optimizer=optimizer)
-    there = on_eight_devices(cache, base)
+def test_eight_devices_give_the_rows_of_one(tmp_path, optimizer):
+    config = dataclasses.replace(EIGHT, optimizer=optimizer, steps=10)
+    there = json.loads(finish(on_eight_devices(tmp_path, SCRIPT, config, RUNS))[-1])
     assert there["devices"] == 8
     assert there["batches"] == [RUNS]  # two a device fit, on one device it would be six batches
     assert there["seeds"] == list(range(RUNS))

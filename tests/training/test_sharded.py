@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
 
 import jax
@@ -14,23 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training.tiny import EIGHT, curves, finish, on_eight_devices
 
 from isolab.training.checkpoints import Checkpoints
-from isolab.training.config import RunConfig
 from isolab.training.sharded import make_mesh, partition, train_sharded
 from isolab.training.train import Snapshot
 
-BASE = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=8,
-    learning_rate=0.01, steps=20, warmup_steps=2, evaluate_every=5, validation_windows=16,
-    corpus="zipf_markov:vocab_size=16,length=20000",
-)  # fmt: skip
-NEWTON = dataclasses.replace(BASE, optimizer="isoadam", iso_root="newton")
-EIGH = dataclasses.replace(BASE, optimizer="isoadam", iso_root="eigh")
-CASES = {"adam": (BASE, (1, 8)), "newton": (NEWTON, (2, 4)), "eigh": (EIGH, (1, 8))}
+NEWTON = dataclasses.replace(EIGHT, optimizer="isoadam", iso_root="newton")
+EIGH = dataclasses.replace(EIGHT, optimizer="isoadam", iso_root="eigh")
+CASES = {"adam": (EIGHT, (1, 8)), "newton": (NEWTON, (2, 4)), "eigh": (EIGH, (1, 8))}
 
 COMPARE = """
-import json, sys
+import dataclasses, json, sys
 import jax, jax.numpy as jnp
 from isolab import RunConfig, load_corpus
 from isolab.training import train as training
@@ -43,8 +35,13 @@ program, arguments = sharded_arguments(config, load_corpus(config.corpus), make_
 traced, tokens, validation = arguments
 state, _ = program.init(traced, validation)
 state, _, _ = program.advance(state, traced, jnp.int32(0), tokens, validation)
+try:
+    train_sharded(dataclasses.replace(config, batch_size=4), shape)
+except ValueError as error:
+    refused = str(error)
 print(json.dumps({
     "curves": [[*r.curve_train_loss, *r.curve_validation_loss] for r in results],
+    "refused": refused,
     "points": [r.curve_step for r in results],
     "leaves": [
         [jax.tree_util.keystr(path), leaf.shape, leaf.addressable_shards[0].data.size,
@@ -78,25 +75,7 @@ def cache(tmp_path_factory):
 
 
 def start(cache, script, config, shape, *arguments):
-    env = os.environ | {
-        # unoptimized code compiles in half the time
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    fields = json.dumps(dataclasses.asdict(config))
-    command = [sys.executable, "-W", "error", "-c", script, fields, json.dumps(shape)]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], env=env, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(process):
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return out.splitlines()
+    return on_eight_devices(cache, script, config, json.dumps(shape), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +90,7 @@ def test_eight_devices_together_give_the_result_of_one(cache, case):
     assert together == again
     assert found["points"] == [[0, 5, 10, 15, 20]] * 3
     assert together[4] < together[0] - 0.05  # it trains
+    assert "batch_size is 4; allowed: multiples of the mesh's 8 devices" in found["refused"]
 
     # each array is cut in as many parts as there are shards, where its shape allows it
     cut = {path: parts for path, shape, _, parts in found["leaves"] if np.prod(shape) >= 16}
@@ -161,33 +141,27 @@ def test_kills_at_any_moment_change_no_bit(cache, tmp_path):
 # --- one device, in this process ---
 
 
-@pytest.fixture(scope="module")
-def short():
-    return dataclasses.replace(BASE, steps=10)
+SHORT = dataclasses.replace(EIGHT, steps=10)
 
 
-def outcome(result):
-    return result.curve_step, result.curve_train_loss, result.curve_validation_loss
-
-
-def test_one_device_stops_goes_on_and_refuses_another_run(short, tmp_path):
+def test_one_device_stops_goes_on_and_refuses_another_run(tmp_path):
     seen = []
-    stopped = train_sharded(short, checkpoint=tmp_path, should_stop=lambda: True)
+    stopped = train_sharded(SHORT, checkpoint=tmp_path, should_stop=lambda: True)
     assert stopped.curve_step == [0, 5]
-    whole = train_sharded(short, checkpoint=tmp_path, on_snapshot=seen.append)
+    whole = train_sharded(SHORT, checkpoint=tmp_path, on_snapshot=seen.append)
     assert [(snapshot.step, snapshot.last) for snapshot in seen] == [(10, True)]
-    assert whole.step_seconds > 0
-    assert outcome(train_sharded(short)) == outcome(whole)
+    assert whole.step_seconds > 0 and whole.curve_step == [0, 5, 10]
+    assert curves(train_sharded(SHORT)) == curves(whole)
     # nothing is left to do
-    assert train_sharded(short, checkpoint=tmp_path, on_snapshot=pytest.fail).step_seconds > 0
-    assert outcome(train_sharded(short, checkpoint=tmp_path)) == outcome(whole)
+    again = train_sharded(SHORT, checkpoint=tmp_path, on_snapshot=pytest.fail)
+    assert curves(again) == curves(whole) and again.step_seconds > 0
     with pytest.raises(ValueError, match=r"holds checkpoints of another run; allowed: an empty"):
-        train_sharded(dataclasses.replace(short, seed=1), checkpoint=tmp_path)
+        train_sharded(dataclasses.replace(SHORT, seed=1), checkpoint=tmp_path)
 
 
-def test_a_diverged_run_stops_and_is_reported_as_one(short):
+def test_a_diverged_run_stops_and_is_reported_as_one():
     seen = []
-    config = dataclasses.replace(short, learning_rate=1e30, steps=20)
+    config = dataclasses.replace(EIGHT, learning_rate=1e30)
     result = train_sharded(config, on_snapshot=lambda snapshot: seen.append(snapshot.step))
     assert seen == [0, 5]
     assert result.divergence_step == 2 and result.curve_step == [0, 5, 10, 15, 20]
@@ -210,23 +184,17 @@ def test_last_two_checkpoints_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "mesh_shape", "every", "message"),
+    ("options", "message"),
     [
-        ({}, (1, 99), 1, r"mesh_shape is \(1, 99\); allowed: two numbers of 1 or more"),
-        ({}, (0, 1), 1, r"mesh_shape is \(0, 1\)"),
-        ({}, (1,), 1, r"mesh_shape is \(1,\)"),
-        ({}, None, 0, "checkpoint_every is 0; allowed: 1 or more"),
+        ({"mesh_shape": (1, 99)}, r"mesh_shape is \(1, 99\); allowed: two numbers of 1 or more"),
+        ({"mesh_shape": (0, 1)}, r"mesh_shape is \(0, 1\)"),
+        ({"mesh_shape": (1,)}, r"mesh_shape is \(1,\)"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0; allowed: 1 or more"),
     ],
 )
-def test_impossible_arguments(short, changes, mesh_shape, every, message):
+def test_impossible_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        train_sharded(dataclasses.replace(short, **changes), mesh_shape, checkpoint_every=every)
-
-
-def test_a_batch_that_the_devices_do_not_divide_is_refused(cache):
-    config = dataclasses.replace(BASE, batch_size=4)
-    _, err = start(cache, TRAIN, config, (2, 4), "", 0).communicate()
-    assert "ValueError: batch_size is 4; allowed: multiples of the mesh's 8 devices" in err
+        train_sharded(EIGHT, **options)
 
 
 @given(shape=st.lists(st.integers(1, 24), max_size=3).map(tuple), shards=st.integers(1, 8))

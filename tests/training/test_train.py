@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 
 import jax
 import numpy as np
 import pytest
+from training.tiny import CORPUS, RUNS, TINY, curves, trained, variant
 
 from isolab.model.corpus import load_corpus
-from isolab.training.config import RunConfig
 from isolab.training.program import compile_program, program_of
 from isolab.training.train import train
 
-CORPUS = "zipf_markov:vocab_size=16,length=20000"
-BASE = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
-    learning_rate=0.01, steps=20, warmup_steps=2, evaluate_every=10, validation_windows=32,
-    corpus=CORPUS,
-)  # fmt: skip
-
-
-def variant(**changes):
-    return dataclasses.replace(BASE, **changes)
-
-
-@functools.cache
-def trained(*configs):
-    return train(configs)
-
-
-ISOADAM = [variant(optimizer="isoadam", iso_factors="exact", seed=seed) for seed in (0, 1)]
-
-
-def curves(result):
-    return [*result.curve_train_loss, *result.curve_validation_loss]
+FIVE = [variant(seed=seed, learning_rate=0.01 * (1 + seed)) for seed in range(RUNS)]
 
 
 # --- one run ---
 
 
-def test_the_same_config_gives_the_same_bits():
-    (first,), (second,) = train([BASE]), train([BASE])
+def test_the_same_config_gives_the_same_bits_to_be_read_at_the_start_and_after_every_interval():
+    (first,), (second,) = train([TINY]), train([TINY])
     assert curves(first) == curves(second)
+    assert first.curve_step == [0, 10, 20]
+    assert len(first.curve_train_loss) == len(first.curve_validation_loss) == 3
+    assert first.step_seconds > 0 and first.config == TINY
+    # at 0 the first batch's loss, of the untrained model: the validation loss but for sampling
+    assert first.curve_train_loss[0] == pytest.approx(first.curve_validation_loss[0], abs=0.8)
 
 
 def test_training_learns_and_stays_above_the_entropy_rate():
@@ -62,60 +45,50 @@ def test_training_learns_and_stays_above_the_entropy_rate():
     assert not result.diverged
 
 
-def test_curve_has_a_point_at_the_start_and_after_every_interval():
-    (result,) = trained(BASE)
-    assert result.curve_step == [0, 10, 20]
-    assert len(result.curve_train_loss) == len(result.curve_validation_loss) == 3
-    assert result.step_seconds > 0
-    assert result.config == BASE
-    # at 0 the first batch's loss, of the untrained model: the validation loss but for sampling
-    assert result.curve_train_loss[0] == pytest.approx(result.curve_validation_loss[0], abs=0.8)
-
-
 def test_training_can_be_stopped():
-    whole, ends = trained(BASE)[0], []
-    (stopped,) = train(
-        [BASE], on_snapshot=lambda snapshot: ends.append(snapshot.last), should_stop=lambda: True
+    whole, ends = trained(*FIVE), []
+    stopped = train(
+        FIVE, on_snapshot=lambda snapshot: ends.append(snapshot.last), should_stop=lambda: True
     )
     assert ends == [False, True]
-    assert stopped.curve_step == [0, 10]
-    assert curves(stopped) == [*whole.curve_train_loss[:2], *whole.curve_validation_loss[:2]]
+    for part, result in zip(stopped, whole, strict=True):
+        assert part.curve_step == [0, 10]
+        assert curves(part) == [*result.curve_train_loss[:2], *result.curve_validation_loss[:2]]
 
 
 # --- runs side by side ---
 
 
 def test_a_run_alone_equals_the_same_run_in_a_batch():
-    runs = [variant(seed=s, learning_rate=r) for s, r in ((0, 0.01), (1, 0.01), (2, 0.1))]
-    together = trained(*runs)
-    for config, beside in zip(runs, together, strict=True):
-        (alone,) = trained(config)
+    for config, beside in zip(FIVE, trained(*FIVE), strict=True):
+        (alone,) = train([config])
         # The program is compiled for the number of runs, and sums in another order: rounding,
         # 6e-8, which training amplifies. Runs in batches of one size agree to the bit, see below.
         np.testing.assert_allclose(curves(alone), curves(beside), rtol=1e-4)
-    assert len({tuple(curves(result)) for result in together}) == 3
+    assert len({tuple(curves(result)) for result in trained(*FIVE)}) == RUNS
 
 
 def test_place_and_neighbours_in_a_batch_do_not_change_a_bit():
-    a, b, c = (variant(seed=s) for s in range(3))
-    first, swapped = trained(a, b, c), trained(c, a, variant(learning_rate=0.1))
+    a, b, c = FIVE[:3]
+    first, swapped = trained(*FIVE), trained(c, a, variant(learning_rate=0.1))
     assert curves(first[0]) == curves(swapped[1])
     assert curves(first[2]) == curves(swapped[0])
+    assert curves(first[1]) == curves(trained(b)[0])
 
 
 def test_runs_that_share_no_program_are_refused():
     for field, value in (("width", 32), ("optimizer", "lion"), ("steps", 40)):
         with pytest.raises(ValueError, match=f"train: runs of one batch must share {field}:"):
-            train([BASE, variant(**{field: value})])
+            train([TINY, variant(**{field: value})])
     with pytest.raises(ValueError, match="no configs"):
         train([])
 
 
 def test_horizons_share_a_compiled_program():
     long = variant(steps=40, warmup_steps=5, learning_rate=0.003, seed=3, b1=0.5)
-    assert program_of(long) == program_of(BASE) != program_of(variant(batch_size=2))
-    trained(BASE)
-    program = compile_program(program_of(BASE), 16)
+    assert program_of(long) == program_of(TINY) != program_of(variant(batch_size=2))
+    trained(TINY)
+    program = compile_program(program_of(TINY), 16)
     compiled = program.advance._cache_size()
     (result,) = trained(long)
     assert program.advance._cache_size() == compiled
@@ -139,123 +112,97 @@ def test_every_traced_hyperparameter_acts():
     assert others[0].curve_validation_loss[0] != reference.curve_validation_loss[0]
 
 
-def test_traced_and_written_out_hyperparameters_agree():
-    explicit = variant(b1=0.9, b2=0.95, eps=1e-8)
-    assert curves(trained(explicit)[0]) == curves(trained(BASE)[0])
+def test_hyperparameters_written_out_and_rates_by_rule_are_the_same_runs():
+    explicit, base = trained(variant(b1=0.9, b2=0.95, eps=1e-8), TINY)
+    assert curves(explicit) == curves(base)
+    # hidden and readout at width 16 = 2 * base_width: adam's factor is 1 / 2 at full alignment
+    ruled = variant(rate_rule="full", base_width=8)
+    by_gamma = variant(gamma_hidden=0.5, gamma_readout=0.5)
+    assert ruled.rates == by_gamma.rates
+    assert curves(trained(ruled)[0]) == curves(trained(by_gamma)[0]) != curves(base)
 
 
-def test_seed_fixes_start_and_batches_for_every_optimizer():
-    (adam,) = trained(BASE)
-    isoadam = trained(*ISOADAM)[0]
-    assert isoadam.curve_validation_loss[0] == pytest.approx(
-        adam.curve_validation_loss[0], rel=1e-6
-    )
-    assert isoadam.curve_train_loss[0] == pytest.approx(adam.curve_train_loss[0], rel=1e-6)
-    assert isoadam.final_validation_loss != adam.final_validation_loss
-
-
-def test_isoadam_learns_side_by_side():
-    for result in trained(*ISOADAM):
+def test_isoadam_learns_from_the_start_and_the_batches_of_adam():
+    adam = trained(*FIVE[:2])
+    configs = [variant(optimizer="isoadam", iso_factors="exact", seed=seed) for seed in (0, 1)]
+    for result, other in zip(trained(*configs), adam, strict=True):
+        for start in ("curve_validation_loss", "curve_train_loss"):
+            found, wanted = getattr(result, start)[0], getattr(other, start)[0]
+            assert found == pytest.approx(wanted, rel=1e-6)
         assert not result.diverged
         assert result.final_validation_loss < result.curve_validation_loss[0] - 0.05
+        assert result.final_validation_loss != other.final_validation_loss
 
 
 # --- divergence ---
 
 
 def test_a_diverged_run_is_kept_and_leaves_its_neighbours_alone():
-    healthy = variant(optimizer="sgd", learning_rate=0.05)
-    broken = dataclasses.replace(healthy, learning_rate=1e30)
-    tall = dataclasses.replace(healthy, learning_rate=0.06)
-    good, bad, other = trained(healthy, broken, tall)
+    broken = variant(learning_rate=1e30)
+    good, bad, other = trained(FIVE[0], broken, FIVE[2])
     assert bad.diverged
     assert 1 < bad.divergence_step <= 5  # the first update has been made before the second loss
     assert bad.final_validation_loss == bad.final_train_loss == math.inf
-    assert not good.diverged
-    assert not other.diverged
-    calm = trained(healthy, tall, dataclasses.replace(healthy, seed=5))[0]
-    assert curves(good) == curves(calm)
+    for result, calm in ((good, trained(*FIVE)[0]), (other, trained(*FIVE)[2])):
+        assert not result.diverged
+        assert curves(result) == curves(calm)
 
 
 def test_a_batch_whose_runs_have_all_diverged_ends_early_with_the_same_rows():
-    healthy = variant(optimizer="sgd", learning_rate=0.05, steps=40)
-    broken = [dataclasses.replace(healthy, learning_rate=1e30, seed=s) for s in range(3)]
+    healthy = variant(steps=40)
+    broken = [dataclasses.replace(healthy, learning_rate=1e30, seed=s) for s in range(RUNS)]
     seen = []
     ended = train(broken, on_snapshot=lambda snapshot: seen.append(snapshot.step))
-    beside = train([*broken[:2], healthy], on_snapshot=lambda snapshot: seen.append(snapshot.step))
+    beside = train([*broken[:-1], healthy], on_snapshot=lambda snapshot: seen.append(snapshot.step))
     assert seen == [0, 10, 0, 10, 20, 30, 40]
-    for alone, neighbour in zip(ended[:2], beside[:2], strict=True):
+    for alone, neighbour in zip(ended[:-1], beside[:-1], strict=True):
         assert alone.curve_step == neighbour.curve_step == [0, 10, 20, 30, 40]
         np.testing.assert_array_equal(curves(alone), curves(neighbour))
         assert 1 < alone.divergence_step == neighbour.divergence_step <= 5
-    assert not beside[2].diverged
-
-
-# --- rates ---
-
-
-def test_per_layer_rates_are_the_gammas_they_stand_for():
-    # hidden and readout at width 16 = 2 * base_width: adam's factor is 1 / 2 at full alignment
-    ruled = variant(rate_rule="full", base_width=8)
-    by_gamma = variant(gamma_hidden=0.5, gamma_readout=0.5)
-    assert ruled.rates == by_gamma.rates
-    np.testing.assert_allclose(curves(trained(ruled)[0]), curves(trained(by_gamma)[0]), rtol=1e-5)
+    assert not beside[-1].diverged
 
 
 # --- watching ---
 
 
-def test_snapshots_show_the_run_and_change_no_bit():
+def test_snapshots_show_each_run_and_change_no_bit():
     seen, states = [], []
 
     def watch(snapshot):
         seen.append(snapshot._replace(state=None))
-        states.append(snapshot.run())
+        states.append([snapshot.run(place) for place in range(RUNS)])
 
-    (watched,) = train([BASE], on_snapshot=watch)
-    assert curves(watched) == curves(trained(BASE)[0])
+    watched = train(FIVE, on_snapshot=watch)
+    assert [curves(result) for result in watched] == [curves(result) for result in trained(*FIVE)]
     assert [snapshot.step for snapshot in seen] == [0, 10, 20]
-    assert [snapshot.losses.shape for snapshot in seen] == [(1, 0), (1, 10), (1, 10)]
-    validation = [float(snapshot.validation_loss[0]) for snapshot in seen]
-    assert validation == watched.curve_validation_loss
-    means = [float(snapshot.losses.mean()) for snapshot in seen[1:]]
-    np.testing.assert_allclose(means, watched.curve_train_loss[1:], rtol=1e-6)
+    assert [snapshot.losses.shape for snapshot in seen] == [(RUNS, 0), (RUNS, 10), (RUNS, 10)]
+    for place, result in enumerate(watched):
+        validation = [float(snapshot.validation_loss[place]) for snapshot in seen]
+        assert validation == result.curve_validation_loss
+        means = [float(snapshot.losses[place].mean()) for snapshot in seen[1:]]
+        np.testing.assert_allclose(means, result.curve_train_loss[1:], rtol=1e-6)
     # Training writes over its state; a copy stays what it was.
-    weights = [np.asarray(state.params["embedding"]) for state in states]
+    weights = [np.asarray(runs[0].params["embedding"]) for runs in states]
     assert weights[0].shape == (16, 16)
     assert not (weights[0] == weights[1]).any()
-    counters = [[x for x in jax.tree.leaves(state.opt_state) if not x.ndim] for state in states]
+    counters = [[x for x in jax.tree.leaves(runs[0].opt_state) if not x.ndim] for runs in states]
     assert [{int(count) for count in its} for its in counters] == [{0}, {10}, {20}]
-
-
-def test_a_snapshot_holds_each_run_of_a_batch():
-    pair = [BASE, variant(seed=1)]
-    last = {}
-
-    def watch(snapshot):
-        last.update({place: snapshot.run(place) for place in range(2)})
-
-    together = train(pair, on_snapshot=watch)
-    for place in range(2):
+    for place in (0, RUNS - 1):
         alone = []
-        train([pair[place]], on_snapshot=lambda snapshot, kept=alone: kept.append(snapshot.run()))
+        train([FIVE[place]], on_snapshot=lambda snapshot, alone=alone: alone.append(snapshot.run()))
         # as for losses of a run alone and in a batch, above
-        for mine, its in zip(*map(jax.tree.leaves, (last[place], alone[-1])), strict=True):
+        for mine, its in zip(*map(jax.tree.leaves, (states[-1][place], alone[-1])), strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
-    assert curves(together[0]) != curves(together[1])
 
 
-def test_the_time_of_a_watcher_is_not_the_runs():
-    begun = time.perf_counter()
-    (watched,) = train([BASE], on_snapshot=lambda snapshot: time.sleep(0.1))
-    looks = BASE.steps // BASE.evaluate_every + 1
-    assert watched.step_seconds * BASE.steps <= time.perf_counter() - begun - 0.1 * looks
-
-
-def test_what_a_watcher_raises_ends_training():
+def test_the_time_of_a_watcher_is_not_the_runs_and_what_it_raises_ends_training():
     def watch(snapshot):
-        if snapshot.step == 10:
+        time.sleep(0.1)
+        if snapshot.step == 20:
             raise LookupError("enough")
 
+    begun = time.perf_counter()
+    (watched,) = train([TINY], on_snapshot=lambda snapshot: time.sleep(0.1))
+    assert watched.step_seconds * TINY.steps <= time.perf_counter() - begun - 0.3
     with pytest.raises(LookupError, match="enough"):
-        train([BASE], on_snapshot=watch)
+        train([TINY], on_snapshot=watch)
