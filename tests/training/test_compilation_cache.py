@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from training.tiny import TINY
 
-BLOCKED = "a file is in the way"
 SCRIPT = """
-import json
+import json, sys
+import jax
 from isolab import RunConfig
 from isolab.training.train import train
-import jax
-from jax._src import monitoring
 
 hits = []
-monitoring.register_event_listener(lambda event, **_: hits.append(event))
-config = RunConfig(width=16, depth=1, context=8, steps=2, evaluate_every=2, warmup_steps=0)
-[result] = train([config])
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+[result] = train([RunConfig(**json.loads(sys.argv[1]))])
 print(json.dumps({
     "folder": jax.config.jax_compilation_cache_dir,
     "hits": hits.count("/jax/compilation_cache/cache_hits"),
@@ -33,8 +32,9 @@ def trained(**environment):
     """Trains a run in a fresh process; returns the folder, the programs found there, the losses."""
     unset = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", "ISOLAB_PROGRAMS")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    config = json.dumps(dataclasses.asdict(TINY))
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, config],
         env=inherited | environment,
         capture_output=True,
         text=True,
@@ -43,28 +43,26 @@ def trained(**environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_second_process_finds_the_programs_of_the_first_and_gives_the_same_bits(tmp_path):
-    folder = str(tmp_path / "programs")
+def test_another_process_finds_the_programs_and_gives_the_same_bits_also_by_the_users_choice(
+    tmp_path,
+):
+    folder, unused = str(tmp_path / "programs"), tmp_path / "unused"
     first, second = (trained(ISOLAB_PROGRAMS=folder) for _ in range(2))
-    assert first["folder"] == second["folder"] == folder
-    assert first["hits"] == 0 < second["hits"]
-    assert os.listdir(folder)
-    assert first["losses"] == second["losses"]
+    third = trained(ISOLAB_PROGRAMS=str(unused), JAX_COMPILATION_CACHE_DIR=folder)
+    assert first["folder"] == second["folder"] == third["folder"] == folder
+    assert first["hits"] == 0 < second["hits"] == third["hits"]
+    assert os.listdir(folder) and not unused.exists()
+    assert first["losses"] == second["losses"] == third["losses"]
 
 
-@pytest.mark.parametrize(
-    "choice", ["elsewhere", *(pytest.param(c, marks=pytest.mark.slow) for c in ("off", BLOCKED))]
-)
-def test_what_the_user_chose_stands_and_a_bad_folder_does_no_harm(tmp_path, choice):
+@pytest.mark.slow
+@pytest.mark.parametrize("switched_off", [True, False])
+def test_without_a_cache_or_with_a_bad_folder_training_goes_on(tmp_path, switched_off):
     folder = tmp_path / "programs"
-    if choice == "elsewhere":
-        chosen = str(tmp_path / "own")
-        run = trained(ISOLAB_PROGRAMS=str(folder), JAX_COMPILATION_CACHE_DIR=chosen)
-        assert run["folder"] == chosen and not folder.exists()
-    elif choice == "off":
+    if switched_off:
         run = trained(ISOLAB_PROGRAMS=str(folder), JAX_ENABLE_COMPILATION_CACHE="false")
         assert not run["hits"] and not folder.exists()
     else:
         folder.write_text("not a folder")
         run = trained(ISOLAB_PROGRAMS=str(folder))
-    assert len(run["losses"]) == 2
+    assert len(run["losses"]) == 3

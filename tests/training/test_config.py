@@ -6,13 +6,11 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 
 from isolab.optimizers import CATALOG
-from isolab.training.config import TRACED, RunConfig
+from isolab.training.config import RunConfig
 
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 COUNT, ZERO, POSITIVE = "a whole number of 1 or more", "0 or more", "a number above 0"
@@ -55,25 +53,20 @@ IMPOSSIBLE = [
     ("warmup_steps", -1, "0 to 400"),
     ("steps", 410, "multiples of evaluate_every (50)"),
     ("weight_decay", 0.1, "None, as adam has no weight_decay"),
+    *((name, "x", "known") for name in ("optimizer", "parameterization")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "value", "allowed"), IMPOSSIBLE)
 def test_impossible_values_are_refused_by_field_value_and_what_is_allowed(field, value, allowed):
-    message = re.escape(f"{field} is {value!r}; allowed: {allowed}")
-    with pytest.raises(ValueError, match=message):
+    known = f"unknown {field} {value!r}; known: ["
+    message = known if allowed == "known" else f"{field} is {value!r}; allowed: {allowed}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         RunConfig(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["optimizer", "parameterization"])
-def test_unknown_names_are_refused_with_the_known_ones(field):
-    with pytest.raises(ValueError, match=rf"unknown {field} 'x'; known: \['"):
-        RunConfig(**{field: "x"})
-
-
 def test_every_field_is_refused_something():
-    refused = {field for field, _, _ in IMPOSSIBLE} | {"optimizer", "parameterization"}
-    assert refused == set(FIELDS)
+    assert {field for field, _, _ in IMPOSSIBLE} == set(FIELDS)
 
 
 OTHER = {
@@ -97,6 +90,7 @@ def test_key_changes_with_every_field(field):
     changed = dataclasses.replace(base, **{field: OTHER[field]})
     assert len({changed.key("a"), base.key("a"), base.key("b")}) == 3
     assert changed.row()[field] == OTHER[field]
+    assert list(changed.row()) == FIELDS and json.loads(json.dumps(changed.row())) == changed.row()
 
 
 def test_rules_are_one_at_the_base_width_and_keys_of_the_old_names_are_still_known():
@@ -122,7 +116,7 @@ def test_a_field_added_later_leaves_the_keys_of_stored_runs():
 
 def test_keys_of_stored_runs_stay():
     # as computed before loss_scale, eps_rule, moment_dtype, atan2_a and atan2_b were fields
-    assert RunConfig().key("a").startswith("2c13ca600e68386b")
+    assert re.fullmatch("2c13ca600e68386b[0-9a-f]{48}", RunConfig().key("a"))
     atan2 = RunConfig(optimizer="adam_atan2", width=32, seed=3)
     assert atan2.key("b").startswith("942ee8465093cfe0")
 
@@ -171,26 +165,6 @@ def test_whole_numbers_are_numbers():
     assert RunConfig(learning_rate=1) == RunConfig(learning_rate=1.0)
     assert RunConfig(learning_rate=1).key("a") == RunConfig(learning_rate=1.0).key("a")
     assert type(RunConfig(learning_rate=1).learning_rate) is float
-
-
-def test_key_is_the_same_in_another_process_and_is_a_digest():
-    script = (
-        "from isolab.training.config import RunConfig; print(RunConfig(seed=3, b1=0.5).key('a'))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
-    )
-    key = RunConfig(seed=3, b1=0.5).key("a")
-    assert done.stdout.strip() == key
-    assert re.fullmatch("[0-9a-f]{64}", key)
-
-
-def test_row_has_all_fields_as_plain_values_and_traced_ones_fix_no_shape():
-    row = RunConfig().row()
-    assert list(row) == FIELDS
-    assert json.loads(json.dumps(row)) == row
-    assert set(TRACED) < set(FIELDS)
-    assert not set(TRACED) & {"width", "depth", "context", "batch_size", "optimizer", "corpus"}
 
 
 def test_rates_follow_rule_and_gammas():

@@ -8,11 +8,11 @@ import jax
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from training.tiny import TINY
 
 from isolab.sweeps.batch import train_batch
 from isolab.sweeps.sweep import Sweep, run
-from isolab.training import memory
-from isolab.training.config import RunConfig
+from isolab.training import memory, program
 from isolab.training.memory import (
     MemoryWarning,
     allowed_bytes,
@@ -21,22 +21,18 @@ from isolab.training.memory import (
     runs_that_fit,
 )
 
-BASE = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
-    steps=4, warmup_steps=1, evaluate_every=2, validation_windows=4,
-    corpus="zipf_markov:vocab_size=8,length=2000",
-)  # fmt: skip
-RUNS = Sweep(BASE, seed=range(2)).configs
+RUNS = Sweep(TINY, seed=range(2)).configs
 
 
 def test_the_program_that_is_measured_is_the_one_that_runs(compilations):
-    config = dataclasses.replace(BASE, mlp_ratio=3)  # that no other test compiles
+    for known in (memory._needed_bytes, program._compiled):  # from other tests
+        known.cache_clear()
     with compilations() as measured:
-        assert needed_bytes([config]) > 0
+        assert needed_bytes(RUNS[:1]) > 0
     with compilations() as trained:
-        train_batch((config,))
+        train_batch(RUNS[:1])
     with compilations() as again:
-        train_batch((dataclasses.replace(config, seed=1, learning_rate=0.1, steps=8),))
+        train_batch((dataclasses.replace(TINY, seed=1, learning_rate=0.1, steps=40),))
     assert measured.count("jit(advance)") == 1  # the step
     assert "jit(advance)" not in trained and "jit(init)" in trained
     assert not again
@@ -44,8 +40,8 @@ def test_the_program_that_is_measured_is_the_one_that_runs(compilations):
 
 def test_needed_bytes_hold_parameters_moments_and_tokens():
     one, two = needed_bytes(RUNS[:1]), needed_bytes(RUNS)
-    # attention 4 x 16 x 16, MLP 2 x 2 x 16 x 16, embedding and readout 2 x 8 x 16; thrice for Adam
-    parameters = 4 * 3 * (8 * 16 * 16 + 2 * 8 * 16)
+    # attention 4 x 16 x 16, MLP 2 x 2 x 16 x 16, embedding and readout 2 x 16 x 16; thrice for Adam
+    parameters = 4 * 3 * (8 * 16 * 16 + 2 * 16 * 16)
     assert one > parameters
     assert parameters < two - one < 20 * parameters
 
@@ -54,14 +50,14 @@ def test_a_batch_is_cut_to_fit_and_gives_the_same_runs(tmp_path):
     allowed = needed_bytes(RUNS[:1])
     assert runs_that_fit(RUNS, needed_bytes(RUNS)) == 2
     assert runs_that_fit(RUNS, allowed) == 1
-    sweep = Sweep(BASE, seed=range(2))
+    sweep = Sweep(TINY, seed=range(2))
     whole = run(sweep, None, progress=False)
     parts = run(sweep, tmp_path, progress=False, memory_bytes=allowed)
     assert parts["key"].to_list() == whole["key"].to_list()
     columns = ["seed", "curve_step", "curve_train_loss", "curve_validation_loss"]
     # alone and side by side: sums in another order, float32
     assert_frame_equal(parts.select(columns), whole.select(columns), rel_tol=1e-4)
-    single = run(dataclasses.replace(BASE, seed=1), None, progress=False)
+    single = run(dataclasses.replace(TINY, seed=1), None, progress=False)
     assert_frame_equal(parts.filter(pl.col("seed") == 1).select(columns), single.select(columns),
                        check_exact=True)  # fmt: skip
 

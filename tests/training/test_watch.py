@@ -7,28 +7,26 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from training.tiny import variant
 
 from isolab.model.corpus import load_corpus
 from isolab.model.transformer import next_token_loss
-from isolab.training.config import RunConfig
 from isolab.training.train import train
 from isolab.training.watch import ForwardModel, checked_whole, held_out, watch
 
-BASE = RunConfig(
-    width=16, base_width=8, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
-    parameterization="mup", rate_rule="full", learning_rate=0.01, steps=6, warmup_steps=2,
-    evaluate_every=3, validation_windows=4, corpus="zipf_markov:vocab_size=16,length=20000", seed=3,
+BASE = variant(
+    parameterization="mup", rate_rule="full", base_width=8, steps=6, evaluate_every=3, seed=3,
+    validation_windows=4, remat=True,
 )  # fmt: skip
 
 
 def test_a_watched_run_has_the_losses_of_training():
-    config = dataclasses.replace(BASE, remat=True)
-    (result,) = train([config])
-    corpus = load_corpus(config.corpus)
-    windows = held_out(corpus, 4, config.context)
-    model = ForwardModel(config, corpus.vocab_size)
+    (result,) = train([BASE])
+    corpus = load_corpus(BASE.corpus)
+    windows = held_out(corpus, 4, BASE.context)
+    model = ForwardModel(BASE, corpus.vocab_size)
     loss = jax.jit(lambda params: next_token_loss(model(params), *windows)[1])
-    losses = [float(loss(moment.params)) for moment in watch(config, [0, 3, 6])]
+    losses = [float(loss(moment.params)) for moment in watch(BASE, [0, 3, 6])]
     # float32: the same steps, compiled in another program
     assert losses == pytest.approx(result.curve_validation_loss, rel=1e-4)
     assert losses[2] != losses[1] != losses[0]
@@ -39,11 +37,9 @@ def test_moments_hold_the_parameters_of_start_and_step_before():
     few = list(watch(BASE, [3, 1]))  # arrays stay valid although steps write over their state
     assert [moment.step for moment in few] == [1, 3]
     for moment in few:
-        same = jax.tree.map(np.testing.assert_array_equal, moment.params, each[moment.step].params)
-        assert same is not None
-        jax.tree.map(np.testing.assert_array_equal, moment.initial, each[0].params)
-        before = each[moment.step - 1].params
-        jax.tree.map(np.testing.assert_array_equal, moment.previous, before)
+        found = moment.params, moment.initial, moment.previous
+        wanted = (each[step].params for step in (moment.step, 0, moment.step - 1))
+        jax.tree.map(np.testing.assert_array_equal, found, tuple(wanted))
     assert (each[2].params["embedding"] != each[3].params["embedding"]).any()
 
 
