@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import polars as pl
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -125,6 +124,12 @@ def files(path: Path, suffix: str = ".parquet") -> list[Path]:
     return sorted(file for file in path.iterdir() if file.name.endswith(suffix))
 
 
+def seeded() -> random.Random:
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
 @contextmanager
 def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -134,9 +139,7 @@ def no_warnings() -> Iterator[None]:
 
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """Two processes at once run one sweep, compacting as they go; 24 of them are killed."""
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
-    draw, total, kills, sweeps = random.Random(seed), 600, 0, 0
+    draw, total, kills, sweeps = seeded(), 600, 0, 0
     while kills < 24:
         path = tmp_path / f"sweep-{sweeps}"
         sweeps += 1
@@ -161,13 +164,10 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
                 break
         assert numbers == list(range(total))
         assert not files(path, ".damaged")
-    print(f"{kills} kills, {sweeps} sweeps")
 
 
 def test_a_killed_prune_removes_a_group_whole_or_not_at_all(tmp_path: Path) -> None:
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
-    draw, group = random.Random(seed), {2**k: set(rows(range(k, 160, 8))["key"]) for k in range(8)}
+    draw, group = seeded(), {2**k: set(rows(range(k, 160, 8))["key"]) for k in range(8)}
     for n in range(0, 160, 20):
         Store(tmp_path, compact_at=1000).append(rows(range(n, n + 20)))
     gone: set[int] = set()
@@ -297,42 +297,41 @@ def test_a_compaction_during_a_listing_hides_nothing() -> None:
     assert len(TornListing().ls(path)) == 1
 
 
-def test_operations_match_a_dictionary() -> None:
+NUMBERS = st.integers(0, 12)
+OPERATIONS = st.one_of(
+    st.tuples(st.just("append"), st.sets(NUMBERS, min_size=1, max_size=5)),
+    st.tuples(st.just("prune"), st.sets(NUMBERS, min_size=1, max_size=3)),
+    st.tuples(st.sampled_from(["compact", "reopen"]), st.just(frozenset())),
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(OPERATIONS, max_size=12), st.sampled_from([2, 3, 64]))
+def test_operations_match_a_dictionary(
+    operations: list[tuple[str, set[int]]], compact_at: int
+) -> None:
     """Appends, prunes, compactions and reopenings in any order; the first row of a key stays."""
-    number = st.integers(0, 12)
-    operation = st.one_of(
-        st.tuples(st.just("append"), st.sets(number, min_size=1, max_size=5)),
-        st.tuples(st.just("prune"), st.sets(number, min_size=1, max_size=3)),
-        st.tuples(st.sampled_from(["compact", "reopen"]), st.none()),
-    )
-
-    @settings(max_examples=40, deadline=None)
-    @given(st.lists(operation, max_size=12), st.sampled_from([2, 3, 64]))
-    def check(operations: list[tuple[str, set[int] | None]], compact_at: int) -> None:
-        expected: dict[str, int] = {}
-        with tempfile.TemporaryDirectory() as path, no_warnings():
-            store = Store(path, compact_at=compact_at)
-            for turn, (what, numbers) in enumerate(operations):
-                keys = [f"run-{n:02d}" for n in sorted(numbers or ())]
-                if what == "append":
-                    store.append(pl.DataFrame({"key": keys, "turn": [turn] * len(keys)}))
-                    expected = dict.fromkeys(keys, turn) | expected
-                elif what == "prune":
-                    pruned = [expected.pop(key) for key in keys if key in expected]
-                    assert store.prune(pl.col("key").is_in(keys)) == len(pruned)
-                elif what == "compact":
-                    store.compact()
-                else:
-                    store = Store(path, compact_at=compact_at)
-                assert store.keys() == expected.keys()
-            if expected:
-                stored = store.runs(columns=["key", "turn"])
-                assert stored.rows() == sorted(expected.items())
-
-    check()
+    expected: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as path, no_warnings():
+        store = Store(path, compact_at=compact_at)
+        for turn, (what, numbers) in enumerate(operations):
+            keys = [f"run-{n:02d}" for n in sorted(numbers)]
+            if what == "append":
+                store.append(pl.DataFrame({"key": keys, "turn": [turn] * len(keys)}))
+                expected = dict.fromkeys(keys, turn) | expected
+            elif what == "prune":
+                pruned = [expected.pop(key) for key in keys if key in expected]
+                assert store.prune(pl.col("key").is_in(keys)) == len(pruned)
+            elif what == "compact":
+                store.compact()
+            else:
+                store = Store(path, compact_at=compact_at)
+            assert store.keys() == expected.keys()
+        if expected:
+            assert store.runs(columns=["key", "turn"]).rows() == sorted(expected.items())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(fraction=st.floats(0, 1, exclude_max=True), flip=st.booleans())
 def test_damage_is_reported_by_name_and_recomputed(fraction: float, flip: bool) -> None:
     """Any shorter length and any flipped bit; the other file's runs stay."""
@@ -357,7 +356,9 @@ def test_damage_is_reported_by_name_and_recomputed(fraction: float, flip: bool) 
         assert files(path, ".damaged") == [victim.with_name(victim.name + ".damaged")]
 
 
-def test_a_file_restored_after_damage_is_read_again(tmp_path: Path) -> None:
+def test_a_file_restored_after_damage_is_read_again_and_a_foreign_one_left_alone(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path)
     victim = Path(store.append(rows(range(3))))
     content = victim.read_bytes()
@@ -367,17 +368,12 @@ def test_a_file_restored_after_damage_is_read_again(tmp_path: Path) -> None:
     victim.write_bytes(content)
     store.append(rows([3]))
     assert_frame_equal(store.runs(), rows(range(4)))
-
-
-def test_a_file_of_somebody_else_is_reported_and_left_alone(tmp_path: Path) -> None:
     foreign = tmp_path / "table.parquet"
-    rows(range(3)).write_parquet(foreign)
-    store = Store(tmp_path)
-    with pytest.warns(StoreWarning, match=r"table\.parquet"):
-        store.keys()
-    store.append(rows(range(2)))
-    with pytest.warns(StoreWarning, match=r"table\.parquet"):
-        assert len(Store(tmp_path).keys()) == 2
+    rows(range(9)).write_parquet(foreign)
+    for opened in (Store(tmp_path), Store(tmp_path)):
+        with pytest.warns(StoreWarning, match=r"table\.parquet"):
+            assert len(opened.keys()) == 4
+        opened.append(rows([3]))
     assert foreign.exists()
 
 
@@ -390,7 +386,7 @@ store.append(rows(range(10)))
 if sys.argv[2] == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    store.append(rows(range(10, 300_000)))
+    store.append(rows(range(10, 50_000)))
 except Exception as error:
     say(type(error).__name__)
     say(error)
@@ -404,13 +400,13 @@ store.append(rows(range(10, 20)))
 )
 def test_a_full_disk_keeps_what_was_stored(tmp_path: Path, how: str, reason: str) -> None:
     """A limit on the size of files stands for a full disk where mounting one is not permitted."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path]
     if how == "disk" and subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk is not permitted here")
     try:
         name, message = finish(start(FILL, tmp_path, how))
         assert name == "StoreError"
-        assert reason in message and str(tmp_path) in message and "299,990 rows" in message
+        assert reason in message and str(tmp_path) in message and "49,990 rows" in message
         with no_warnings():
             assert_frame_equal(Store(tmp_path).runs(), rows(range(20)))
         assert len(list(tmp_path.iterdir())) == 2  # the temporary file is gone
@@ -439,19 +435,12 @@ def test_a_compaction_that_fails_does_not_fail_the_append(tmp_path: Path) -> Non
 
 def test_columns_may_be_added_and_widened(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.append(
-        pl.DataFrame({"key": ["a"], "curve": [[]], "divergence_step": [None], "rate": [1]})
-    )
-    later = {"key": ["b"], "new": [True], "curve": [[2.5]], "divergence_step": [7], "rate": [0.5]}
+    store.append(pl.DataFrame({"key": ["a"], "curve": [[]], "diverged": [None], "rate": [1]}))
+    later = {"key": ["b"], "new": [True], "curve": [[2.5]], "diverged": [7], "rate": [0.5]}
     store.append(pl.DataFrame(later))
     expected = pl.DataFrame(
-        {
-            "key": ["a", "b"],
-            "new": [None, True],
-            "curve": [[], [2.5]],
-            "divergence_step": [None, 7],
-            "rate": [1.0, 0.5],
-        }
+        {"key": ["a", "b"], "new": [None, True], "curve": [[], [2.5]]}
+        | {"diverged": [None, 7], "rate": [1.0, 0.5]}
     )
     assert_frame_equal(store.runs(), expected)
     store.compact()
@@ -591,36 +580,6 @@ def test_export_round_trips(tmp_path: Path) -> None:
         export(runs, tmp_path / "runs.json")
     with pytest.raises(StoreError, match="runs"):
         export(runs, tmp_path / "runs.csv" / "runs.csv")
-
-
-def test_100_000_runs_open_and_filter(tmp_path: Path) -> None:
-    """Prints the time (budget: 1 s); the rows are what is tested."""
-    count, draw = 100_000, np.random.default_rng()
-    curve = np.tile(np.arange(0, 200, 10, dtype=np.int32), (count, 1))
-    frame = pl.DataFrame(
-        {"key": [hashlib.sha256(str(n).encode()).hexdigest() for n in range(count)]}
-        | {f"name_{j}": draw.choice(["sgd", "adam", "isoadam"], count) for j in range(10)}
-        | {f"size_{j}": 2 ** draw.integers(4, 10, count) for j in range(15)}
-        | {f"rate_{j}": 2.0 ** draw.integers(-12, 0, count) for j in range(15)}
-        | {f"flag_{j}": draw.random(count) < 0.5 for j in range(5)}
-        | {f"provenance_{j}": ["0.1.0 of something"] * count for j in range(5)}
-        | {"curve_step": pl.Series(curve).arr.to_list()}
-        | {
-            f"curve_{kind}": pl.Series(
-                draw.normal(size=(count, 20)).astype(np.float32)
-            ).arr.to_list()
-            for kind in ("train_loss", "validation_loss")
-        }
-    )
-    store = Store(tmp_path)
-    for begin in range(0, count, 1_000):
-        store.append(frame[begin : begin + 1_000])
-    wanted = (pl.col("name_0") == "isoadam") & (pl.col("size_0") == 64)
-    began = time.perf_counter()
-    found = Store(tmp_path).runs(wanted)
-    elapsed = time.perf_counter() - began
-    print(f"{count:,} runs in {len(files(tmp_path))} files: open and filter in {elapsed:.2f} s")
-    assert_frame_equal(found, frame.filter(wanted).sort("key"))
 
 
 def test_the_store_needs_no_jax() -> None:
