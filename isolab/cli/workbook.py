@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,15 +216,8 @@ def _engine() -> str:
     class Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, *arguments: Any, **options: Any) -> None:
-            save, saved = nb_man.save, -float("inf")
-
-            def save_now_and_then(**changes: Any) -> None:
-                nonlocal saved
-                if time.monotonic() - saved >= _AUTOSAVE:
-                    save(**changes)
-                    saved = time.monotonic()
-
-            nb_man.save = save_now_and_then
+            save = nb_man.save
+            nb_man.save = _Seldom(save)
             try:
                 super().execute_managed_notebook(nb_man, *arguments, **options)
             finally:
@@ -232,6 +225,18 @@ def _engine() -> str:
 
     papermill_engines.register("isolab", Engine)
     return "isolab"
+
+
+class _Seldom:
+    """Calls a function that saves, unless it did so in the last seconds."""
+
+    def __init__(self, save: Callable[..., None]) -> None:
+        self.save, self.saved = save, -float("inf")
+
+    def __call__(self, **changes: Any) -> None:
+        if time.monotonic() - self.saved >= _AUTOSAVE:
+            self.save(**changes)
+            self.saved = time.monotonic()
 
 
 def _kernel_config() -> Any:

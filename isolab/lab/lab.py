@@ -7,6 +7,7 @@ Controls -> RunConfig -> Stored.nearest -> charts      a slider, within a tenth 
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import os
 import threading
@@ -25,7 +26,7 @@ from isolab.lab.display import FrontEnd, LiveChart, bundle
 from isolab.lab.inspector import Inspector
 from isolab.lab.live import ENDS, Live, RunState
 from isolab.lab.questions import question as question_named
-from isolab.lab.run_list import EndedRun, RunList, outcome, run_view
+from isolab.lab.run_list import EndedRun, RunList
 from isolab.lab.stored import Nearest, Stored, in_words
 from isolab.lab.views import TOTAL, curve_view, picture, summary_view
 from isolab.lab.words import run_label
@@ -151,7 +152,8 @@ class Lab:
             self._warn("")
             self._number += 1
             self._now, self._end_text = None, ""
-            self._live = Live(config, lambda run: self._guard(self._follow, run), self._store)
+            follow = functools.partial(self._guard, self._follow)
+            self._live = Live(config, follow, self._store, number=self._number)
             self._enable()
             self._live.start()
 
@@ -266,9 +268,9 @@ class Lab:
 
     def _charts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         config, nearest = self._drawn, self._nearest
-        runs = [run.view for run in self._runs.runs if run.shown]
+        runs = [run.end for run in self._runs.runs if run.shown]
         if self._live is not None and self._now is not None:
-            runs.append(run_view(self._number, self._now, live=True))
+            runs.append(self._now)
         x, line = self._question.x, self._question.line
         label = run_label(config, self._start)
         curve = curve_view(label, nearest.cell, runs, config.steps)
@@ -282,7 +284,7 @@ class Lab:
         elif time.monotonic() >= self._due or len(run.curve_step) == 1:
             begun = time.monotonic()
             self._progress.max, self._progress.value = run.config.steps, run.step
-            self._progress_text.value = _faint(f"run {self._number}: {run.message}")
+            self._progress_text.value = _faint(f"run {run.number}: {run.message}")
             self._draw()
             self._inspector.show(run)
             now = time.monotonic()
@@ -292,13 +294,14 @@ class Lab:
         """Lists a run that has ended, and makes room for the next one."""
         self._live = None
         if run.state == "failed":
-            self._end_text = f"Run {self._number} failed."
+            self._end_text = f"Run {run.number} failed."
             self._progress_text.value = ""  # the alert says why
-            self._warn(f"Run {self._number} failed: {run.message}")
+            self._warn(f"Run {run.number} failed: {run.message}")
         else:
-            self._end_text = f"Run {self._number}: {outcome(run)}."
-            self._progress_text.value = _faint(f"run {self._number}: {run.message}")
-            self._list(EndedRun(self._number, run_label(run.config, self._start), run))
+            ended = EndedRun(run_label(run.config, self._start), run)
+            self._end_text = f"Run {run.number}: {ended.outcome}."
+            self._progress_text.value = _faint(f"run {run.number}: {run.message}")
+            self._list(ended)
         if run.row is not None:
             self._stored = self._stored.joined(with_later_fields(run.row))
         self._redraw()

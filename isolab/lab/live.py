@@ -46,6 +46,7 @@ class RunState:
     """What is known of a run; immutable, and complete each time."""
 
     config: RunConfig
+    number: int = 1  # of the session's runs
     state: str = "compiling"  # or "training", or one of ENDS
     step: int = 0  # updates done
     curve_step: tuple[int, ...] = ()  # from 0
@@ -56,6 +57,26 @@ class RunState:
     before: str | None = None  # what the untrained model writes, where the corpus is text
     after: str | None = None  # what the trained model writes
     row: pl.DataFrame | None = None  # of a frame of results, once finished or diverged
+
+    @property
+    def live(self) -> bool:
+        """Whether it is training."""
+        return self.state not in ENDS
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its losses ended, or ended above where they began."""
+        losses = self.curve_validation_loss
+        return self.state == "diverged" or any(not math.isfinite(loss) for loss in losses)
+
+    @property
+    def outcome(self) -> str:
+        """How far it is, in a few words."""
+        if self.diverged:
+            return "diverged"
+        if not self.curve_step:
+            return "no loss yet"
+        return f"loss {self.curve_validation_loss[-1]:.3f} at step {self.curve_step[-1]}"
 
 
 class Live(threading.Thread):
@@ -72,6 +93,7 @@ class Live(threading.Thread):
             message and disturbs nothing.
         store: where the result is kept; None to keep nothing.
         inspect: measure the inside now and then, and let the model write before and after.
+        number: of the session's runs.
 
     Attributes:
         now: the newest state.
@@ -84,9 +106,10 @@ class Live(threading.Thread):
         on_change: Callable[[RunState], None],
         store: Store | None = None,
         inspect: bool = True,
+        number: int = 1,
     ) -> None:
         super().__init__(name="isolab-live", daemon=True)
-        self.now = RunState(config)
+        self.now = RunState(config, number)
         self.inspections = Inspections(config, self._report)
         self._on_change, self._store, self._inspect = on_change, store, inspect
         self._stopping = threading.Event()

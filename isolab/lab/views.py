@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from isolab.charts.channels import scaled, tips
 from isolab.charts.figure import specification
@@ -24,6 +23,7 @@ from isolab.charts.theme import (
     Spec,
     words,
 )
+from isolab.lab.live import RunState
 from isolab.lab.marks import (
     PLOT,
     End,
@@ -54,52 +54,12 @@ _DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the other lines
 _CEILING = 1.8  # a rate chart ends at so many times its lowest loss, losses above it at its edge
 
 
-@dataclass(frozen=True)
-class RunView:
-    """A run of this session, as both charts show it.
-
-    Attributes:
-        number: names it, and fixes its colour.
-        config: what it is.
-        steps, validation, train: its curve so far.
-        state: as in :class:`isolab.lab.live.News`.
-        live: whether it is training.
-    """
-
-    number: int
-    config: RunConfig
-    steps: tuple[int, ...]
-    validation: tuple[float, ...]
-    train: tuple[float, ...]
-    state: str
-    live: bool = False
-
-    @property
-    def colour(self) -> str:
-        """The run's colour in both charts."""
-        return run_colour(self.number)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether its losses ended, or ended above where they began."""
-        return self.state == "diverged" or any(not math.isfinite(v) for v in self.validation)
-
-    @property
-    def outcome(self) -> str:
-        """How far it is, in words."""
-        if self.diverged:
-            return "diverged"
-        if not self.validation:
-            return "no loss yet"
-        return f"loss {self.validation[-1]:.3f} at step {self.steps[-1]}"
-
-
 def run_colour(number: int) -> str:
     """Returns the colour of a run of this session, by its number from 1 on."""
     return RUN_COLOURS[(number - 1) % len(RUN_COLOURS)]
 
 
-def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: int) -> Spec:
+def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunState], steps: int) -> Spec:
     """Returns the chart of losses while training.
 
     Args:
@@ -109,7 +69,7 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
         steps: of the setting.
     """
     curves = [cell.curve()] if cell is not None else []
-    curves += [(run.steps, list(run.validation)) for run in runs]
+    curves += [(run.curve_step, list(run.curve_validation_loss)) for run in runs]
     last = max([steps, *(step for at, _ in curves for step in at)])
     starts = [next((v for v in losses if math.isfinite(v)), 1.0) for _, losses in curves]
     finite = [v for _, losses in curves for v in losses if math.isfinite(v)]
@@ -126,18 +86,19 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
         elif points:
             ends.append(("stored", points[-1]["step"], points[-1]["loss"], GREY))
     for run in runs:
-        points, colour = curve_points(run.steps, run.validation), run.colour
+        at, losses, colour = run.curve_step, run.curve_validation_loss, run_colour(run.number)
+        points = curve_points(at, losses)
         if run.live:
-            train = [p for p in curve_points(run.steps, run.train) if p["step"] > 0]
+            train = [p for p in curve_points(at, run.curve_train_loss) if p["step"] > 0]
             thin = {"strokeWidth": 1, "opacity": 0.7, "color": colour}
             layers += plot.draw(train, LINE | thin)
         width = 3.5 if run.live else 2
         layers += _curve(plot, points, colour, width, 6 * width)
         if run.diverged:
             top = ends_of(y)[1]
-            bad = [s for s, v in zip(run.steps, run.validation, strict=True) if not v <= top]
-            at = [*bad, *run.steps[-1:], 0][0]
-            layers += edge_marks(plot, [(at, f"{run.number} diverged")], colour)
+            bad = [s for s, loss in zip(at, losses, strict=True) if not loss <= top]
+            first = [*bad, *at[-1:], 0][0]
+            layers += edge_marks(plot, [(first, f"{run.number} diverged")], colour)
         elif points:
             name = f"{run.number} live" if run.live else str(run.number)
             ends.append((name, points[-1]["step"], points[-1]["loss"], colour))
@@ -153,7 +114,7 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunView], steps: in
 
 
 def summary_view(
-    config: RunConfig, look: Nearest, runs: Sequence[RunView], x: str, line: str
+    config: RunConfig, look: Nearest, runs: Sequence[RunState], x: str, line: str
 ) -> Spec:
     """Returns the chart of final losses against the rate, or eps.
 
@@ -169,12 +130,12 @@ def summary_view(
         lines, key=lambda its: (float(its.value), "") if line == "width" else (0, its.name)
     )
     cells = [cell for its in lines for cell in its.cells]
-    ended = [run for run in runs if not run.live and run.validation]
+    ended = [run for run in runs if not run.live and run.curve_validation_loss]
     now = along(_x_of(config, x), x)
     places = [along(cell.setting[x], x) for cell in cells]
     places += [*(along(_x_of(run.config, x), x) for run in ended), now]
     losses = [loss for cell in cells for loss in cell.finite]
-    losses += [run.validation[-1] for run in ended if not run.diverged]
+    losses += [run.curve_validation_loss[-1] for run in ended if not run.diverged]
     limit = _CEILING * min(losses) if losses and x == "learning_rate" else None
     y = loss_axis("final loss (nats/token)", losses, limit)
     known = [place for place in places if place is not None] or [-8.0, -2.0]
@@ -296,7 +257,7 @@ def _marked(plot: Plot, now: float | None, text: str) -> list[Layer]:
     ]
 
 
-def _numbered(plot: Plot, runs: Sequence[RunView], x: str) -> list[Layer]:
+def _numbered(plot: Plot, runs: Sequence[RunState], x: str) -> list[Layer]:
     """Returns a numbered dot for each run that has ended; hollow for one that was stopped."""
     layers: list[Layer] = []
     ends: list[End] = []
@@ -305,15 +266,16 @@ def _numbered(plot: Plot, runs: Sequence[RunView], x: str) -> list[Layer]:
         at = along(_x_of(run.config, x), x)
         place, name = right if at is None else at, str(run.number)
         if run.diverged:
-            layers += edge_marks(plot, [(place, name)], run.colour)
+            layers += edge_marks(plot, [(place, name)], run_colour(run.number))
             continue
-        stroke, fill = (run.colour, "white") if run.state == "stopped" else ("white", run.colour)
+        colour = run_colour(run.number)
+        stroke, fill = (colour, "white") if run.state == "stopped" else ("white", colour)
         dot = {"type": "circle", "size": 90, "opacity": 1, "strokeWidth": 2}
-        row: Spec = {"x": place, "loss": min(run.validation[-1], top), "run": name}
+        row: Spec = {"x": place, "loss": min(run.curve_validation_loss[-1], top), "run": name}
         row["rate"] = _x_text(run.config, x)
         entries = tips("run", "rate", ("loss", ".4f"))
         layers += plot.draw([row], dot | {"stroke": stroke, "color": fill}, tooltip=entries)
-        ends.append((name, place, row["loss"], run.colour))
+        ends.append((name, place, row["loss"], run_colour(run.number)))
     return [*layers, *end_labels(plot, ends)]
 
 

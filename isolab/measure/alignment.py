@@ -21,23 +21,23 @@ Reference: Everett et al., arXiv:2407.05872.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import polars as pl
 
+from isolab.measure.observe import observe
 from isolab.model.corpus import load_corpus
-from isolab.model.probe import Layer, activations, rms
+from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.optimizers.dtypes import at_least_float32
 from isolab.training.config import RunConfig
-from isolab.training.watch import ForwardModel, Moment, checked_whole, held_out, watch
-
-if TYPE_CHECKING:
-    import polars as pl
+from isolab.training.watch import ForwardModel, Observation, by_layer, held_out
+from isolab.training.whole_numbers import whole_number, whole_numbers
 
 KINDS = ("weights", "change", "update")
 ROLES = ("hidden", "readout")
@@ -113,83 +113,48 @@ def measure(
 
     Reference: Everett et al., arXiv:2407.05872.
     """
-    import polars as pl
-
-    widths = checked_whole("widths", widths, 1)
-    steps = checked_whole("steps", steps, 0, config.steps)
-    seeds = checked_whole("seeds", seeds, 0)
-    (windows,) = checked_whole("windows", [windows], 1)
-    sized = [dataclasses.replace(config, width=width) for width in widths]
-    corpus = load_corpus(config.corpus)
-    inputs, _ = held_out(corpus, windows, config.context)
-    rows = []
-    for at_width in sized:
-        seen = _Matrices(at_width, corpus.vocab_size)
-        for seed in seeds:
-            run = dataclasses.replace(at_width, seed=seed)
-            for moment in watch(run, steps, corpus):
-                for row in seen.rows(moment, inputs):
-                    rows.append({"width": run.width, "seed": seed, "step": moment.step, **row})
-    schema = {
-        "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64, "layer": pl.String,
-        "role": pl.String, "fan_in": pl.Int64, "kind": pl.String, "alignment": pl.Float64,
-    }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema)
+    widths = whole_numbers("widths", widths, 1)
+    steps = whole_numbers("steps", steps, 0, config.steps)
+    seeds = whole_numbers("seeds", seeds, 0)
+    windows = whole_number("windows", windows, 1)
+    inputs, _ = held_out(load_corpus(config.corpus), windows, config.context)
+    configs = [
+        dataclasses.replace(config, width=width, seed=seed) for width in widths for seed in seeds
+    ]
+    function = functools.partial(_rows, inputs=inputs)
+    return observe(configs, steps, function, schema={"alignment": pl.Float64})
 
 
-class _Matrix(NamedTuple):
-    path: tuple[Any, ...]
-    role: str
-    fan_in: int
+def _rows(seen: Observation, inputs: jax.Array) -> list[dict[str, Any]]:
+    measured = _alignments(seen.model, seen.params, seen.initial, seen.previous, inputs)
+    fan_in = {name: kernel.shape[0] for name, kernel in by_layer(seen.params).items()}
+    return [
+        {
+            "layer": name,
+            "role": seen.model.roles[name],
+            "fan_in": fan_in[name],
+            "kind": kind,
+            "alignment": float(value) if np.isfinite(value) else None,
+        }
+        for name, layer in in_order(measured)
+        for kind, value in zip(KINDS[: 3 if seen.step else 1], layer.output, strict=False)
+    ]
 
 
-class _Matrices:
-    """The matrices of one width's model, and the compiled measurement."""
-
-    def __init__(self, config: RunConfig, vocab_size: int) -> None:
-        self.model = ForwardModel(config, vocab_size)
-        self.matrices: dict[str, _Matrix] = {}
-        for path, module in nnx.iter_modules(self.model.shape):
-            kernel = getattr(module, "kernel", None)
-            role = kernel.get_metadata().get("role") if isinstance(kernel, nnx.Param) else None
-            if role in ROLES and kernel is not None:
-                self.matrices["/".join(map(str, path))] = _Matrix(path, role, kernel.shape[0])
-        self._measure = jax.jit(self._alignments)
-
-    def rows(self, moment: Moment, inputs: jax.Array) -> list[dict[str, Any]]:
-        measured = self._measure(moment.params, moment.initial, moment.previous, inputs)
-        kinds = KINDS if moment.step else KINDS[:1]
-        return [
-            {
-                "layer": name,
-                "role": self.matrices[name].role,
-                "fan_in": self.matrices[name].fan_in,
-                "kind": kind,
-                "alignment": float(value) if np.isfinite(value) else None,
-            }
-            for name, layer in sorted(measured.items(), key=lambda item: item[1].order)
-            for kind, value in zip(kinds, np.asarray(layer.output), strict=False)
-        ]
-
-    def _alignments(
-        self, params: Any, initial: Any, previous: Any, inputs: jax.Array
-    ) -> dict[str, Layer]:
-        """Returns each matrix's alignments, one a kind, as the output of its layer."""
-        seen = activations(self.model(params), inputs)
-        measured = {}
-        for name, matrix in self.matrices.items():
-            w, w_0, w_before = (_kernel(p, matrix.path) for p in (params, initial, previous))
-            z = seen[name].inputs[0]
-            exponents = jnp.stack([alignment(m, z) for m in (w, w - w_0, w - w_before)])
-            measured[name] = Layer((), exponents, seen[name].order)
-        return measured
-
-
-def _kernel(params: Any, path: tuple[Any, ...]) -> jax.Array:
-    for name in path:
-        params = params[name]
-    kernel: jax.Array = params["kernel"]
-    return kernel
+@functools.partial(jax.jit, static_argnums=0)
+def _alignments(
+    model: ForwardModel, params: Any, initial: Any, previous: Any, inputs: jax.Array
+) -> dict[str, Layer]:
+    """Returns each matrix's alignments, one a kind, as the output of its layer."""
+    seen = activations(model(params), inputs)
+    first, before = by_layer(initial), by_layer(previous)
+    measured = {}
+    for name, w in by_layer(params).items():
+        if model.roles[name] in ROLES:
+            matrices = (w, w - first[name], w - before[name])
+            exponents = [alignment(matrix, seen[name].inputs[0]) for matrix in matrices]
+            measured[name] = Layer((), jnp.stack(exponents), seen[name].order)
+    return measured
 
 
 def _scaled(values: jax.Array) -> jax.Array:

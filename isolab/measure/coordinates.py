@@ -26,24 +26,25 @@ The idea is that of the coordinate check of microsoft/mup; arXiv:2203.03466, app
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+import polars as pl
 from flax import nnx
 
-from isolab.analysis.seeds import check_confidence, require_columns, seed_interval
-from isolab.analysis.width_lines import width_lines
+from isolab.analysis.groups import ends
+from isolab.analysis.seeds import require_columns
+from isolab.measure.observe import observe
+from isolab.measure.slopes import width_slopes
 from isolab.model.corpus import load_corpus
-from isolab.model.probe import Layer, activations, rms
+from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.training.config import RunConfig
-from isolab.training.watch import ForwardModel, checked_whole, held_out, watch
-
-if TYPE_CHECKING:
-    import polars as pl
+from isolab.training.watch import ForwardModel, Observation, held_out
+from isolab.training.whole_numbers import whole_number, whole_numbers
 
 MakeModel: TypeAlias = Callable[[int, nnx.Rngs], nnx.Module]
 Loss: TypeAlias = Callable[[Any, Any], jax.Array]
@@ -104,30 +105,36 @@ def coordinate_check(
         >>> frame.shape, frame["layer"].unique(maintain_order=True).to_list()
         ((18, 7), ['layers/0', 'layers/2', 'logits'])
     """
-    widths = checked_whole("widths", widths, 1, at_least=2)
-    seeds = checked_whole("seeds", seeds, 0)
-    (steps,) = checked_whole("steps", [steps], 0)
+    widths = whole_numbers("widths", widths, 1, at_least=2)
+    seeds = whole_numbers("seeds", seeds, 0)
+    steps = whole_number("steps", steps, 0)
     batches = batch if isinstance(batch, list) else [batch]
     if not batches:
         raise ValueError("batch is []; allowed: a batch, or a list of one or more")
+    outputs = jax.jit(functools.partial(_outputs_of_loss, loss), static_argnums=0)
+    train = nnx.jit(functools.partial(_train, loss))
     rows: list[dict[str, Any]] = []
     for width in widths:
-        look = jax.jit(_looking(loss), static_argnums=0)
-        train = nnx.jit(_training(loss))
         rule = None
         for seed in seeds:
-            model = _checked_model(make_model(width, nnx.Rngs(seed)), width)
+            model = make_model(width, nnx.Rngs(seed))
+            if not isinstance(model, nnx.Module):
+                raise TypeError(
+                    f"make_model returned a {type(model).__name__} at width {width}; allowed: a"
+                    " flax.nnx Module"
+                )
             rule = rule or _transformation(optimizer, width, model)
             state = nnx.Optimizer(model, rule, wrt=nnx.Param)
             graphdef, randomness, rest = _split(model)
-            first = look(graphdef, randomness, rest, batches[0])
-            rows += _rows(width, seed, 0, first, first)
-            for step in range(steps):
-                train(model, state, batches[step % len(batches)])
-                graphdef, _, rest = _split(model)
-                now = look(graphdef, randomness, rest, batches[0])
-                rows += _rows(width, seed, step + 1, now, first)
-    return _frame(rows)
+            now = first = outputs(graphdef, randomness, rest, batches[0])
+            for step in range(steps + 1):
+                if step:
+                    train(model, state, batches[(step - 1) % len(batches)])
+                    graphdef, _, rest = _split(model)
+                    now = outputs(graphdef, randomness, rest, batches[0])
+                labels = {"width": width, "seed": seed, "step": step}
+                rows += [labels | row for row in _sizes(now, first, step)]
+    return pl.DataFrame(rows, schema_overrides={"change_rms": pl.Float64}, infer_schema_length=None)
 
 
 def coordinate_check_runs(
@@ -157,49 +164,36 @@ def coordinate_check_runs(
     Raises:
         ValueError: impossible widths, steps, seeds or windows, by name, value and what is allowed.
     """
-    widths = checked_whole("widths", widths, 1, at_least=2)
-    seeds = checked_whole("seeds", seeds, 0)
-    (steps,) = checked_whole("steps", [steps], 0)
-    (windows,) = checked_whole("windows", [config.batch_size if windows is None else windows], 1)
+    widths = whole_numbers("widths", widths, 1, at_least=2)
+    seeds = whole_numbers("seeds", seeds, 0)
+    steps = whole_number("steps", steps, 0)
+    windows = whole_number("windows", config.batch_size if windows is None else windows, 1)
     brief = dataclasses.replace(
         config, steps=max(steps, 1), evaluate_every=1, schedule="constant", warmup_steps=0
     )
-    sized = [dataclasses.replace(brief, width=width) for width in widths]
-    corpus = load_corpus(config.corpus)
-    tokens, _ = held_out(corpus, windows, config.context)
-    rows: list[dict[str, Any]] = []
-    for at_width in sized:
-        model = ForwardModel(at_width, corpus.vocab_size)
-        look = jax.jit(lambda params, m=model: _outputs(activations(m(params), tokens)))
-        for seed in seeds:
-            first = None
-            for moment in watch(dataclasses.replace(at_width, seed=seed), range(steps + 1), corpus):
-                now = look(moment.params)
-                first = now if first is None else first
-                rows += _rows(at_width.width, seed, moment.step, now, first)
-    return _frame(rows)
+    configs = [
+        dataclasses.replace(brief, width=width, seed=seed) for width in widths for seed in seeds
+    ]
+    tokens, _ = held_out(load_corpus(config.corpus), windows, config.context)
+
+    function = functools.partial(_sizes_in_run, tokens=tokens)
+    return observe(configs, range(steps + 1), function, schema={"change_rms": pl.Float64})
 
 
 def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
-    r"""Returns how each layer's sizes go with the width, with an interval over seeds.
-
-    .. math:: \mathrm{rms} \sim n^{\mathrm{slope}}
-
-    A seed's slope is the least-squares line of log2(rms) on log2(width); the slope is their mean
-    and its interval Student's t over seeds.
+    """Returns how each layer's sizes go with the width: :func:`isolab.measure.slopes.width_slopes`.
 
     Args:
         frame: from :func:`coordinate_check` or :func:`coordinate_check_runs`.
-        confidence: of the interval.
+        confidence: of the interval over seeds.
 
     Returns:
         polars.DataFrame, a row per layer, step and quantity: ``layer``, ``order``, ``step``,
         ``quantity`` ("activation", "change"), ``slope``, ``slope_low``, ``slope_high`` (float64)
-        and ``note``. One seed has no spread: its interval is (-inf, inf). Where a size is 0 or not
-        finite, or a width lacks the layer, there is no slope (null), and ``note`` says where.
+        and ``note``.
 
     Raises:
-        ValueError: missing columns, no rows, one width only, or a confidence out of (0, 1).
+        ValueError: missing columns, one width only, or a confidence out of (0, 1).
 
     Example:
         >>> import polars as pl
@@ -208,61 +202,16 @@ def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
         >>> slopes(frame).select("quantity", "slope").rows()
         [('activation', 0.0), ('change', 1.0)]
     """
-    import polars as pl
-
-    check_confidence(confidence)
-    columns = ["width", "seed", "step", "layer", "order", "activation_rms", "change_rms"]
-    require_columns(frame, columns)
-    widths = frame["width"].unique().sort().to_list()
-    if len(widths) < 2:
-        raise ValueError(f"a slope needs at least 2 widths, got {widths}: add widths")
-    seeds = frame["seed"].unique().sort().to_list()
-    rows = []
-    groups = frame.sort("step", "order").group_by("step", "layer", maintain_order=True)
-    for (step, layer), group in groups:
-        for quantity in ("activation", "change"):
-            if quantity == "change" and step == 0:
-                continue
-            sizes = {
-                (width, seed): size
-                for width, seed, size in group.select("width", "seed", f"{quantity}_rms").rows()
-            }
-            slope, low, high, note = _slope(sizes, widths, seeds, confidence)
-            rows.append(
-                {
-                    "layer": layer, "order": group["order"].min(), "step": step,
-                    "quantity": quantity, "slope": slope, "slope_low": low, "slope_high": high,
-                    "note": note,
-                }
-            )  # fmt: skip
-    schema = {
-        "layer": pl.String, "order": pl.Int64, "step": pl.Int64, "quantity": pl.String,
-        "slope": pl.Float64, "slope_low": pl.Float64, "slope_high": pl.Float64, "note": pl.String,
-    }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema)
-
-
-def _slope(
-    sizes: dict[tuple[int, int], float | None],
-    widths: Sequence[int],
-    seeds: Sequence[int],
-    confidence: float,
-) -> tuple[float | None, float | None, float | None, str]:
-    table = np.array([[sizes.get((w, s)) for w in widths] for s in seeds], np.float64)
-    wrong = ~(np.isfinite(table) & (table > 0))
-    if wrong.any():
-        seed, width = np.argwhere(wrong)[0]
-        value = table[seed, width]
-        what = "is missing" if (widths[width], seeds[seed]) not in sizes else f"is {value:g}"
-        return (
-            None,
-            None,
-            None,
-            f"no slope: at width {widths[width]}, seed {seeds[seed]}, it {what}",
-        )
-    each = width_lines(table, widths).slopes
-    note = "" if len(seeds) > 1 else "one seed: no interval"
-    return float(each.mean()), *seed_interval(each, confidence), note
+    index = ["width", "seed", "step", "layer", "order"]
+    require_columns(frame, [*index, "activation_rms", "change_rms"])
+    sizes = (
+        frame.with_columns(pl.col("order").min().over("step", "layer"))
+        .unpivot(["activation_rms", "change_rms"], index=index, variable_name="quantity")
+        .with_columns(pl.col("quantity").str.strip_suffix("_rms"))
+        .filter((pl.col("quantity") == "activation") | (pl.col("step") > 0))
+    )
+    found = width_slopes(sizes, ["step", "order", "layer", "quantity"], "value", confidence)
+    return found.select("layer", "order", "step", "quantity", *ends("slope"), "note")
 
 
 def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
@@ -272,81 +221,65 @@ def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
     return graphdef, randomness, rest
 
 
-def _looking(loss: Loss) -> Callable[..., dict[str, Layer]]:
-    def look(graphdef: Any, randomness: Any, rest: Any, batch: Any) -> dict[str, Layer]:
-        model = nnx.merge(graphdef, randomness, rest)
-        return _outputs(activations(model, batch, call=loss))
-
-    return look
-
-
-def _training(loss: Loss) -> Callable[..., None]:
-    def scalar_loss(model: Any, batch: Any) -> jax.Array:
-        value = jnp.asarray(loss(model, batch))
-        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(
-                f"loss returned {value.dtype} of shape {value.shape}; allowed: a scalar"
-            )
-        return value
-
-    def train(model: Any, optimizer: Any, batch: Any) -> None:
-        optimizer.update(model, nnx.grad(scalar_loss)(model, batch))
-
-    return train
+def _outputs_of_loss(
+    loss: Loss, graphdef: Any, randomness: Any, rest: Any, batch: Any
+) -> dict[str, Layer]:
+    model = nnx.merge(graphdef, randomness, rest)
+    return _without_inputs(activations(model, batch, call=loss))
 
 
-def _outputs(seen: dict[str, Layer]) -> dict[str, Layer]:
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs_of_run(model: ForwardModel, params: Any, tokens: jax.Array) -> dict[str, Layer]:
+    return _without_inputs(activations(model(params), tokens))
+
+
+def _without_inputs(seen: dict[str, Layer]) -> dict[str, Layer]:
     return {name: dataclasses.replace(layer, inputs=()) for name, layer in seen.items()}
 
 
-@jax.jit
-def _sizes(now: dict[str, Layer], first: dict[str, Layer]) -> dict[str, list[jax.Array]]:
-    """Returns the rms of every layer's output and of its change."""
-    change = jax.tree.map(jnp.subtract, now, first)
-    return {name: [rms(now[name].output), rms(change[name].output)] for name in now}
+def _train(loss: Loss, model: Any, optimizer: Any, batch: Any) -> None:
+    scalar = functools.partial(_scalar_loss, loss)
+    optimizer.update(model, nnx.grad(scalar)(model, batch))
 
 
-def _rows(
-    width: int, seed: int, step: int, now: dict[str, Layer], first: dict[str, Layer]
-) -> list[dict[str, Any]]:
-    sizes = jax.device_get(_sizes(now, first))
+def _scalar_loss(loss: Loss, model: Any, batch: Any) -> jax.Array:
+    value = jnp.asarray(loss(model, batch))
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"loss returned {value.dtype} of shape {value.shape}; allowed: a scalar")
+    return value
+
+
+def _sizes_in_run(seen: Observation, tokens: jax.Array) -> list[dict[str, Any]]:
+    now, first = (
+        _outputs_of_run(seen.model, params, tokens) for params in (seen.params, seen.initial)
+    )
+    return _sizes(now, first, seen.step)
+
+
+def _sizes(now: dict[str, Layer], first: dict[str, Layer], step: int) -> list[dict[str, Any]]:
+    """Returns a row per layer: the rms of its output and of the output's change."""
+    sizes = jax.device_get(_rms_of_both(now, first))
     return [
         {
-            "width": width,
-            "seed": seed,
-            "step": step,
             "layer": name,
             "order": layer.order,
             "activation_rms": float(sizes[name][0]),
             "change_rms": float(sizes[name][1]) if step else None,
         }
-        for name, layer in sorted(now.items(), key=lambda item: item[1].order)
+        for name, layer in in_order(now)
     ]
 
 
-def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    import polars as pl
-
-    schema = {
-        "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64, "layer": pl.String,
-        "order": pl.Int64, "activation_rms": pl.Float64, "change_rms": pl.Float64,
-    }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema)
-
-
-def _checked_model(model: Any, width: int) -> nnx.Module:
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"make_model returned a {type(model).__name__} at width {width}; allowed: a flax.nnx"
-            " Module"
-        )
-    return model
+@jax.jit
+def _rms_of_both(now: dict[str, Layer], first: dict[str, Layer]) -> dict[str, list[jax.Array]]:
+    change = jax.tree.map(jnp.subtract, now, first)
+    return {name: [rms(now[name].output), rms(change[name].output)] for name in now}
 
 
 def _transformation(optimizer: Any, width: int, model: nnx.Module) -> Any:
-    if isinstance(optimizer, optax.GradientTransformation):
-        return optimizer
-    made = optimizer(width, model) if callable(optimizer) else optimizer
+    made = optimizer
+    if callable(optimizer) and not isinstance(optimizer, optax.GradientTransformation):
+        made = optimizer(width, model)
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
             f"optimizer gives a {type(made).__name__}; allowed: an optax transformation, or a"

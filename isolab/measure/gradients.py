@@ -2,12 +2,10 @@ r"""How large gradients are, by role and width, and what epsilon makes of them.
 
 Adam divides by :math:`\sqrt{\hat v} + \epsilon`. Gradients go as :math:`n^{-g}` with the width n
 (:meth:`isolab.theory.parameterization.Parameterization.gradient_exponent`), so an epsilon that did
-nothing
-at one width rules at another: a parameter with :math:`\sqrt{\hat v} < \epsilon` gets less than half
-of the update that it would get without epsilon.
+nothing at one width rules at another: a parameter with :math:`\sqrt{\hat v} < \epsilon` gets less
+than half of the update that it would get without epsilon.
 
-All of it is measured at steps of real runs (:func:`isolab.training.watch.watch`), on the run's own
-batches, with its loss scale: what its optimizer sees.
+All is measured on real runs' own batches, with their loss scale: what their optimizer sees.
 
 Reference: Everett et al., arXiv:2407.05872, section 4.3.
 """
@@ -15,34 +13,26 @@ Reference: Everett et al., arXiv:2407.05872, section 4.3.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 
-from isolab.analysis.seeds import check_confidence, seed_interval
-from isolab.analysis.width_lines import size_tables, width_lines
-from isolab.model.corpus import Corpus, load_corpus
+from isolab.measure.observe import observe
+from isolab.measure.slopes import width_slopes
+from isolab.model.corpus import Corpus
 from isolab.model.probe import rms
-from isolab.model.transformer import next_token_loss, roles
+from isolab.model.transformer import next_token_loss
 from isolab.optimizers.adam import scale_by_adam
 from isolab.optimizers.catalog import CATALOG
 from isolab.theory.parameterization import PARAMETERIZATIONS, ROLES, parameterization
 from isolab.training.config import RunConfig
-from isolab.training.program import batch_of, keys
-from isolab.training.watch import ForwardModel, checked_whole, watch
-
-if TYPE_CHECKING:
-    import polars as pl
-
-
-GROUP = ("parameterization", "step", "role")
-"""Columns that tell apart what :func:`gradient_sizes` measures at several widths."""
+from isolab.training.watch import ForwardModel, Observation, by_layer, watch
+from isolab.training.whole_numbers import whole_number, whole_numbers
 
 
 class SecondMoment(NamedTuple):
@@ -84,41 +74,45 @@ def gradient_sizes(
     Raises:
         ValueError: impossible widths, steps, seeds or parameterizations, by name and value.
     """
-    import polars as pl
-
-    widths, seeds = checked_whole("widths", widths, 1), checked_whole("seeds", seeds, 0)
-    steps = checked_whole("steps", steps, 0, config.steps)
-    corpus = load_corpus(config.corpus)
-    tokens = jnp.asarray(corpus.train)
-    runs = [
-        dataclasses.replace(config, parameterization=name, width=width)
+    widths, seeds = whole_numbers("widths", widths, 1), whole_numbers("seeds", seeds, 0)
+    configs = [
+        dataclasses.replace(config, parameterization=name, width=width, seed=seed)
         for name in parameterizations
         for width in widths
+        for seed in seeds
     ]
+    labels = ("parameterization", "width", "seed")
+    return observe(configs, whole_numbers("steps", steps, 0, config.steps), _sizes, labels)
 
-    def measured(run: RunConfig) -> list[tuple[Any, ...]]:
-        gradient, by_role = _gradient(run, corpus.vocab_size)
-        sizes = jax.jit(lambda *now: _sizes(by_role(gradient(*now))))
-        rows: list[tuple[Any, ...]] = []
-        for seed in seeds:
-            for moment in watch(dataclasses.replace(run, seed=seed), steps, corpus):
-                found = jax.device_get(sizes(moment.params, seed, moment.step, tokens))
-                rows += [
-                    (run.parameterization, run.width, seed, moment.step, role, float(found[role]))
-                    for role in ROLES
-                ]
-        return rows
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is compiling, on one core each
-        found = list(pool.map(measured, runs))
-    return pl.DataFrame(
-        list(itertools.chain.from_iterable(found)),
-        schema={
-            "parameterization": pl.String, "width": pl.Int64, "seed": pl.Int64, "step": pl.Int64,
-            "role": pl.String, "gradient_rms": pl.Float64,
-        },
-        orient="row",
-    )  # fmt: skip
+def _sizes(seen: Observation) -> list[dict[str, Any]]:
+    sizes = _gradient_rms(seen.model, seen.params, seen.batch, seen.config.loss_scale)
+    return [{"role": role, "gradient_rms": float(sizes[role])} for role in ROLES]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient_rms(
+    model: ForwardModel, params: Any, batch: Any, loss_scale: Any
+) -> dict[str, jax.Array]:
+    leaves = _by_role(model, _gradient(model, params, batch, loss_scale))
+    return {role: rms(leaves[role]) for role in ROLES}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(model: ForwardModel, params: Any, batch: Any, loss_scale: Any) -> Any:
+    """Returns the gradient that a run's optimizer sees, nested as the parameters are."""
+
+    def objective(params: Any) -> jax.Array:
+        value: jax.Array = loss_scale * next_token_loss(model(params), *batch)[0]
+        return value
+
+    return jax.grad(objective)(params)
+
+
+def _by_role(model: ForwardModel, tree: Any) -> dict[str, list[Any]]:
+    """Returns the leaves of what is nested as the parameters are, by role."""
+    layers = by_layer(tree).items()
+    return {role: [x for name, x in layers if model.roles[name] == role] for role in ROLES}
 
 
 def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
@@ -134,11 +128,11 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         polars.DataFrame, a row per parameterization, step and role: ``parameterization``, ``step``,
         ``role``, ``exponent`` (g), ``exponent_low``, ``exponent_high`` (infinite for one seed),
         ``theory`` (g at initialization), ``residual`` (rms misfit of the line, in log2 units) and
-        ``note``. Nulls, and a note, where a gradient is 0 or not finite.
+        ``note``. Nulls, and a note, where a gradient is 0, not finite or missing.
 
     Raises:
-        ValueError: missing columns, no rows, one width, seeds or widths that are missing somewhere,
-            an unknown parameterization or role, or a confidence out of (0, 1).
+        ValueError: missing columns, one width, an unknown parameterization or role, or a
+            confidence out of (0, 1).
 
     Example:
         >>> import polars as pl
@@ -147,29 +141,21 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         >>> gradient_exponents(frame).select("exponent", "theory").rows()
         [(1.0, 1.0)]
     """
-    import polars as pl
-
-    check_confidence(confidence)
-    rows = []
-    for name, sizes, widths in size_tables(gradients, GROUP, "gradient_rms"):
-        theory = parameterization(name["parameterization"]).gradient_exponent(name["role"])
-        row: dict[str, Any] = name | {"theory": theory, "note": ""}
-        try:
-            lines = width_lines(sizes, widths)
-        except ValueError as error:
-            if len(widths) < 2:
-                raise
-            rows.append(row | {"note": f"no exponent: {error}"})
-            continue
-        low, high = seed_interval(lines.slopes, confidence)
-        fitted = {"exponent": -float(lines.slopes.mean()), "residual": lines.residual}
-        note = "one seed: no interval" if len(sizes) == 1 else ""
-        ends = {"exponent_low": -high, "exponent_high": -low}
-        rows.append(row | fitted | ends | {"note": note})
-    numbers = ["exponent", "exponent_low", "exponent_high", "theory", "residual"]
-    schema: dict[str, Any] = {"parameterization": pl.String, "step": pl.Int64, "role": pl.String}
-    schema |= dict.fromkeys(numbers, pl.Float64) | {"note": pl.String}
-    return pl.DataFrame([dict.fromkeys(schema) | row for row in rows], schema=schema)
+    group = ["parameterization", "step", "role"]
+    found = width_slopes(gradients, group, "gradient_rms", confidence)
+    theory = [
+        parameterization(name).gradient_exponent(role)
+        for name, role in found.select("parameterization", "role").rows()
+    ]
+    return found.select(
+        *group,
+        exponent=-pl.col("slope"),
+        exponent_low=-pl.col("slope_high"),
+        exponent_high=-pl.col("slope_low"),
+        theory=pl.Series(theory, dtype=pl.Float64),
+        residual="residual",
+        note="note",
+    )
 
 
 def second_moments(
@@ -189,24 +175,22 @@ def second_moments(
     Raises:
         ValueError: impossible widths or step, by name and value.
     """
-    widths = checked_whole("widths", widths, 1)
-    (step,) = checked_whole("step", [step], 1, config.steps)
-    corpus = corpus or load_corpus(config.corpus)
-    tokens = jnp.asarray(corpus.train)
+    step = whole_number("step", step, 1, config.steps)
     found = []
-    for run in [dataclasses.replace(config, width=width) for width in widths]:
-        gradient, by_role = _gradient(run, corpus.vocab_size)
+    for width in whole_numbers("widths", widths, 1):
+        run = dataclasses.replace(config, width=width)
         b2 = run.hyperparameters.get("b2", CATALOG["adam"].defaults["b2"])
         rule = scale_by_adam(b2=b2, moment_dtype=jnp.dtype(run.moment_dtype))
-        keep = jax.jit(lambda state, *now, g=gradient, r=rule: r.update(g(*now), state)[1])
+        update = jax.jit(lambda gradient, state, rule=rule: rule.update(gradient, state)[1])
         state: Any = None
-        for moment in watch(run, range(step), corpus):
-            state = rule.init(moment.params) if state is None else state
-            state = keep(state, moment.params, run.seed, moment.step, tokens)
-        corrected = 1 - b2**step
-        for role, leaves in by_role(jax.device_get(state.nu)).items():
+        for seen in watch(run, range(step), corpus):
+            state = rule.init(seen.params) if state is None else state
+            gradient = _gradient(seen.model, seen.params, seen.batch, run.loss_scale)
+            state = update(gradient, state)
+        for role, leaves in _by_role(seen.model, jax.device_get(state.nu)).items():
             entries = np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in leaves])
-            found.append(SecondMoment(run, role, np.sort(np.sqrt(entries / np.float32(corrected)))))
+            root = np.sqrt(entries / np.float32(1 - b2**step))
+            found.append(SecondMoment(run, role, np.sort(root)))
     return found
 
 
@@ -230,9 +214,7 @@ def root_histogram(moments: Sequence[SecondMoment], bins_per_decade: int = 4) ->
         >>> root_histogram([moment], 1).select("log10_low", "log10_high", "count").rows()
         [(None, None, 1), (-4.0, -3.0, 2), (-1.0, 0.0, 1)]
     """
-    import polars as pl
-
-    (bins,) = checked_whole("bins_per_decade", [bins_per_decade], 1)
+    bins = whole_number("bins_per_decade", bins_per_decade, 1)
     _check_moments(moments)
     rows: list[tuple[Any, ...]] = []
     for config, role, root in moments:
@@ -277,8 +259,6 @@ def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) ->
         >>> damped_shares([moment], [1e-8, 1e-2])["share"].round(3).to_list()
         [0.333, 1.0]
     """
-    import polars as pl
-
     _check_moments(moments)
     bad = [eps for eps in epsilons if not 0 <= eps < float("inf")]
     if bad or not len(epsilons):
@@ -291,33 +271,6 @@ def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) ->
             rows.append((config.width, role, eps, below / len(moved) if len(moved) else None))
     schema = {"width": pl.Int64, "role": pl.String, "eps": pl.Float64, "share": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _gradient(
-    config: RunConfig, vocab_size: int
-) -> tuple[Callable[..., Any], Callable[[Any], dict[str, list[Any]]]]:
-    """Returns gradient(params, seed, step, tokens), as the run takes it, and its leaves by role."""
-    model = ForwardModel(config, vocab_size)
-    names = jax.tree.leaves(roles(model.shape))
-
-    def loss(params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return config.loss_scale * next_token_loss(model(params), inputs, targets)[0]
-
-    def gradient(params: Any, seed: Any, step: Any, tokens: jax.Array) -> Any:
-        _, data_key = keys(seed)
-        return jax.grad(loss)(params, *batch_of(config, data_key, step, tokens))
-
-    def by_role(tree: Any) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {role: [] for role in ROLES}
-        for role, leaf in zip(names, jax.tree.leaves(tree), strict=True):
-            found[role].append(leaf)
-        return found
-
-    return gradient, by_role
-
-
-def _sizes(leaves: dict[str, list[Any]]) -> dict[str, jax.Array]:
-    return {role: rms(of) for role, of in leaves.items()}
 
 
 def _check_moments(moments: Sequence[SecondMoment]) -> None:

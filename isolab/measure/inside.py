@@ -1,9 +1,8 @@
 r"""What a run looks like inside: how far a step moves each layer, along what, and its factors.
 
-A look takes one more step from a copy of the run's state, on the batch that comes next and with all
-that the optimizer remembers, but at the peak rate: the schedule is left out, so that moments and
-runs compare, and the end, where the schedule reaches 0, is no exception.  The run itself goes on as
-if nobody had looked.
+One more step is taken from the run's state, on the batch that comes next and with all that the
+optimizer remembers, but at the peak rate: the schedule is left out, so that steps and runs compare,
+and the end, where the schedule reaches 0, is no exception.  The run itself is left as it is.
 """
 
 from __future__ import annotations
@@ -11,29 +10,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 from flax import nnx
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from isolab.measure.alignment import ROLES, alignment
 from isolab.model.corpus import Corpus, load_corpus
-from isolab.model.probe import activations, rms
-from isolab.model.transformer import next_token_loss, roles
-from isolab.optimizers.linear import Factor, Linear, factors_by_kernel, measure_factors
+from isolab.model.probe import Layer, activations, in_order, rms
+from isolab.model.transformer import next_token_loss
+from isolab.optimizers.linear import Factor, factors_by_kernel, measure_factors
 from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
 from isolab.training.program import TrainState, program_of, run_values, single_run
-from isolab.training.watch import ForwardModel, held_out
-
-if TYPE_CHECKING:
-    import polars as pl
+from isolab.training.watch import ForwardModel, by_layer, held_out
 
 TOKENS = 1024
-"""Held-out tokens on which a look is taken, about."""
+"""Held-out tokens on which layers are measured, about."""
 
 LARGEST_SIDE = 512
 """Factors of longer sides are left out of the spectra: one of 1024 takes a second."""
@@ -45,7 +42,7 @@ SIDES = ("input E[x x^T]", "output E[g g^T]")
 
 
 class Inside(NamedTuple):
-    """A look inside a run.
+    """What a run looks like inside.
 
     Attributes:
         step: updates that the run had done.
@@ -75,157 +72,27 @@ def inspect_run(
 
     Args:
         config: the run.
-        state: one run's, as of :meth:`isolab.training.train.Snapshot.run`; it is left as it is.
+        state: one run's, as of :meth:`isolab.training.train.Snapshot.run` or
+            :class:`isolab.training.watch.Observation`; it is left as it is.
         step: updates done.
         corpus: the one that the config names, if already loaded.
     """
     corpus = corpus or load_corpus(config.corpus)
-    look = _look_of(config, corpus)
-    found = look.program(
-        state, _traced(config), jnp.int32(step), _tokens(corpus), _windows(corpus, config)
-    )
+    traced = run_values(dataclasses.replace(config, warmup_steps=0))
+    windows = held_out(corpus, _window_count(config), config.context)
+    found = _program(config, corpus)(state, traced, jnp.int32(step), _tokens(corpus), windows)
     layers, factors = jax.device_get(found)
-    return Inside(step, look.layer_frame(layers, step), look.spectra_frame(factors), look.note)
+    model = ForwardModel.of(config, corpus.vocab_size)
+    _, note = _measured_sides(model)
+    return Inside(step, _layer_frame(model, layers, step), _spectra_frame(layers, factors), note)
 
 
 def prepare_inspection(config: RunConfig, corpus: Corpus | None = None) -> None:
     """Compiles ahead what :func:`inspect_run` needs for this run."""
-    _look_of(config, corpus or load_corpus(config.corpus))
+    _program(config, corpus or load_corpus(config.corpus))
 
 
-class _Look:
-    """The compiled look of runs that share a program, and how to read what it returns.
-
-    Attributes:
-        program: (state, traced, step, tokens, windows) -> (numbers by layer, factors by layer).
-        note: see :class:`Inside`.
-    """
-
-    def __init__(self, static: RunConfig, vocab_size: int, token_count: int) -> None:
-        keep_compiled_programs()
-        self._model = ForwardModel(static, vocab_size)
-        self._step = single_run(static, vocab_size)
-        named = _flat(roles(self._model.shape))
-        self._roles = {_layer_name(path): role for path, role in named.items()}
-        self._hidden, self.note = self._measured(static.depth)
-        count = _window_count(static)
-        shape = jax.ShapeDtypeStruct((count, static.context), jnp.int32)
-        traced = run_values(static)
-        state, _ = jax.eval_shape(self._step.init, traced, (shape, shape))
-        self._order: dict[str, int] = {}  # filled where the program is traced
-        arguments = (
-            state,
-            traced,
-            jax.ShapeDtypeStruct((), jnp.int32),
-            jax.ShapeDtypeStruct((token_count,), jnp.uint8),
-            (shape, shape),
-        )
-        self.program = jax.jit(self._look).lower(*arguments).compile()
-
-    def layer_frame(self, found: dict[str, dict[str, Any]], step: int) -> pl.DataFrame:
-        """Returns ``layers`` of :class:`Inside`."""
-        import polars as pl
-
-        rows = [
-            {
-                "step": step,
-                "layer": name,
-                "role": self._roles[name],
-                **{column: _number(value) for column, value in found[name].items()},
-            }
-            for name in sorted(found, key=lambda name: (self._order.get(name, 0), name))
-        ]
-        schema = {
-            "step": pl.Int64, "layer": pl.String, "role": pl.String, "update_rms": pl.Float64,
-            "relative_update": pl.Float64, "alignment": pl.Float64,
-        }  # fmt: skip
-        return pl.DataFrame(rows, schema=schema)
-
-    def spectra_frame(self, factors: dict[str, dict[str, Any]]) -> pl.DataFrame:
-        """Returns ``spectra`` of :class:`Inside`; a factor of zeros or not finite has no rows."""
-        import polars as pl
-
-        schema = {
-            "layer": pl.String, "side": pl.String, "index": pl.Int64, "eigenvalue": pl.Float64,
-        }  # fmt: skip
-        frames = [pl.DataFrame(schema=schema)]
-        names = sorted(factors, key=lambda name: self._order[name])
-        for name, side in itertools.product(names, SIDES):
-            if side not in factors[name]:
-                continue
-            factor = np.asarray(factors[name][side], np.float64)
-            if not np.isfinite(factor).all() or not factor.any():
-                continue
-            values = np.linalg.eigvalsh(factor)[::-1]
-            values = np.maximum(values / values[0], 0.0)  # below 0 by rounding only
-            columns = {"layer": name, "side": side, "index": range(1, len(values) + 1)}
-            frames.append(pl.DataFrame(columns | {"eigenvalue": values}, schema=schema))
-        return pl.concat(frames)
-
-    def _measured(self, depth: int) -> tuple[dict[str, tuple[int, int]], str]:
-        """Returns which hidden matrices are measured, with their shapes, and what is left out."""
-        last, count = depth - 1, min(depth, MOST_BLOCKS)
-        blocks = [round(i * last / max(count - 1, 1)) for i in range(count)]
-        measured: dict[str, tuple[int, int]] = {}
-        long = set()
-        for path, module in nnx.iter_modules(self._model.shape):
-            name = "/".join(map(str, path))
-            if not isinstance(module, Linear) or self._roles[name] != "hidden":
-                continue
-            sides = ("input", module.in_features), ("output", module.out_features)
-            if path[1] in blocks:
-                long |= {f"{side} of {path[-1]}" for side, size in sides if size > LARGEST_SIDE}
-                if min(module.in_features, module.out_features) <= LARGEST_SIDE:
-                    measured[name] = module.in_features, module.out_features
-        notes = []
-        if len(blocks) < depth:
-            notes.append(f"blocks {', '.join(map(str, blocks))} of {depth} only")
-        if long:
-            notes.append(f"without sides longer than {LARGEST_SIDE}: {', '.join(sorted(long))}")
-        return measured, "; ".join(notes)
-
-    def _look(
-        self, state: TrainState, traced: Any, step: jax.Array, tokens: jax.Array, windows: Any
-    ) -> tuple[dict[str, dict[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
-        after, _, _ = self._step.advance(state, traced, step, tokens, windows)
-        before, moved = _flat(state.params), _flat(after.params)
-        seen = activations(self._model(after.params), windows[0])
-        self._order = {name: layer.order for name, layer in seen.items()}
-        layers: dict[str, dict[str, jax.Array]] = {}
-        for path, value in before.items():
-            name, change = _layer_name(path), moved[path] - value
-            numbers = {"update_rms": rms(change), "relative_update": rms(change) / rms(value)}
-            if self._roles[name] in ROLES:
-                numbers["alignment"] = alignment(change, seen[name].inputs[0])
-            layers[name] = numbers
-        return layers, self._factors(state.params, windows)
-
-    def _factors(
-        self, params: Any, windows: tuple[jax.Array, jax.Array]
-    ) -> dict[str, dict[str, jax.Array]]:
-        if not self._hidden:
-            return {}
-        model, (inputs, targets) = self._model(params), windows
-        measure_factors(model, where=lambda path, _: "/".join(map(str, path)) in self._hidden)
-        graphdef, zeros, *rest = nnx.split(model, Factor, ...)
-
-        def loss(factors: Any) -> jax.Array:
-            objective, _ = next_token_loss(nnx.merge(graphdef, factors, *rest), inputs, targets)
-            return objective
-
-        measured = factors_by_kernel(nnx.to_pure_dict(jax.grad(loss)(zeros)))
-        by_name = {_layer_name(path): pair for path, pair in _flat(measured, leaf=tuple).items()}
-        return {
-            name: {
-                side: matrix[0]
-                for side, matrix, size in zip(SIDES, by_name[name], sizes, strict=True)
-                if size <= LARGEST_SIDE
-            }
-            for name, sizes in self._hidden.items()
-        }
-
-
-def _look_of(config: RunConfig, corpus: Corpus) -> _Look:
+def _program(config: RunConfig, corpus: Corpus) -> Any:
     constant = dataclasses.replace(
         config, schedule="constant", evaluate_every=1, validation_windows=1
     )
@@ -233,12 +100,107 @@ def _look_of(config: RunConfig, corpus: Corpus) -> _Look:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(static: RunConfig, vocab_size: int, token_count: int) -> _Look:
-    return _Look(static, vocab_size, token_count)
+def _compiled(static: RunConfig, vocab_size: int, token_count: int) -> Any:
+    """Returns the compiled (state, traced, step, tokens, windows) -> (layers, factors)."""
+    keep_compiled_programs()
+    model, run = ForwardModel.of(static, vocab_size), single_run(static, vocab_size)
+
+    def inspect(state: TrainState, traced: Any, step: Any, tokens: Any, windows: Any) -> Any:
+        after, _, _ = run.advance(state, traced, step, tokens, windows)
+        layers = _layers(model, state.params, after.params, windows[0])
+        return layers, _factors(model, state.params, windows)
+
+    shape = jax.ShapeDtypeStruct((_window_count(static), static.context), jnp.int32)
+    traced = run_values(static)
+    state, _ = jax.eval_shape(run.init, traced, (shape, shape))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((token_count,), jnp.uint8)
+    return jax.jit(inspect).lower(state, traced, step, tokens, (shape, shape)).compile()
 
 
-def _traced(config: RunConfig) -> dict[str, jax.Array]:
-    return run_values(dataclasses.replace(config, warmup_steps=0))
+def _layers(model: ForwardModel, params: Any, stepped: Any, inputs: jax.Array) -> dict[str, Layer]:
+    """Returns the numbers of each layer's change, as the output of the layer."""
+    seen, after = activations(model(stepped), inputs), by_layer(stepped)
+    layers = {}
+    for name, value in by_layer(params).items():
+        change = after[name] - value
+        numbers = {"update_rms": rms(change), "relative_update": rms(change) / rms(value)}
+        if model.roles[name] in ROLES:
+            numbers["alignment"] = alignment(change, seen[name].inputs[0])
+        layers[name] = Layer((), numbers, seen[name].order if name in seen else 0)
+    return layers
+
+
+def _factors(model: ForwardModel, params: Any, windows: Any) -> dict[str, dict[str, jax.Array]]:
+    """Returns the factors of hidden matrices by layer and side, (size, size) each."""
+    sides, _ = _measured_sides(model)
+    if not sides:
+        return {}
+    measuring = model(params)
+    measure_factors(measuring, where=lambda path, _: "/".join(map(str, path)) in sides)
+    graphdef, zeros, *rest = nnx.split(measuring, Factor, ...)
+
+    def loss(factors: Any) -> jax.Array:
+        return next_token_loss(nnx.merge(graphdef, factors, *rest), *windows)[0]
+
+    found = factors_by_kernel(nnx.to_pure_dict(jax.grad(loss)(zeros)))
+    pairs = by_layer(found, is_leaf=lambda node: isinstance(node, tuple))
+    return {
+        name: {side: x[0] for side, x in zip(SIDES, pairs[name], strict=True) if side in measured}
+        for name, measured in sides.items()
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _measured_sides(model: ForwardModel) -> tuple[dict[str, list[str]], str]:
+    """Returns which sides of which hidden matrices are measured, and what is left out."""
+    depth = model.config.depth
+    count = min(depth, MOST_BLOCKS)
+    blocks = [round(i * (depth - 1) / max(count - 1, 1)) for i in range(count)]
+    measured: dict[str, list[str]] = {}
+    left_out = set()
+    for name, kernel in by_layer(model.shapes).items():
+        if model.roles[name] != "hidden" or int(name.split("/")[1]) not in blocks:
+            continue
+        for side, size in zip(SIDES, kernel.shape, strict=True):
+            if size <= LARGEST_SIDE:
+                measured.setdefault(name, []).append(side)
+            else:
+                left_out.add(f"{side.split()[0]} of {name.split('/')[-1]}")
+    notes = []
+    if len(blocks) < depth:
+        notes.append(f"blocks {', '.join(map(str, blocks))} of {depth} only")
+    if left_out:
+        notes.append(f"without sides longer than {LARGEST_SIDE}: {', '.join(sorted(left_out))}")
+    return measured, "; ".join(notes)
+
+
+def _layer_frame(model: ForwardModel, layers: dict[str, Layer], step: int) -> pl.DataFrame:
+    """Returns ``layers`` of :class:`Inside`."""
+    numbers = ("update_rms", "relative_update", "alignment")
+    rows = [
+        {"step": step, "layer": name, "role": model.roles[name]}
+        | {column: _finite(layer.output.get(column, np.nan)) for column in numbers}
+        for name, layer in in_order(layers)
+    ]
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(numbers, pl.Float64))
+
+
+def _spectra_frame(
+    layers: dict[str, Layer], factors: dict[str, dict[str, np.ndarray]]
+) -> pl.DataFrame:
+    """Returns ``spectra`` of :class:`Inside`; a factor of zeros or not finite has no rows."""
+    schema = {"layer": pl.String, "side": pl.String, "index": pl.Int64, "eigenvalue": pl.Float64}
+    frames = [pl.DataFrame(schema=schema)]
+    for (name, _), side in itertools.product(in_order(layers), SIDES):
+        factor = np.asarray(factors.get(name, {}).get(side, 0.0), np.float64)
+        if not np.isfinite(factor).all() or not factor.any():
+            continue
+        values = np.linalg.eigvalsh(factor)[::-1]
+        values = np.maximum(values / values[0], 0.0)  # below 0 by rounding only
+        columns = {"layer": name, "side": side, "index": range(1, len(values) + 1)}
+        frames.append(pl.DataFrame(columns | {"eigenvalue": values}, schema=schema))
+    return pl.concat(frames)
 
 
 @functools.lru_cache(maxsize=4)
@@ -250,22 +212,5 @@ def _window_count(config: RunConfig) -> int:
     return max(1, TOKENS // config.context)
 
 
-def _windows(corpus: Corpus, config: RunConfig) -> tuple[jax.Array, jax.Array]:
-    return held_out(corpus, _window_count(config), config.context)
-
-
-def _flat(nested: Any, leaf: type | None = None) -> dict[tuple[str, ...], Any]:
-    """Returns a nested dict as one of paths."""
-    is_leaf = None if leaf is None else lambda node: isinstance(node, leaf)
-    found, _ = jax.tree.flatten_with_path(nested, is_leaf=is_leaf)
-    return {tuple(str(key.key) for key in path): value for path, value in found}
-
-
-def _layer_name(path: tuple[str, ...]) -> str:
-    """Returns the name of a parameter's layer; what lies in no layer has its own."""
-    return "/".join(path[:-1] if path[-1] in ("kernel", "scale") else path)
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if np.isfinite(number) else None
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,19 +1,111 @@
-"""Step time of IsoAdam and Muon over Adam's, by the project's own training program."""
+"""Step time of IsoAdam and Muon over Adam's, by the project's own training program.
+
+What is compared runs in turn (A B C, A B C, ...), so that a busy machine slows all alike.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from tqdm.auto import tqdm
 
-from isolab.measure.interval import RUN_STEPS, Interval, refresh_steps
-from isolab.measure.timing import interleave
+from isolab.optimizers.iso import growing_interval, refresh_due
 from isolab.training.config import RunConfig
+from isolab.training.program import arguments_of
 
 OPTIMIZERS = ("adam", "isoadam", "muon")
+RUN_STEPS = 400
+"""Length of the run whose share of refresh steps an interval should have."""
+SETTLED = 100
+"""Intervals start here or later, past the warm-up and the first steps, which all refresh."""
+
+Seconds = dict[str, npt.NDArray[np.float64]]
+
+
+class Interval:
+    """``config.evaluate_every`` steps of training; each call trains on from where the last ended.
+
+    The step counters go back to the start before each call, so every call has the same refresh
+    steps; it starts where their share is nearest to a run's.  Before the first one the run trains
+    an interval from step 0, so that the optimizer's state is a real one (an eigendecomposition's
+    time depends on the matrix).
+
+    Args:
+        config: the run; its evaluation has one window, as a step's time is wanted.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        every = config.evaluate_every
+        steps = every * -(-max(config.steps, SETTLED + every) // every)
+        self.config = dataclasses.replace(config, steps=steps, validation_windows=1)
+        self.start = representative_start(refresh_steps(self.config), every)
+        self._program, (self._traced, self._tokens, self._windows) = arguments_of([self.config])
+        self._state: Any = None
+
+    def __call__(self) -> float:
+        """Trains, waits for the end, and returns the mean training loss, nats/token."""
+        if self._state is None:
+            self._state, _ = self._program.init(self._traced, self._windows)
+            self._advance(0)
+        self._state = with_counters(self._state, self.start)
+        return self._advance(self.start)
+
+    def _advance(self, start: int) -> float:
+        self._state, losses, _ = self._program.advance(
+            self._state, self._traced, jnp.int32(start), self._tokens, self._windows
+        )
+        jax.block_until_ready(self._state)
+        return float(np.asarray(losses).mean())
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    label: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Seconds:
+    """Times calls in turn, after one turn that is not timed: compilation, caches, fresh memory.
+
+    Args:
+        calls: what to time; each returns only when its work is done.
+        rounds: timed turns.
+        label: shown beside a bar on standard error; None for no bar.
+        clock: seconds.
+
+    Returns:
+        Seconds of each call, float64 (rounds,).
+
+    Example:
+        >>> ticks = iter([0.0, 0.0, 1.0, 3.0, 3.0, 5.0, 5.0, 9.0])
+        >>> calls = {"adam": lambda: None, "isoadam": lambda: None}
+        >>> times = interleave(calls, rounds=1, clock=lambda: next(ticks))
+        >>> times["isoadam"] / times["adam"]
+        array([2.])
+    """
+    if not calls or rounds < 1:
+        raise ValueError(
+            f"interleave: {len(calls)} calls and {rounds} rounds; allowed: 1 or more of each"
+        )
+    times = {name: np.zeros(1 + rounds) for name in calls}
+    total = (1 + rounds) * len(calls)
+    with tqdm(total=total, desc=label, disable=label is None, leave=False) as bar:
+        for turn in range(1 + rounds):
+            for name, call in calls.items():
+                bar.set_postfix_str(name if turn else f"{name}, warm-up")
+                started = clock()
+                call()
+                times[name][turn] = clock() - started
+                bar.update()
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]  # as train
@@ -37,48 +129,34 @@ def measure(
         timed steps) and ``run_refresh_share`` (of a run of 400 steps).
     """
     base = base or RunConfig(learning_rate=0.002, steps=RUN_STEPS, warmup_steps=40)
-    rows = []
+    frames = []
     for width, batch_size, steps in cases:
+        total = max(1, round(base.steps / steps)) * steps
+        config = dataclasses.replace(
+            base, width=width, batch_size=batch_size, evaluate_every=steps, steps=total,
+            warmup_steps=min(base.warmup_steps, total),
+        )  # fmt: skip
         intervals = {
-            name: Interval(_config(base, width, batch_size, steps, name)) for name in OPTIMIZERS
+            name: Interval(dataclasses.replace(config, optimizer=name)) for name in OPTIMIZERS
         }
-        timings = interleave(
-            intervals,
-            rounds,
-            units=dict.fromkeys(intervals, steps),
-            label=f"width {width}, batch {batch_size}" if progress else None,
-        )
+        label = f"width {width}, batch {batch_size}" if progress else None
+        seconds = interleave(intervals, rounds, label)
         first = intervals[OPTIMIZERS[0]]
         due = refresh_steps(first.config)
         for name in OPTIMIZERS:
-            pairs = zip(timings.seconds[name], timings.ratios(name, OPTIMIZERS[0]), strict=True)
-            rows += [
-                {
-                    "optimizer": name,
-                    "width": width,
-                    "tokens": batch_size * base.context,
-                    "round": number,
-                    "step_ms": 1e3 * seconds,
-                    "ratio_to_adam": ratio,
-                    "refresh_share": float(due[first.start : first.start + steps].mean()),
-                    "run_refresh_share": float(due.mean()),
-                }
-                for number, (seconds, ratio) in enumerate(pairs)
-            ]
-    return pl.DataFrame(rows)
-
-
-def _config(base: RunConfig, width: int, batch_size: int, steps: int, optimizer: str) -> RunConfig:
-    total = max(1, round(base.steps / steps)) * steps
-    return dataclasses.replace(
-        base,
-        width=width,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        evaluate_every=steps,
-        steps=total,
-        warmup_steps=min(base.warmup_steps, total),
-    )
+            columns = {
+                "optimizer": name,
+                "width": width,
+                "tokens": batch_size * base.context,
+                "round": range(rounds),
+                "step_ms": 1e3 * (seconds[name] / steps),
+                "ratio_to_adam": seconds[name] / seconds[OPTIMIZERS[0]],
+                "refresh_share": float(due[first.start : first.start + steps].mean()),
+                "run_refresh_share": float(due.mean()),
+            }
+            wide = dict.fromkeys(("width", "tokens"), pl.Int64)
+            frames.append(pl.DataFrame(columns, schema_overrides=wide))
+    return pl.concat(frames)
 
 
 def ratio(
@@ -95,14 +173,46 @@ def ratio(
     """
     if frame.select("width", "tokens").n_unique() != 1:
         raise ValueError("ratio: the frame holds several cases; filter it to one width and tokens")
-    times = {
-        name: frame.filter(pl.col("optimizer") == name).sort("round")["step_ms"].to_numpy()
+    timed = sorted(set(frame["optimizer"]))
+    missing = sorted({numerator, denominator} - set(timed))
+    if missing:
+        raise ValueError(f"ratio: {missing[0]!r} was not timed; timed: {timed}")
+    over, under = (
+        frame.filter(optimizer=name).sort("round")["step_ms"].to_numpy()
         for name in (numerator, denominator)
-    }
-    for name, found in times.items():
-        if not found.size:
-            raise ValueError(
-                f"ratio: {name!r} was not timed; timed: {sorted(set(frame['optimizer']))}"
-            )
-    pairs = times[numerator] / times[denominator]
+    )
+    pairs = over / under
     return float(np.median(pairs)), (float(pairs.min()), float(pairs.max()))
+
+
+def refresh_steps(config: RunConfig) -> npt.NDArray[np.bool_]:
+    """Returns, for each step of the run, whether IsoAdam's factors would be refreshed in it."""
+    rule = config.iso_refresh or growing_interval()
+    return np.asarray(refresh_due(jnp.arange(config.steps), rule))
+
+
+def representative_start(due: npt.NDArray[np.bool_], length: int) -> int:
+    """Returns where an interval's share of true steps is nearest to that of all; the first such.
+
+    Args:
+        due: bools, shape (steps,).
+        length: of the interval, at most ``steps``.
+
+    Example:
+        >>> due = np.array([1, 1, 1, 0, 0, 1, 0, 0, 1, 0]) > 0  # 1 of 2
+        >>> representative_start(due, 2)
+        2
+    """
+    first = min(SETTLED, len(due) - length) if len(due) > SETTLED else 0
+    counts = np.convolve(due, np.ones(length), "valid")[first:]
+    return first + int(np.argmin(np.abs(counts - due.mean() * length)))
+
+
+def with_counters(state: Any, step: int) -> Any:
+    """Returns the training state with its step counters (whole scalars) at ``step``."""
+
+    def moved(leaf: Any) -> Any:
+        counter = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jnp.full_like(leaf, step) if counter else leaf
+
+    return jax.tree.map(moved, state)

@@ -11,6 +11,7 @@ probe works inside ``jax.jit``, ``jax.vmap`` and ``jax.lax.map`` alike.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -30,6 +31,7 @@ from isolab.optimizers.dtypes import at_least_float32
 OUTPUT = "logits"
 """The layer name of the model's own output."""
 
+_Call = tuple[int, str, tuple[Any, ...], Any]  # order, path, inputs, output
 _TAG = "_isolab_probed"
 _SEEN = "_isolab_seen_"
 _patching = threading.RLock()  # a class has one __call__, whoever looks through it
@@ -103,10 +105,10 @@ def activations(
     if not layers:
         raise ValueError(f"{type(model).__name__} has no parameters (nnx.Param): nothing to see")
     for path, module in layers.items():
-        if any(len(path) > len(loop) and path[: len(loop)] == loop for loop in loops):
-            continue  # carried by a scan, which lets it keep nothing new
-        setattr(module, _TAG, _path_name(path))  # static: it stays where a transform copies
-    with _seeing({type(module) for module in layers.values()}):
+        # what a scan carries can keep nothing new
+        if not any(len(path) > len(loop) and path[: len(loop)] == loop for loop in loops):
+            setattr(module, _TAG, _path_name(path))  # static: it stays where a transform copies
+    with _recording({type(module) for module in layers.values()}):
         copy(*inputs) if call is None else call(copy, *inputs)
     calls = sorted(_calls(copy), key=lambda found: found[0])
     if not calls:
@@ -114,8 +116,18 @@ def activations(
             f"no layer of {type(model).__name__} was called: a call is module(...), and it must"
             " use the model that it is given"
         )
-    calls = _own_parameters(copy, calls, inputs) + calls
-    return _named(calls)
+    found: dict[str, Layer] = {}
+    times: collections.Counter[str] = collections.Counter()
+    for order, (_, name, taken, output) in enumerate(_own_parameters(copy, calls, inputs) + calls):
+        times[name] += 1
+        again = f"#{times[name]}" if times[name] > 1 else ""
+        found[name + again] = Layer(taken, output, order)
+    return found
+
+
+def in_order(seen: dict[str, Layer]) -> list[tuple[str, Layer]]:
+    """Returns layers in the order in which they were called, which a jitted function loses."""
+    return sorted(seen.items(), key=lambda item: item[1].order)
 
 
 def rms(values: Any) -> jax.Array:
@@ -131,17 +143,7 @@ def rms(values: Any) -> jax.Array:
     return jnp.sqrt(squares / sum(leaf.size for leaf in leaves))
 
 
-def _named(calls: list[tuple[int, str, tuple[Any, ...], Any]]) -> dict[str, Layer]:
-    found: dict[str, Layer] = {}
-    times: dict[str, int] = {}
-    for order, (_, path, inputs, output) in enumerate(calls):
-        times[path] = times.get(path, 0) + 1
-        name = path if times[path] == 1 else f"{path}#{times[path]}"
-        found[name] = Layer(inputs, output, order)
-    return found
-
-
-def _calls(model: nnx.Module) -> Iterator[tuple[int, str, tuple[Any, ...], Any]]:
+def _calls(model: nnx.Module) -> Iterator[_Call]:
     for path, module in nnx.iter_modules(model):
         for name, value in vars(module).items():
             if name.startswith(_SEEN):
@@ -149,9 +151,7 @@ def _calls(model: nnx.Module) -> Iterator[tuple[int, str, tuple[Any, ...], Any]]
                 yield int(name.removeprefix(_SEEN)), _path_name(path), inputs, output
 
 
-def _own_parameters(
-    model: nnx.Module, calls: list[tuple[int, str, tuple[Any, ...], Any]], inputs: Any
-) -> list[tuple[int, str, tuple[Any, ...], Any]]:
+def _own_parameters(model: nnx.Module, calls: list[_Call], inputs: Any) -> list[_Call]:
     """What a model makes of parameters of its own before its first layer, as one more call."""
     own = sorted(name for name, value in vars(model).items() if isinstance(value, nnx.Param))
     _, path, taken, _ = calls[0]
@@ -165,51 +165,58 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return "/".join(map(str, path)) or OUTPUT
 
 
-@contextlib.contextmanager
-def _seeing(classes: Iterable[type]) -> Iterator[None]:
-    """Within the block, tagged modules of these classes leave what they see on themselves."""
-    order = itertools.count()
-    running: set[int] = set()
-    last: list[Any] = [None]
+class _Recorder:
+    """Calls modules and leaves what they took in and gave out on those that are tagged."""
 
-    def seeing(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-            name = getattr(self, _TAG, None)
-            if name is None or id(self) in running:  # another model; super().__call__
-                return original(self, *args, **kwargs)
-            running.add(id(self))
-            try:
-                output = original(self, *args, **kwargs)
-            finally:
-                running.discard(id(self))
-            if _is_real(output) and (name == OUTPUT or output is not last[0]):
-                last[0] = output
-                taken = tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
-                # a jax transform (not nnx's) around the call: what is inside stays inside
-                with contextlib.suppress(TraceContextError):
-                    setattr(self, f"{_SEEN}{next(order)}", Seen((taken, output)))
-            return output
+    def __init__(self) -> None:
+        self._order = itertools.count()
+        self._running: set[int] = set()
+        self._last: Any = None
 
-        return __call__
-
-    with _patching:
-        former: list[tuple[Any, Any]] = []
+    def call(self, original: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns ``original(module, *args, **kwargs)``."""
+        name = getattr(module, _TAG, None)
+        if name is None or id(module) in self._running:  # another model; super().__call__
+            return original(module, *args, **kwargs)
+        self._running.add(id(module))
         try:
-            for cls in filter(_is_called, classes):
-                former.append((cls, vars(cls).get("__call__")))
-                setattr(cls, "__call__", seeing(cls.__call__))  # noqa: B010
-            yield
+            output = original(module, *args, **kwargs)
         finally:
-            for cls, own in former:
-                if own is None:
-                    del cls.__call__
-                else:
-                    cls.__call__ = own
+            self._running.discard(id(module))
+        if _is_real(output) and (name == OUTPUT or output is not self._last):
+            self._last = output
+            taken = tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
+            # a jax transform (not nnx's) around the call: what is inside stays inside
+            with contextlib.suppress(TraceContextError):
+                setattr(module, f"{_SEEN}{next(self._order)}", Seen((taken, output)))
+        return output
 
 
-def _is_called(cls: type) -> bool:
-    return any("__call__" in vars(base) for base in cls.__mro__)  # a metaclass has one too
+@contextlib.contextmanager
+def _recording(classes: Iterable[type]) -> Iterator[None]:
+    """Within the block, calls of modules of these classes go through one recorder."""
+    recorder = _Recorder()
+    with _patching, contextlib.ExitStack() as former:
+        for cls in classes:
+            if any("__call__" in vars(base) for base in cls.__mro__):  # a metaclass has one too
+                former.callback(_restore, cls, vars(cls).get("__call__"))
+                setattr(cls, "__call__", _through(recorder, cls.__call__))  # noqa: B010
+        yield
+
+
+def _through(recorder: _Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return recorder.call(original, self, *args, **kwargs)
+
+    return __call__
+
+
+def _restore(cls: Any, own: Any) -> None:
+    if own is None:
+        del cls.__call__
+    else:
+        cls.__call__ = own
 
 
 def _has_parameter(module: nnx.Module) -> bool:

@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
     name: str
     size: int  # bytes
-    modified: float  # seconds since the epoch, 0 where the filesystem does not say
+    modified: float  # seconds since the epoch, 0 behind fsspec
 
 
 class Folder:
@@ -58,7 +58,8 @@ class Folder:
         if [info["name"] for info in infos] == [self._root]:
             raise NotADirectoryError(f"{self.path!r} is a file; allowed: a folder")
         files = {PurePosixPath(i["name"]).name: i for i in infos if i["type"] != "directory"}
-        return {n: Entry(n, info["size"], info.get("mtime") or 0.0) for n, info in files.items()}
+        times = {name: info["mtime"] if self.local else 0.0 for name, info in files.items()}
+        return {name: Entry(name, info["size"], times[name]) for name, info in files.items()}
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a file; FileNotFoundError if it vanished."""

@@ -111,7 +111,7 @@ class Store:
                 self._rewrite(None, seconds=0)
         except Timeout:  # another process is at it
             pass
-        except (StoreError, OSError) as error:  # the batch is stored: upkeep can wait
+        except (StoreError, OSError, NotImplementedError) as error:  # the batch is stored
             warnings.warn(f"could not compact: {error}", StoreWarning, stacklevel=2)
         return self.folder / name
 
@@ -156,8 +156,7 @@ class Store:
         """Merges small files into one, and frees the space of runs that are stored twice.
 
         Raises:
-            StoreError: the merged file could not be written, or another process holds the lock;
-                nothing stored is touched.
+            StoreError: as for `prune`; nothing stored is touched.
         """
         self._set_aside()
         self._upkeep(None)

@@ -1,4 +1,4 @@
-"""A real run, its parameters handed out at chosen steps."""
+"""Training a run as ever while its parameters, state and batches are looked at on the way."""
 
 from __future__ import annotations
 
@@ -9,39 +9,110 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from isolab.model.corpus import Corpus, load_corpus, validation_windows
-from isolab.model.transformer import Transformer
+from isolab.model.transformer import Transformer, TransformerConfig, roles
 from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
-from isolab.training.program import program_of, run_values, single_run
+from isolab.training.program import (
+    TrainState,
+    batch_of,
+    keys,
+    program_of,
+    run_values,
+    single_run,
+)
+from isolab.training.whole_numbers import whole_numbers
 
 
-class Moment(NamedTuple):
-    """A run's parameters at one step, each a nested dict of arrays.
+@dataclasses.dataclass(frozen=True)
+class ForwardModel:
+    """Turns a run's parameters, a nested dict, into its model.
+
+    Equal and hashable by value, so that compiled functions may take it as a static argument.  The
+    model neither measures factors nor recomputes blocks: no number of a forward pass changes.
 
     Attributes:
-        step: updates done, from 0.
-        params: now.
-        initial: at step 0.
-        previous: before the last update; at step 0 they are ``params``.
+        config: the model's shape.
+        parameterization: name.
     """
 
+    config: TransformerConfig
+    parameterization: str
+
+    @classmethod
+    def of(cls, config: RunConfig, vocab_size: int) -> ForwardModel:
+        """Returns that of a run on a corpus of so many symbols."""
+        model = dataclasses.replace(config.model_config(vocab_size), remat=False)
+        return cls(model, config.parameterization)
+
+    @functools.cached_property
+    def shape(self) -> Transformer:
+        """The model, its parameters without values."""
+        make = functools.partial(Transformer, self.config, self.parameterization)
+        model: Transformer = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+        return model
+
+    @functools.cached_property
+    def shapes(self) -> Any:
+        """The parameters without values, a nested dict."""
+        return nnx.to_pure_dict(nnx.state(self.shape, nnx.Param))
+
+    @functools.cached_property
+    def roles(self) -> dict[str, str]:
+        """The role of every parameter by its layer's name, in the order of :func:`by_layer`."""
+        return by_layer(roles(self.shape))
+
+    def __call__(self, params: Any) -> Transformer:
+        """Returns the model with these parameters; also under ``jax.jit``."""
+        graphdef, empty = nnx.split(self.shape)
+        state = jax.tree.map(lambda x: x, empty)  # a split shares the model's variables
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)
+
+
+class Observation(NamedTuple):
+    """A run after some of its steps; its arrays stay valid while the run goes on.
+
+    Attributes:
+        config: the run.
+        step: updates done, from 0.
+        model: what turns its parameters into its model.
+        state: parameters (a nested dict of float32 arrays) and the optimizer's state.
+        initial: the parameters at step 0.
+        previous: the parameters before the last update; at step 0 they are the initial ones.
+        tokens: the corpus's training tokens, on the device.
+    """
+
+    config: RunConfig
     step: int
-    params: Any
+    model: ForwardModel
+    state: TrainState
     initial: Any
     previous: Any
+    tokens: jax.Array
+
+    @property
+    def params(self) -> Any:
+        """The parameters now."""
+        return self.state.params
+
+    @property
+    def batch(self) -> tuple[jax.Array, jax.Array]:
+        """Inputs and targets of the update that comes next, int32 (batch_size, context) each."""
+        static = program_of(self.config)
+        inputs, targets = _batch(static, self.config.seed, self.step, self.tokens)
+        return inputs, targets
 
 
 def watch(
     config: RunConfig, steps: Sequence[int], corpus: Corpus | None = None
-) -> Iterator[Moment]:
+) -> Iterator[Observation]:
     """Trains the run as ever, and yields it at the steps asked for.
 
     Schedule, batches, rates and optimizer are the run's own, and the run goes no further than the
-    last step.  Parameters are float32 arrays on the device, and stay valid after the next step.
+    last step.
 
     Args:
         config: the run; how often it evaluates does not matter here.
@@ -51,22 +122,21 @@ def watch(
     Raises:
         ValueError: no steps, a step twice, or one outside the run.
     """
-    wanted = checked_whole("steps", steps, 0, config.steps)
+    wanted = whole_numbers("steps", steps, 0, config.steps)
     corpus = corpus or load_corpus(config.corpus)
-    config = dataclasses.replace(config, evaluate_every=1, validation_windows=1)
-    init, advance = _compiled(program_of(config), corpus.vocab_size)
-    traced, tokens = run_values(config), jnp.asarray(corpus.train)
+    brief = dataclasses.replace(config, evaluate_every=1, validation_windows=1)
+    init, advance = _compiled(program_of(brief), corpus.vocab_size)
+    model = ForwardModel.of(config, corpus.vocab_size)
+    traced, tokens = run_values(brief), jnp.asarray(corpus.train)
     windows = held_out(corpus, 1, config.context)
     state = init(traced, windows)
-    params = initial = previous = _copy(state.params)  # a step may write over its state
-    for step in range(max(wanted) + 1):
+    initial = previous = state.params
+    for step in range(wanted[-1] + 1):
         if step:
-            if step in wanted:
-                previous = params if step - 1 in wanted else _copy(state.params)
+            previous = state.params
             state = advance(state, traced, jnp.int32(step - 1), tokens, windows)
         if step in wanted:
-            params = _copy(state.params) if step else initial
-            yield Moment(step, params, initial, previous)
+            yield Observation(config, step, model, state, initial, previous, tokens)
 
 
 def held_out(corpus: Corpus, count: int, context: int) -> tuple[jax.Array, jax.Array]:
@@ -75,58 +145,21 @@ def held_out(corpus: Corpus, count: int, context: int) -> tuple[jax.Array, jax.A
     return jnp.asarray(inputs, jnp.int32), jnp.asarray(targets, jnp.int32)
 
 
-class ForwardModel:
-    """Turns a run's parameters, a nested dict, into its model.
+def by_layer(params: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Returns a nested dict like a run's parameters as one of layers, in the leaves' order.
 
-    The model neither measures factors nor recomputes blocks: no number of a forward pass changes.
-
-    Attributes:
-        shape: the model, its parameters without values.
-    """
-
-    def __init__(self, config: RunConfig, vocab_size: int) -> None:
-        model_config = dataclasses.replace(config.model_config(vocab_size), remat=False)
-        self.shape: Transformer = nnx.eval_shape(
-            lambda: Transformer(model_config, config.parameterization, rngs=nnx.Rngs(0))
-        )
-        self._graphdef, self._empty = nnx.split(self.shape)
-
-    def __call__(self, params: Any) -> Transformer:
-        """Returns the model with these parameters; also under ``jax.jit``."""
-        state = jax.tree.map(lambda x: x, self._empty)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graphdef, state)
-
-
-def checked_whole(
-    name: str, values: Sequence[int], low: int, high: int | None = None, at_least: int = 1
-) -> list[int]:
-    """Returns the values as a sorted list of plain ints.
-
-    Raises:
-        ValueError: not whole numbers of ``low`` to ``high``, too few, or one given twice.
+    Kernels and gains go by the path of their layer, other parameters by their own; ``is_leaf`` is
+    as in ``jax.tree.leaves``.
 
     Example:
-        >>> checked_whole("widths", [64, 32], low=1, at_least=2)
-        [32, 64]
-        >>> checked_whole("widths", [64], low=1, at_least=2)
-        Traceback (most recent call last):
-        ValueError: widths is [64]; allowed: 2 or more different whole numbers of 1 or more
+        >>> by_layer({"blocks": {0: {"mlp": {"up": {"kernel": 1}}}}, "embedding": 2})
+        {'blocks/0/mlp/up': 1, 'embedding': 2}
     """
-    reach = f"of {low} or more" if high is None else f"from {low} to {high}"
-    listed = list(values) if isinstance(values, Sequence | range | np.ndarray) else None
-    right = listed is not None and all(
-        isinstance(v, int | np.integer)
-        and not isinstance(v, bool)
-        and low <= v
-        and (high is None or v <= high)
-        for v in listed
-    )
-    if not right or listed is None or len(set(listed)) != len(listed) or len(listed) < at_least:
-        raise ValueError(
-            f"{name} is {values!r}; allowed: {at_least} or more different whole numbers {reach}"
-        )
-    return sorted(map(int, listed))
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf):
+        names = [str(part.key) for part in path]
+        found["/".join(names[:-1] if names[-1] in ("kernel", "scale") else names)] = leaf
+    return found
 
 
 @functools.lru_cache(maxsize=16)
@@ -138,9 +171,10 @@ def _compiled(static: RunConfig, vocab_size: int) -> tuple[Callable[..., Any], C
     keep_compiled_programs()
     program = single_run(static, vocab_size)
     init = jax.jit(lambda *arguments: program.init(*arguments)[0])
-    return init, jax.jit(lambda *arguments: program.advance(*arguments)[0], donate_argnums=0)
+    return init, jax.jit(lambda *arguments: program.advance(*arguments)[0])
 
 
-@jax.jit
-def _copy(params: Any) -> Any:
-    return jax.tree.map(jnp.copy, params)
+@functools.partial(jax.jit, static_argnums=0)
+def _batch(static: RunConfig, seed: Any, step: Any, tokens: Any) -> tuple[jax.Array, jax.Array]:
+    _, data_key = keys(seed)
+    return batch_of(static, data_key, step, tokens)

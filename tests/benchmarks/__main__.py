@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from benchmarks import matmul, nanogpt, step_time, throughput
 
-NAMES = ("step_time", "matmul", "throughput", "nanogpt")
+BENCHMARKS: dict[str, Any] = {
+    "step_time": step_time,
+    "matmul": matmul,
+    "throughput": throughput,
+    "nanogpt": nanogpt,
+}
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -16,7 +21,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Of {', '.join(NAMES)}; default: all.")
+        list[str] | None, typer.Argument(help=f"Of {', '.join(BENCHMARKS)}; default: all.")
     ] = None,
     width: Annotated[
         list[int] | None, typer.Option("--width", "-w", help="May be repeated; default: all.")
@@ -29,29 +34,19 @@ def main(
     Leave the machine alone meanwhile: what is compared is timed in turn, so other work blurs the
     ratios less than the times, but it does blur them.
     """
-    chosen = names or list(NAMES)
-    unknown = sorted(set(chosen) - set(NAMES))
+    unknown = sorted(set(names or []) - set(BENCHMARKS))
     if unknown:
-        typer.echo(f"unknown benchmark {unknown[0]!r}; known: {', '.join(NAMES)}", err=True)
+        typer.echo(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}", err=True)
         raise typer.Exit(2)
-    turns = rounds or (2 if quick else 5)
-    widths = width or ([64, 128] if quick else None)
-    for name in chosen:
+    widths = width or ([64, 128] if quick else [])
+    for name in names or BENCHMARKS:
         typer.echo(f"\n## {name}\n")
-        typer.echo(_measured(name, widths, turns, small=quick and not width))
-
-
-def _measured(name: str, widths: list[int] | None, turns: int, small: bool) -> str:
-    if name == "step_time":
-        cases = step_time.cases_at(widths) if widths else step_time.CASES
-        return step_time.table(step_time.measure(step_time.QUICK if small else cases, turns))
-    if name == "matmul":
-        return matmul.table(matmul.measure(widths or matmul.WIDTHS, turns))
-    if name == "throughput":
-        return throughput.table(throughput.measure(widths or throughput.WIDTHS, turns))
-    if not nanogpt.available():
-        return nanogpt.MISSING
-    return nanogpt.table(nanogpt.measure(widths or nanogpt.WIDTHS, turns))
+        if name == "nanogpt" and not nanogpt.available():
+            typer.echo("skipped, as torch is not installed (it is the extra `benchmark`)")
+            continue
+        benchmark = BENCHMARKS[name]
+        frame = benchmark.measure(widths or benchmark.WIDTHS, rounds or (2 if quick else 5))
+        typer.echo(benchmark.table(frame))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Norms, softmax, GELU, the embedding and the optimizer count as nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,8 @@ import jax
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks.report import machine, markdown
-from isolab.measure.interval import Interval
-from isolab.measure.timing import Ratio, interleave
+from benchmarks import report
+from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import load_corpus
 from isolab.model.transformer import TransformerConfig
 from isolab.training.config import RunConfig
@@ -79,9 +79,9 @@ def measure(
     """
     base = base or RunConfig(learning_rate=0.002, evaluate_every=10)
     vocab_size = load_corpus(base.corpus).vocab_size
-    rows = []
+    frames = []
     for width in widths:
-        config = RunConfig(**{**base.__dict__, "width": width})
+        config = dataclasses.replace(base, width=width)
         model = config.model_config(vocab_size)
         tokens = config.batch_size * config.context
         shapes = [(tokens, n, m) for n, m, count in products(model) for _ in range(count)]
@@ -95,30 +95,24 @@ def measure(
             "products": _linear_layers(shapes, config.evaluate_every),
             "square": _square(SQUARE, 4),
         }
-        label = f"width {width}" if progress else None
-        timings = interleave(calls, rounds, label=label)
-        for number in range(rounds):
-            rate = {
-                name: flops[name] / timings.seconds[name][number] / 1e9 for name in timings.seconds
-            }
-            utilization = rate["step"] / rate["square"]
-            rows.append({"width": width, "round": number, **rate, "utilization": utilization})
-    return pl.DataFrame(rows)
+        seconds = interleave(calls, rounds, f"width {width}" if progress else None)
+        rate = {name: flops[name] / seconds[name] / 1e9 for name in calls}
+        columns = {"width": width, "round": range(rounds), **rate}
+        frames.append(pl.DataFrame(columns | {"utilization": rate["step"] / rate["square"]}))
+    return pl.concat(frames)
 
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width,), group in frame.group_by("width", maintain_order=True):
-        middle = group.median().row(0, named=True)
-        rows.append(
-            [width]
-            + [middle[name] for name in ("step", "products", "square")]
-            + [Ratio.of(group["step"] / group["products"]), Ratio.of(group["utilization"])]
-        )
-    header = ["width", "training step, GFLOP/s", "its products alone", f"{SQUARE} x {SQUARE}"]
-    header += ["step / its products [min-max]", "step / square [min-max]"]
-    return f"{markdown(header, rows)}\n\n{machine()}"
+    columns = {
+        "training step, GFLOP/s": report.median("step"),
+        "its products alone": report.median("products"),
+        f"{SQUARE} x {SQUARE}": report.median("square"),
+        "step / its products [min-max]": report.spread("of_products"),
+        "step / square [min-max]": report.spread("utilization"),
+    }
+    frame = frame.with_columns(of_products=pl.col("step") / pl.col("products"))
+    return report.table(frame, {"width": "width"}, columns)
 
 
 def _linear_layers(shapes: Sequence[tuple[int, int, int]], times: int) -> Callable[[], object]:

@@ -15,15 +15,13 @@ from typing import Any
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks.report import cores, machine, markdown
-from isolab.measure.interval import Interval
-from isolab.measure.timing import Ratio, interleave
+from benchmarks import report
+from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.model.transformer import TransformerConfig
 from isolab.training.config import RunConfig
 
 WIDTHS = (32, 64, 128, 256)
-MISSING = "nanogpt: skipped, as torch is not installed (it is the extra `benchmark`)"
 
 
 def available() -> bool:
@@ -92,7 +90,7 @@ class TorchTraining:
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
         import torch
 
-        torch.set_num_threads(cores())
+        torch.set_num_threads(report.cores())
         self.model = make_model(config.model_config(corpus.vocab_size))
         self._batch_size, self._context = config.batch_size, config.context
         self._tokens = torch.from_numpy(corpus.train.copy())  # read-only: torch wants its own
@@ -146,7 +144,7 @@ def measure(
     import torch
 
     base = base or RunConfig(learning_rate=0.002, optimizer="adamw")
-    rows = []
+    frames = []
     for width in widths:
         config = dataclasses.replace(
             base, width=width, steps=steps, evaluate_every=steps, warmup_steps=0
@@ -156,29 +154,26 @@ def measure(
             "jax": Interval(config),
             "torch": partial(theirs.advance, steps),
         }
-        label = f"width {width}" if progress else None
-        timings = interleave(calls, rounds, units={"jax": steps, "torch": steps}, label=label)
-        rows += [
-            {
-                "width": width,
-                "round": number,
-                "jax_ms": 1e3 * timings.seconds["jax"][number],
-                "torch_ms": 1e3 * timings.seconds["torch"][number],
-                "ratio": ratio,
-                "torch_version": str(torch.__version__),
-                "torch_threads": torch.get_num_threads(),
-            }
-            for number, ratio in enumerate(timings.ratios("jax", "torch"))
-        ]
-    return pl.DataFrame(rows)
+        seconds = interleave(calls, rounds, f"width {width}" if progress else None)
+        columns = {
+            "width": width,
+            "round": range(rounds),
+            "jax_ms": 1e3 * seconds["jax"] / steps,
+            "torch_ms": 1e3 * seconds["torch"] / steps,
+            "ratio": seconds["jax"] / seconds["torch"],
+            "torch_version": str(torch.__version__),
+            "torch_threads": torch.get_num_threads(),
+        }
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames)
 
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width,), group in frame.group_by("width", maintain_order=True):
-        middle = group.median().row(0, named=True)
-        rows.append([width, middle["jax_ms"], middle["torch_ms"], Ratio.of(group["ratio"])])
-    header = ["width", "isolab, ms a step", "PyTorch, ms a step", "isolab / PyTorch [min-max]"]
+    columns = {
+        "isolab, ms a step": report.median("jax_ms"),
+        "PyTorch, ms a step": report.median("torch_ms"),
+        "isolab / PyTorch [min-max]": report.spread("ratio"),
+    }
     torch = f"torch {frame['torch_version'][0]} on {frame['torch_threads'][0]} threads"
-    return f"{markdown(header, rows)}\n\n{machine(torch)}"
+    return report.table(frame, {"width": "width"}, columns, torch)

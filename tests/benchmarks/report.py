@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping
+
+import polars as pl
 
 from isolab.results.provenance import provenance
 
@@ -24,18 +26,43 @@ def machine(*more: str) -> str:
     return "; ".join([*parts, *more])
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns a Markdown table.
+def table(
+    frame: pl.DataFrame,
+    by: Mapping[str, str],
+    columns: Mapping[str, Callable[[pl.DataFrame], object]],
+    *more: str,
+) -> str:
+    """Returns a Markdown table with a row per case, and the machine below it.
+
+    Args:
+        frame: rounds of all cases.
+        by: the columns that tell cases apart, and their headings.
+        columns: headings, and what a cell holds, of a case's rounds.
+        more: what else to say of the machine.
+    """
+    rows = [[*by.values(), *columns], ["---"] * (len(by) + len(columns))]
+    for case, rounds in frame.group_by(list(by), maintain_order=True):
+        cells = [cell(rounds) for cell in columns.values()]
+        rows.append([f"{x:.1f}" if isinstance(x, float) else str(x) for x in [*case, *cells]])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", machine(*more)])
+
+
+def median(column: str) -> Callable[[pl.DataFrame], object]:
+    """Returns a cell: the median of a column over rounds."""
+    return lambda rounds: rounds[column].median()
+
+
+def spread(column: str) -> Callable[[pl.DataFrame], object]:
+    """Returns a cell: the median of a column over rounds, with the lowest and the highest.
 
     Example:
-        >>> print(markdown(["width", "ms"], [[64, 50.25]]))
-        | width | ms |
-        |---|---|
-        | 64 | 50.2 |
+        >>> spread("ratio")(pl.DataFrame({"ratio": [1.0, 3.0, 2.0]}))
+        '2.00 [1.00-3.00]'
     """
 
-    def line(cells: Iterable[object]) -> str:
-        texts = (f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        return f"| {' | '.join(texts)} |"
+    def cell(rounds: pl.DataFrame) -> str:
+        x = rounds[column]
+        return f"{x.median():.2f} [{x.min():.2f}-{x.max():.2f}]"
 
-    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+    return cell

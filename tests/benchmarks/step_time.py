@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
-from benchmarks.report import machine, markdown
-from isolab.measure.step_time import OPTIMIZERS, measure
-from isolab.measure.timing import Ratio
+from benchmarks import report
+from isolab.measure import step_time
+from isolab.measure.step_time import OPTIMIZERS
 
-__all__ = ["CASES", "QUICK", "cases_at", "measure", "table"]
-
-CASES = ((64, 32, 17), (128, 32, 17), (256, 32, 17), (256, 256, 9))
-"""Width, sequences a step, steps timed at once: 17 and 9 come near a run's share of refreshes."""
-QUICK = ((64, 32, 9), (128, 32, 9))
+WIDTHS = (64, 128, 256)
 
 
 def cases_at(widths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Returns the cases at these widths; 2,048 tokens a step at one that :data:`CASES` lacks."""
-    known = [case for case in CASES if case[0] in widths]
-    missing = [(width, 32, 17) for width in widths if width not in {case[0] for case in known}]
-    return sorted(known + missing)
+    """Returns widths, sequences a step and steps timed at once.
+
+    17 and 9 steps come near a run's share of refreshes; width 256 is timed at 16,384 tokens too.
+    """
+    large = [(256, 256, 9)] if 256 in widths else []
+    return [(width, 32, 17) for width in widths] + large
+
+
+def measure(widths: Sequence[int], rounds: int = 5, **options: Any) -> pl.DataFrame:
+    """Returns :func:`isolab.measure.step_time.measure`'s frame."""
+    return step_time.measure(cases_at(widths), rounds, **options)
 
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width, tokens), case in frame.group_by("width", "tokens", maintain_order=True):
-        of = {name: case.filter(pl.col("optimizer") == name) for name in OPTIMIZERS}
-        share, run_share = case["refresh_share"][0], case["run_refresh_share"][0]
-        rows.append(
-            [width, tokens]
-            + [of[name]["step_ms"].median() for name in OPTIMIZERS]
-            + [Ratio.of(of[name]["ratio_to_adam"]) for name in OPTIMIZERS[1:]]
-            + [f"{share:.1%} ({run_share:.1%})"]
-        )
-    header = ["width", "tokens a step", *(f"{name}, ms" for name in OPTIMIZERS)]
-    header += [f"{name} / adam [min-max]" for name in OPTIMIZERS[1:]]
-    header += ["IsoAdam's refresh steps: timed (run)"]
-    return f"{markdown(header, rows)}\n\n{machine()}"
+    wide = frame.pivot(
+        on="optimizer",
+        values=["step_ms", "ratio_to_adam"],
+        index=["width", "tokens", "round", "refresh_share", "run_refresh_share"],
+    )
+    columns = {f"{name}, ms": report.median(f"step_ms_{name}") for name in OPTIMIZERS}
+    for name in OPTIMIZERS[1:]:
+        columns[f"{name} / adam [min-max]"] = report.spread(f"ratio_to_adam_{name}")
+    columns["IsoAdam's refresh steps: timed (run)"] = lambda rounds: (
+        f"{rounds['refresh_share'][0]:.1%} ({rounds['run_refresh_share'][0]:.1%})"
+    )
+    return report.table(wide, {"width": "width", "tokens": "tokens a step"}, columns)

@@ -9,10 +9,9 @@ from functools import partial
 import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from benchmarks import report
 from benchmarks.plain_jax import PlainLoop
-from benchmarks.report import machine, markdown
-from isolab.measure.interval import Interval
-from isolab.measure.timing import Ratio, interleave
+from isolab.measure.step_time import Interval, interleave
 from isolab.model.corpus import load_corpus
 from isolab.sweeps.sweep import Sweep, run
 from isolab.training.config import RunConfig
@@ -48,7 +47,7 @@ def measure(
         over the run's) and ``sweep_speedup`` (the sweep's runs per second over the loop's).
     """
     base = base or RunConfig(learning_rate=0.002, validation_windows=16)
-    rows = []
+    frames = []
     for width in widths:
         length = steps or max(5, min(40, 40 * 64 // width))
         config = dataclasses.replace(
@@ -62,42 +61,31 @@ def measure(
             "sweep": partial(run, sweep, store=None, progress=False),
             "loop_run": partial(loop.train, length),
         }
-        units = {"run": length, "loop": length, "sweep": RUNS}
-        label = f"width {width}" if progress else None
-        timings = interleave(calls, rounds, units=units, label=label)
-        steps_up, runs_up = timings.ratios("loop", "run"), timings.ratios("loop_run", "sweep")
-        rows += [
-            {
-                "width": width,
-                "round": number,
-                "run_ms": 1e3 * timings.seconds["run"][number],
-                "loop_ms": 1e3 * timings.seconds["loop"][number],
-                "sweep_run_seconds": timings.seconds["sweep"][number],
-                "loop_run_seconds": timings.seconds["loop_run"][number],
-                "step_speedup": steps_up[number],
-                "sweep_speedup": runs_up[number],
-            }
-            for number in range(rounds)
-        ]
-    return pl.DataFrame(rows)
+        seconds = interleave(calls, rounds, f"width {width}" if progress else None)
+        columns = {
+            "width": width,
+            "round": range(rounds),
+            "run_ms": 1e3 * seconds["run"] / length,
+            "loop_ms": 1e3 * seconds["loop"] / length,
+            "sweep_run_seconds": seconds["sweep"] / RUNS,
+            "loop_run_seconds": seconds["loop_run"],
+            "step_speedup": seconds["loop"] / seconds["run"],
+            "sweep_speedup": RUNS * seconds["loop_run"] / seconds["sweep"],
+        }
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames)
 
 
 def table(frame: pl.DataFrame) -> str:
     """Returns :func:`measure`'s frame as a Markdown table, with the machine below it."""
-    rows = []
-    for (width,), group in frame.group_by("width", maintain_order=True):
-        middle = group.median().row(0, named=True)
-        rows.append(
-            [
-                width,
-                middle["run_ms"],
-                middle["loop_ms"],
-                Ratio.of(group["step_speedup"]),
-                f"{1 / middle['sweep_run_seconds']:.2f}",
-                f"{1 / middle['loop_run_seconds']:.2f}",
-                Ratio.of(group["sweep_speedup"]),
-            ]
-        )
-    header = ["width", "a run's step, ms", "plain loop's step, ms", "loop / run [min-max]"]
-    header += [f"sweep of {RUNS}, runs/s", "loop, runs/s", "sweep / loop [min-max]"]
-    return f"{markdown(header, rows)}\n\n{machine()}"
+    columns = {
+        "a run's step, ms": report.median("run_ms"),
+        "plain loop's step, ms": report.median("loop_ms"),
+        "loop / run [min-max]": report.spread("step_speedup"),
+        f"sweep of {RUNS}, runs/s": lambda rounds: (
+            f"{1 / rounds['sweep_run_seconds'].median():.2f}"
+        ),
+        "loop, runs/s": lambda rounds: f"{1 / rounds['loop_run_seconds'].median():.2f}",
+        "sweep / loop [min-max]": report.spread("sweep_speedup"),
+    }
+    return report.table(frame, {"width": "width"}, columns)

@@ -254,6 +254,7 @@ class Book:
                 return /\\d/.test(now) && now !== before;
             }""",
             arg=[cell.element_handle(), before],
+            timeout=START * 1000,
         )
 
     def shoot(self, name: str, **options: Any) -> None:

@@ -322,7 +322,7 @@ def test_the_kernel_is_free_while_it_trains_and_stop_stops(tiny: Shown) -> None:
     tiny.root.get_by_text(re.compile(r"step \d+00 of 1000000")).wait_for(timeout=SLOW)
     tiny.button("Stop").focus()
     tiny.page.keyboard.press("Enter")
-    tiny.wait("stopped at step")
+    tiny.wait("stopped, loss")
     expect(tiny.button("Train")).to_be_enabled()
     expect(tiny.root.get_by_text("not stored").first).to_be_visible()
     tiny.book.shoot("light_stopped")

@@ -102,7 +102,7 @@ def test_a_refused_setting_leaves_the_charts_and_cannot_be_trained(lab):
 def test_a_trained_run_is_listed_drawn_stored_inspected_and_found_again(lab, tmp_path):
     assert "Nothing is stored for Adam" in lab.status
     run = trained(lab)
-    assert (run.number, run.label, run.shown) == (1, "Adam, width 16, 2^-6", True)
+    assert (run.end.number, run.label, run.shown) == (1, "Adam, width 16, 2^-6", True)
     assert run.end.state == "finished" and lab.runs == [run] and not lab.running
     final = run.end.curve_validation_loss[-1]
     assert "Run 1: finished" in described(lab._curve)
@@ -159,7 +159,7 @@ def test_a_run_is_stopped_by_its_button_and_not_stored(lab, tmp_path):
     assert run.end.state == "stopped" and run.end.step < 20_000
     assert not lab.running and not lab._train_button.disabled
     assert Store(tmp_path / "store").runs().is_empty()
-    assert "Run 1: stopped at step" in lab.status
+    assert "Run 1: stopped, " in lab.status
 
 
 def test_a_run_that_ends_while_it_is_asked_to_stop_has_the_last_word(lab, monkeypatch):
@@ -188,7 +188,7 @@ def test_stored_runs_that_diverged_are_drawn_as_diverged_and_eps_0_is_not_a_tiny
 def test_a_diverged_run_is_drawn_as_diverged(lab):
     lab.set(optimizer="sgd", learning_rate=2.0**10)
     run = trained(lab)
-    assert run.end.state == "diverged" and run.view.diverged
+    assert run.end.state == "diverged" and run.end.diverged
     assert "Run 1: diverged, diverged." in described(lab._curve)
     assert "1 diverged" in json.dumps(lab._curve.spec)
     assert "Run 1: 2^10, diverged." in described(lab._summary)
@@ -208,7 +208,7 @@ def test_a_run_that_fails_says_why_and_another_can_be_trained(lab, tmp_path):
     assert "Run 1 failed" in lab.status
     lab.set(corpus="stdlib")
     assert alert(lab) == ""
-    assert trained(lab).number == 2
+    assert trained(lab).end.number == 2
 
 
 def test_an_exception_of_an_observer_is_shown_and_leaves_the_lab_usable(lab):

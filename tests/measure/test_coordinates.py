@@ -141,12 +141,6 @@ def test_more_seeds_and_steps_do_not_trace_again():
     assert len(traces) == 2 * once
 
 
-def test_no_steps_look_at_the_untrained_model():
-    frame = check(steps=0, seeds=(0, 1))
-    assert frame["step"].unique().to_list() == [0]
-    assert frame["change_rms"].is_null().all()
-
-
 def test_a_diverged_model_is_kept():
     frame = check(optimizer=optax.sgd(1e30), steps=4)
     assert not frame.filter(step=4, layer="logits")["activation_rms"].is_finite().any()
@@ -158,18 +152,14 @@ def test_a_diverged_model_is_kept():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"widths": [64]}, ValueError, r"widths is \[64\]; allowed: 2 or more different whole"),
         ({"widths": [8, 8]}, ValueError, r"widths is \[8, 8\]; allowed: 2 or more different"),
-        ({"widths": [0, 8]}, ValueError, r"widths is \[0, 8\]; allowed: .* of 1 or more"),
         ({"widths": 64}, ValueError, "widths is 64; allowed: 2 or more"),
-        ({"seeds": []}, ValueError, r"seeds is \[\]; allowed: 1 or more"),
         ({"seeds": [0.5]}, ValueError, r"seeds is \[0.5\]"),
-        ({"steps": -1}, ValueError, r"steps is \[-1\]; allowed: .* of 0 or more"),
+        ({"steps": -1}, ValueError, "steps is -1; allowed: a whole number of 0 or more"),
         ({"batch": []}, ValueError, r"batch is \[\]"),
         ({"make_model": lambda w, r: "mlp"}, TypeError, "returned a str at width 4; allowed: a f"),
         ({"make_model": lambda w, r: nnx.Dropout(0.5)}, ValueError, "Dropout has no parameters"),
         ({"optimizer": "adam"}, TypeError, "optimizer gives a str; allowed: an optax transf"),
-        ({"optimizer": lambda w, m: 0.1}, TypeError, "optimizer gives a float"),
         ({"loss": lambda m, b: m(b[0])}, ValueError, r"loss returned float32 of shape \(6, 1\)"),
         ({"loss": lambda m, b: b[0].mean()}, ValueError, "no layer of Sequential was called"),
     ],
@@ -219,23 +209,16 @@ def test_a_slope_is_the_least_squares_line():
     assert found["note"] == "one seed: no interval"
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (pl.lit(0.0), "is 0"),
-        (pl.lit(math.inf), "is inf"),
-        (pl.lit(math.nan), "is nan"),
-    ],
-)
-def test_sizes_without_a_logarithm_give_no_slope_and_say_where(spoil, said):
+@pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
+def test_sizes_without_a_logarithm_give_no_slope_and_say_where(size):
     there = (pl.col("width") == 16) & (pl.col("seed") == 1)
     frame = power_law([1.0, 1.0], [1.0, 1.0]).with_columns(
-        change_rms=pl.when(there).then(spoil).otherwise("change_rms")
+        change_rms=pl.when(there).then(pl.lit(size)).otherwise("change_rms")
     )
     activation, change = slopes(frame).rows(named=True)
     assert activation["slope"] == pytest.approx(1.0)
     assert change["slope"] is change["slope_low"] is change["slope_high"] is None
-    assert change["note"] == f"no slope: at width 16, seed 1, it {said}"
+    assert change["note"] == f"no slope: at width 16, seed 1, it is {size:g}"
 
 
 def test_a_layer_that_some_width_lacks_has_no_slope():
@@ -245,11 +228,17 @@ def test_a_layer_that_some_width_lacks_has_no_slope():
     assert found["note"].to_list() == ["no slope: at width 16, seed 0, it is missing"] * 2
 
 
-def test_a_slope_needs_two_widths_and_its_columns():
-    with pytest.raises(ValueError, match=r"at least 2 widths, got \[8\]"):
-        slopes(power_law([1.0], [1.0], widths=[8]))
-    with pytest.raises(ValueError, match=r"missing columns \['change_rms'\]"):
-        slopes(power_law([1.0], [1.0]).drop("change_rms"))
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (lambda: power_law([1.0], [1.0], widths=[8]), r"at least 2 widths, got \[8\]"),
+        (lambda: power_law([1.0], [1.0]).drop("change_rms"), r"missing columns \['change_rms'\]"),
+        (lambda: pl.concat([power_law([1.0], [1.0])] * 2), "a width and seed is there twice"),
+    ],
+)
+def test_slopes_need_two_widths_and_each_size_once(frame, message):
+    with pytest.raises(ValueError, match=message):
+        slopes(frame())
 
 
 # --- against theory ---
@@ -356,10 +345,3 @@ def test_a_run_under_mup_is_flat_but_for_its_logits_and_seen_without_its_warm_up
     # the multiplier sqrt(16), each up or down: by sqrt(2) in the root mean square of their sum.
     moved = frame.filter(step=1, layer="embedding", width=16)["change_rms"]
     assert moved.to_list() == pytest.approx([4 * 0.01 * math.sqrt(2)] * 3, rel=0.2)
-
-
-def test_runs_refuse_what_a_run_refuses():
-    with pytest.raises(ValueError, match="width is 20; allowed: multiples of head_size"):
-        coordinate_check_runs(BRIEF, [16, 20])
-    with pytest.raises(ValueError, match=r"windows is \[0\]; allowed: 1 or more"):
-        coordinate_check_runs(BRIEF, [16, 32], windows=0)

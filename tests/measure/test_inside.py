@@ -1,4 +1,4 @@
-"""A look inside: against the run's own steps, against alignment.measure, and against NumPy."""
+"""Inside a run: against the run's own steps, against alignment.measure, and against NumPy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from isolab.model.corpus import load_corpus
 from isolab.model.probe import activations, rms
 from isolab.model.transformer import next_token_loss
 from isolab.training.config import RunConfig
-from isolab.training.train import train
-from isolab.training.watch import ForwardModel, held_out, watch
+from isolab.training.watch import ForwardModel, by_layer, held_out, watch
 
 BASE = RunConfig(
     width=16, base_width=8, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
@@ -40,28 +39,10 @@ def variant(**changes):
 
 
 @functools.cache
-def states(config):
-    """Returns the states of a run by step."""
-    found = {}
-    train([config], on_snapshot=lambda seen: found.update({seen.step: seen.run()}))
-    return found
-
-
-def start(config):
-    """Returns the state of a run before its first step, and trains no further."""
-
-    def leave(seen):
-        raise StopIteration(seen.run())
-
-    with pytest.raises(StopIteration) as left:
-        train([config], on_snapshot=leave)
-    return left.value.value
-
-
-def at(params, layer):
-    for name in layer.split("/"):
-        params = params[int(name) if name.isdigit() else name]
-    return params.get("kernel", params.get("scale")) if isinstance(params, dict) else params
+def state(config, step):
+    """Returns a run's state after so many steps."""
+    (seen,) = watch(config, [step])
+    return seen.state
 
 
 def numbers(inside, column):
@@ -69,21 +50,21 @@ def numbers(inside, column):
 
 
 def test_the_change_is_that_of_the_runs_own_next_step():
-    inside = inspect_run(BASE, states(BASE)[4], 4)
+    inside = inspect_run(BASE, state(BASE, 4), 4)
     assert inside.step == 4
     assert inside.layers["layer"].to_list() == LAYERS
     assert inside.layers["step"].unique().to_list() == [4]
-    before, after = (moment.params for moment in watch(BASE, [4, 5]))
+    before, after = (by_layer(seen.params) for seen in watch(BASE, [4, 5]))
     for layer in LAYERS:
-        change = float(rms(at(after, layer) - at(before, layer)))
+        change = float(rms(after[layer] - before[layer]))
         # float32, compiled in another program; a change is a difference of parameters
         assert numbers(inside, "update_rms")[layer] == pytest.approx(change, rel=1e-3)
-        relative = change / float(rms(at(before, layer)))
+        relative = change / float(rms(before[layer]))
         assert numbers(inside, "relative_update")[layer] == pytest.approx(relative, rel=1e-3)
 
 
 def test_alignment_is_what_alignment_measure_finds():
-    inside = inspect_run(BASE, states(BASE)[4], 4)
+    inside = inspect_run(BASE, state(BASE, 4), 4)
     measured = measure(BASE, [BASE.width], [5], [BASE.seed], windows=WINDOWS)
     expected = measured.filter(pl.col("kind") == "update").select("layer", "alignment")
     found = inside.layers.filter(pl.col("alignment").is_not_null()).select("layer", "alignment")
@@ -94,21 +75,20 @@ def test_alignment_is_what_alignment_measure_finds():
 
 
 def test_the_schedule_is_left_out():
-    constant = inspect_run(BASE, states(BASE)[0], 0)
+    constant = inspect_run(BASE, state(BASE, 0), 0)
     cosine = variant(schedule="cosine", warmup_steps=4)
-    assert numbers(inspect_run(cosine, states(cosine)[0], 0), "update_rms") == pytest.approx(
+    assert numbers(inspect_run(cosine, state(cosine, 0), 0), "update_rms") == pytest.approx(
         numbers(constant, "update_rms"), rel=1e-5
     )
-    end = inspect_run(cosine, states(cosine)[8], 8)  # where its rate is 0
+    end = inspect_run(cosine, state(cosine, 8), 8)  # where its rate is 0
     # Adam moves each entry by the rate, about: 0.01 in an embedding, as in others less or more
     assert min(numbers(end, "update_rms").values()) > 1e-4
 
 
 def test_spectra_are_those_of_inputs_and_gradients():
-    state = states(BASE)[4]
-    inside = inspect_run(BASE, state, 4)
+    inside = inspect_run(BASE, state(BASE, 4), 4)
     corpus = load_corpus(BASE.corpus)
-    model = ForwardModel(BASE, corpus.vocab_size)(state.params)
+    model = ForwardModel.of(BASE, corpus.vocab_size)(state(BASE, 4).params)
     inputs, targets = held_out(corpus, WINDOWS, BASE.context)
     seen = activations(model, inputs)
     layers = [layer for layer in LAYERS if layer.startswith("blocks") and "norm" not in layer]
@@ -132,8 +112,8 @@ def test_spectra_are_those_of_inputs_and_gradients():
     gradients = jax.grad(loss)(jnp.zeros((TOKENS, 32)))
     rows = {SIDES[0]: {layer: seen[layer].inputs[0] for layer in layers}}
     rows[SIDES[1]] = {"blocks/0/mlp/up": gradients}
-    for side, by_layer in rows.items():
-        for layer, tokens in by_layer.items():
+    for side, tokens_of in rows.items():
+        for layer, tokens in tokens_of.items():
             tokens = np.asarray(tokens, np.float64)
             expected = np.linalg.eigvalsh(tokens.T @ tokens)[::-1]
             found = inside.spectra.filter(pl.col("layer") == layer, pl.col("side") == side)
@@ -143,20 +123,22 @@ def test_spectra_are_those_of_inputs_and_gradients():
             assert found["eigenvalue"][0] == 1.0
 
 
-def test_a_look_leaves_the_state_as_it_is():
-    state = states(BASE)[4]
-    before = jax.tree.map(np.array, state)
-    first, second = (inspect_run(BASE, state, 4) for _ in range(2))
+def test_inspection_leaves_the_state_as_it_is():
+    before = jax.tree.map(np.array, state(BASE, 4))
+    first, second = (inspect_run(BASE, state(BASE, 4), 4) for _ in range(2))
     assert first.layers.equals(second.layers)
     assert first.spectra.equals(second.spectra)
-    jax.tree.map(np.testing.assert_array_equal, before, state)
+    jax.tree.map(np.testing.assert_array_equal, before, state(BASE, 4))
 
 
 @pytest.mark.slow  # compiles IsoAdam's step
 def test_factors_are_measured_for_optimizers_that_do_not_use_them_too():
     config = variant(optimizer="isoadam")
     prepare_inspection(config)
-    inside, adams = inspect_run(config, start(config), 0), inspect_run(BASE, start(BASE), 0)
+    inside, adams = (
+        inspect_run(config, state(config, 0), 0),
+        inspect_run(BASE, state(BASE, 0), 0),
+    )
     # the same untrained model on the same windows, compiled in another program
     np.testing.assert_allclose(inside.spectra["eigenvalue"], adams.spectra["eigenvalue"], atol=1e-5)
     assert inside.spectra.drop("eigenvalue").equals(adams.spectra.drop("eigenvalue"))
@@ -168,8 +150,8 @@ def test_factors_are_measured_for_optimizers_that_do_not_use_them_too():
 
 
 def test_numbers_that_are_not_finite_are_null_and_have_no_spectrum():
-    state = states(BASE)[0]
-    broken = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+    start = state(BASE, 0)
+    broken = start._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, start.params))
     inside = inspect_run(BASE, broken, 0)
     assert inside.layers.height == len(LAYERS)
     assert inside.layers["relative_update"].null_count() == len(LAYERS)
@@ -178,7 +160,7 @@ def test_numbers_that_are_not_finite_are_null_and_have_no_spectrum():
 
 def test_work_is_bounded_for_large_models_and_says_so():
     config = variant(depth=5, mlp_ratio=40, schedule="constant")
-    inside = inspect_run(config, start(config), 0)
+    inside = inspect_run(config, state(config, 0), 0)
     spectra = inside.spectra
     blocks = spectra["layer"].str.split("/").list.get(1).unique().sort().to_list()
     assert blocks == ["0", "1", "3", "4"]

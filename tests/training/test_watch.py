@@ -12,7 +12,8 @@ from training.tiny import variant
 from isolab.model.corpus import load_corpus
 from isolab.model.transformer import next_token_loss
 from isolab.training.train import train
-from isolab.training.watch import ForwardModel, checked_whole, held_out, watch
+from isolab.training.watch import ForwardModel, held_out, watch
+from isolab.training.whole_numbers import whole_numbers
 
 BASE = variant(
     parameterization="mup", rate_rule="full", base_width=8, steps=6, evaluate_every=3, seed=3,
@@ -24,7 +25,7 @@ def test_a_watched_run_has_the_losses_of_training():
     (result,) = train([BASE])
     corpus = load_corpus(BASE.corpus)
     windows = held_out(corpus, 4, BASE.context)
-    model = ForwardModel(BASE, corpus.vocab_size)
+    model = ForwardModel.of(BASE, corpus.vocab_size)
     loss = jax.jit(lambda params: next_token_loss(model(params), *windows)[1])
     losses = [float(loss(moment.params)) for moment in watch(BASE, [0, 3, 6])]
     # float32: the same steps, compiled in another program
@@ -49,7 +50,7 @@ def test_a_run_that_measures_factors_starts_from_the_same_parameters():
     ]
     jax.tree.map(np.testing.assert_array_equal, moments[0].params, moments[1].params)
     corpus = load_corpus(BASE.corpus)
-    model = ForwardModel(dataclasses.replace(BASE, optimizer="isoadam"), corpus.vocab_size)
+    model = ForwardModel.of(dataclasses.replace(BASE, optimizer="isoadam"), corpus.vocab_size)
     tokens, _ = held_out(corpus, 2, BASE.context)
     assert model(moments[1].params)(tokens).shape == (2, 8, corpus.vocab_size)
 
@@ -61,6 +62,6 @@ def test_steps_outside_the_run_are_refused(steps):
 
 
 def test_whole_numbers_come_back_sorted_and_plain():
-    found = checked_whole("seeds", np.array([3, 1]), 0)
+    found = whole_numbers("seeds", np.array([3, 1]), 0)
     assert found == [1, 3]
     assert all(type(value) is int for value in found)

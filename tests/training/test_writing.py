@@ -24,7 +24,7 @@ PROMPT = "\x03\x01"  # symbols of that corpus
 @functools.cache
 def initial_params(config=CONFIG, scale=1.0):
     """Returns the model, compiled as (params, tokens) -> logits, and parameters drawn for it."""
-    model = ForwardModel(config, load_corpus(config.corpus).vocab_size)
+    model = ForwardModel.of(config, load_corpus(config.corpus).vocab_size)
     shapes = nnx.to_pure_dict(nnx.state(model.shape, nnx.Param))
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(5), len(leaves))
