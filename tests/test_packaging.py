@@ -135,3 +135,9 @@ def test_ci_calls_what_the_readme_tells() -> None:
     commands = [line for line in script.splitlines() if line and not line.startswith(("#", "set"))]
     assert commands[-1] == "exec make test"
     assert "make test" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_files_that_a_page_links_to_exist(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert not [link for link in links if not (ROOT / link).exists()]
