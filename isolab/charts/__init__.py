@@ -2,29 +2,32 @@
 
 Every chart takes a polars frame and returns an Altair chart on tidy, aggregated rows without NaN
 or infinity. What cannot be drawn at its place is drawn at the edge with a mark of its own or named
-in the subtitle, never dropped. An optimizer has the same colour everywhere
+in the subtitle, never dropped.
+
+``color`` names the column that tells series apart: an optimizer has the same colour everywhere
 (:data:`OPTIMIZER_COLOURS`), and so has a parameterization, a rate rule or a role. Charts of small
-multiples take the columns whose values go down (``rows``) and across (``columns``); a column
-``origin`` ("reference" or "yours") tells a reader's own runs from the reference results.
+multiples take the columns whose values go down (``rows``) and across (``columns``). A column
+``origin`` ("reference" or "yours"), where a frame has it, tells a reader's own runs, solid and
+filled, from the reference results, dashed and hollow.
+
+Every chart raises ValueError for missing columns, no rows, two rows at one place, an unknown
+origin, a number at or below 0 on a log axis, and where rows and columns are the same column; its
+docstring names what else it refuses.
 
 Click a legend entry to keep or release it, drag to pan, Shift and wheel to zoom, double click to
-reset; tooltips hold the numbers.
-
-Call :func:`enable_offline_renderer` once in a notebook.
+reset; tooltips hold the numbers. Call :func:`enable_offline_renderer` once in a notebook.
 """
 
 from isolab.charts.curves import loss_curves, loss_vs_steps
 from isolab.charts.epsilon import damped_shares, loss_by_eps, root_histogram
 from isolab.charts.exponents import best_rate_vs_width
-from isolab.charts.gradients import gradient_sizes
 from isolab.charts.inside import layers_inside, spectra
-from isolab.charts.measurements import invariance, step_time
+from isolab.charts.optimizers import invariance, step_time, theory_rates, update_function
 from isolab.charts.rates import loss_by_width, loss_vs_rate
 from isolab.charts.renderer import enable_offline_renderer, offline_bundle, to_png
 from isolab.charts.scores import ranking, regrets, sensitivities
-from isolab.charts.sizes import alignment, coordinate_slopes, coordinates
+from isolab.charts.sizes import alignment, coordinate_slopes, coordinates, gradient_sizes
 from isolab.charts.theme import OPTIMIZER_COLOURS
-from isolab.charts.theory import theory_rates, update_function
 
 __all__ = [
     "OPTIMIZER_COLOURS",

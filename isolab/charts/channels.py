@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from isolab.charts.frames import EDGE_MARK, log_domain
+from isolab.charts.frames import EDGE_MARK, extent, log_domain
 from isolab.charts.theme import CROSS, HEIGHT, Spec, words
 
-_SHAPES = {"diverged": CROSS, "above the axis": "triangle-up"}
 POSITIONS = ("x", "y")
+_SHAPES = {"diverged": CROSS, "above the axis": "triangle-up"}
 
 
 def axis(
@@ -26,7 +26,6 @@ def axis(
     """Returns a position channel of numbers.
 
     Args:
-        field: the column.
         domain: where the axis starts and ends.
         base: of a log axis; None is a linear one unless ``kind`` names another scale.
         options: of the axis, such as ``values``, ``format`` or ``labelExpr``.
@@ -59,10 +58,16 @@ def log_axis(
     return axis(column, title, domain or ends, 2, values=ticks, **look)
 
 
-def width_axis(widths: pl.Series, at: pl.Series | None = None, room: float = 1.0) -> Spec:
-    """Returns the log2 axis of widths, or of where they are drawn, with so much room at its end."""
+def width_axis(widths: pl.Series, at: pl.Series | None = None, share: float = 0.0) -> Spec:
+    """Returns the log2 axis of widths, or of where they are drawn.
+
+    Args:
+        share: room for texts at its end, as a share of the rest of it.
+    """
     low, high = log_domain("width", widths if at is None else at)
-    channel = log_axis("width", widths, "width (log2 axis)", "d", [low, high * room])
+    first, last = extent(widths)
+    ends = [low, high * max(last / first, 2.0) ** share]
+    channel = log_axis("width", widths, "width (log2 axis)", "d", ends)
     return channel | {"field": "width" if at is None else at.name}
 
 
@@ -78,8 +83,7 @@ def padded(
 ) -> list[float]:
     """Returns the ends of an axis with ``labels`` lines below and ``rows`` edge marks above."""
     span = max(top - bottom, 0.02 * abs(top), 1e-6)
-    above = 14 + 12 * rows if rows else 8
-    below = 15 + 13 * labels
+    above, below = 14 + 12 * rows if rows else 8, 15 + 13 * labels
     unit = span / (height - above - below)
     return [bottom - below * unit, top + above * unit]
 
@@ -109,9 +113,7 @@ def channel(name: str, value: Any, position: Spec | None = None) -> Any:
         return {"field": value, "type": "quantitative" if name == "order" else "nominal"}
     if isinstance(value, int | float):
         return {"value": value}
-    if name == "detail":
-        return [channel("", column) for column in value]
-    return value
+    return [channel("", column) for column in value] if name == "detail" else value
 
 
 def pixels(field: str) -> Spec:
@@ -119,12 +121,18 @@ def pixels(field: str) -> Spec:
     return {"field": field, "type": "quantitative", "scale": None, "axis": None}
 
 
+def offset_by(field: str, values: pl.Series) -> Spec:
+    """Returns a channel that moves the values of a column apart within the place of a name."""
+    names = values.unique().sort().to_list()
+    scale = {"domain": names}
+    return {"yOffset": {"field": field, "type": "nominal", "sort": names, "scale": scale}}
+
+
 def edge_shape(marks: pl.Series) -> Spec:
     """Returns the shape, with a legend, of the edge marks that occur."""
     domain = [name for name in _SHAPES if name in marks]
     title = EDGE_MARK if len(domain) > 1 or "above the axis" in domain else "run"
-    scale = {"domain": domain, "range": [_SHAPES[name] for name in domain]}
-    return {"field": EDGE_MARK, "type": "nominal", "title": title, "scale": scale}
+    return scaled(EDGE_MARK, {name: _SHAPES[name] for name in domain}, title)
 
 
 def scaled(field: str, values: Mapping[str, Any], title: Any = None, **legend: Any) -> Spec:

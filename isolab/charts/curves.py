@@ -13,7 +13,7 @@ from isolab.analysis.power_law import fit_power_law
 from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, edge_shape, log_axis, padded, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import EDGE_MARK, bound, duplicates, finite, origins, spread_of, thinned
+from isolab.charts.frames import EDGE_MARK, duplicates, extent, finite, keys_of, spread_of, thinned
 from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import BAND, DASH, LINE, POINT, spelled, title_of, value_text
 
@@ -27,7 +27,6 @@ def loss_curves(
     runs: pl.DataFrame,
     color: str = "optimizer",
     y: str = "validation",
-    seed: str = "seed",
     title: str = "Loss while training",
 ) -> Chart:
     """Draws losses against steps: a line through seed means and a band from lowest to highest.
@@ -36,34 +35,29 @@ def loss_curves(
     cross. The axis is cut above the losses of the first 10% of the steps; the subtitle says so.
 
     Args:
-        runs: a row per ``color`` and ``seed``, and ``origin`` where there is one (reduce a rate
-            sweep by :func:`~isolab.analysis.optimum.at_best_rate` first); list columns
-            ``curve_step`` and ``curve_validation_loss`` or ``curve_train_loss``.
+        runs: a row per ``color`` and ``seed`` (reduce a rate sweep by
+            :func:`~isolab.analysis.optimum.at_best_rate` first); list columns ``curve_step`` and
+            ``curve_validation_loss`` or ``curve_train_loss``.
         y: "validation" or "train".
 
     Raises:
-        ValueError: for an unknown ``y``, missing columns, no rows, or several runs a seed.
+        ValueError: for an unknown ``y``, or several runs a seed.
     """
     kinds = {"validation": "validation", "train": "training"}
     if y not in kinds:
         raise ValueError(f"unknown y {y!r}; known: {sorted(kinds)}")
-    keys = list(dict.fromkeys([color, *origins(runs)]))
-    points = _curve_points(runs, keys, seed, f"curve_{y}_loss")
-    look = look_of(points, color)
+    keys = keys_of(runs, color)
+    look = look_of(_curve_points(runs, keys, f"curve_{y}_loss"), color)
     points, groups = look.frame, list(look.columns)
     finished = points.filter(~pl.col("diverged"))
-    bands = spread_of(finished, [*groups, "step"], "loss")
-    highest, last = bound(points["loss"], "max", 1.0), bound(points["step"], "max", 0.0)
-    settled = finished.filter(pl.col("step") >= CUT * last)["loss"]
-    top = bound(settled, "max", default=highest)
-    lost = points.filter(pl.col("diverged")).sort(*groups, seed, "step")
-    ends = lost.group_by(*groups, seed, maintain_order=True).last()
-    ends = ends.with_columns(
-        pl.min_horizontal("loss", pl.lit(top)).alias("drawn"), pl.lit("diverged").alias(EDGE_MARK)
-    )
-    bands, lost = thinned(bands, "step"), thinned(lost, "step")
-    domain = padded(bound(points["loss"], "min", default=0.0), top)
-    loss_axis = axis("mean", f"{kinds[y]} loss (nats/token)", domain)
+    bands = thinned(spread_of(finished, [*groups, "step"], "loss"), "step")
+    (lowest, highest), last = extent(points["loss"], 0.0, 1.0), extent(points["step"], high=0.0)[1]
+    top = extent(finished.filter(pl.col("step") >= CUT * last)["loss"], high=highest)[1]
+    lost = points.filter(pl.col("diverged")).sort(*groups, "seed", "step")
+    ends = lost.group_by(*groups, "seed", maintain_order=True).last()
+    at_top = pl.min_horizontal("loss", pl.lit(top)).alias("drawn")
+    ends = ends.with_columns(at_top, pl.lit("diverged").alias(EDGE_MARK))
+    loss_axis = axis("mean", f"{kinds[y]} loss (nats/token)", padded(lowest, top))
     plot = Plot(axis("step", "step", format=",d"), loss_axis, look)
     of_mean = [*keys, ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f"), "seeds"]
     layers = plot.draw(bands, LINE)
@@ -76,38 +70,31 @@ def loss_curves(
     if not lost.is_empty():
         notes.append("Dashed: a diverged run, up to a cross at its last finite loss")
         path = LINE | {"strokeDash": DASH, "strokeWidth": 1.5}
-        apart = {"detail": [*look.columns, seed]}
-        layers += plot.draw(lost, path, 0.8, split=False, y="loss", **apart)
-        of_end = [*keys, seed, ("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
-        layers += plot.draw(
-            ends, {"type": "point", "size": 80, "strokeWidth": 2.5}, split=False, y="drawn",
-            shape=edge_shape(ends[EDGE_MARK]), tooltip=tips(*of_end),
-        )  # fmt: skip
+        each: Any = {"y": "loss", "detail": [*look.columns, "seed"]}
+        layers += plot.draw(thinned(lost, "step"), path, 0.8, split=False, **each)
+        of_end = [*keys, "seed", ("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
+        cross: Any = {"y": "drawn", "shape": edge_shape(ends[EDGE_MARK]), "tooltip": tips(*of_end)}
+        mark = {"type": "point", "size": 80, "strokeWidth": 2.5}
+        layers += plot.draw(ends, mark, split=False, **cross)
     return facets(points, layers, title, notes, look)
 
 
-def _curve_points(runs: pl.DataFrame, keys: list[str], seed: str, curve: str) -> pl.DataFrame:
+def _curve_points(runs: pl.DataFrame, keys: list[str], curve: str) -> pl.DataFrame:
     """Returns a row per finite loss of a curve, with ``diverged``: whether its run did."""
-    require_columns(runs, [*keys, seed, "curve_step", curve])
-    duplicates(runs, [*keys, seed], "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
+    each = [*keys, "seed"]
+    require_columns(runs, [*each, "curve_step", curve])
+    duplicates(runs, each, "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
     told = ["diverged"] if "diverged" in runs.columns else []
-    lists = runs.select(*keys, seed, *told, "curve_step", curve).explode("curve_step", curve)
-    points = finite(lists, [*keys, seed, "curve_step", *told], {"loss": curve})
-    failed = pl.col("loss").is_null().any().over(*keys, seed)
+    lists = runs.select(*each, *told, "curve_step", curve).explode("curve_step", curve)
+    points = finite(lists, [*each, "curve_step", *told], {"loss": curve})
+    failed = pl.col("loss").is_null().any().over(each)
     failed = failed | pl.col("diverged") if told else failed
     points = points.rename({"curve_step": "step"}).with_columns(failed.alias("diverged"))
     return spelled(points.filter(pl.col("loss").is_not_null()))
 
 
 def loss_vs_steps(
-    runs: pl.DataFrame,
-    color: str = "optimizer",
-    speedup: Speedup | None = None,
-    steps: str = "steps",
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    title: str = "Loss against length of the schedule",
+    runs: pl.DataFrame, color: str = "optimizer", speedup: Speedup | None = None
 ) -> Chart:
     """Draws final losses against horizons, each with its own full schedule and its best rate.
 
@@ -115,53 +102,51 @@ def loss_vs_steps(
     ``speedup``, a dashed line runs from the challenger's point to the baseline's curve.
 
     Args:
-        runs: a row per run; ``color``, ``steps``, ``rate``, ``loss``, ``seed`` and, where there is
-            one, ``origin`` ("reference" or "yours").
+        runs: a row per run; ``color``, ``steps``, ``learning_rate``, ``final_validation_loss`` and
+            ``seed``.
 
     Raises:
-        ValueError: for missing columns, no rows, or no horizon with a finite loss.
+        ValueError: for no horizon with a finite loss.
     """
-    keys = list(dict.fromkeys([color, *origins(runs)]))
-    require_columns(runs, [*keys, steps, rate, loss, seed])
+    steps, rate, loss = "steps", "learning_rate", "final_validation_loss"
+    keys = keys_of(runs, color)
+    require_columns(runs, [*keys, steps, rate, loss, "seed"])
     notes, best = [], []
     for values, its in runs.sort(*keys, steps).group_by([*keys, steps], maintain_order=True):
         try:
-            best.append(at_best_rate(its, [*keys, steps], rate, loss, seed))
+            best.append(at_best_rate(its, [*keys, steps]))
         except ValueError as error:
             who = ", ".join(map(value_text, values[:-1]))
             notes.append(f"{who} at {values[-1]} steps is not drawn: {error}")
     if not best:
         raise ValueError("no horizon can be drawn: " + ("; ".join(notes) or "the frame is empty"))
-    points = spelled(finite(pl.concat(best), [*keys, steps, rate, seed], {"loss": loss}))
+    points = spelled(finite(pl.concat(best), [*keys, steps, rate, "seed"], {"loss": loss}))
     look = look_of(points, color)
     points, groups = look.frame, list(look.columns)
-    means = (
-        points.group_by(*groups, steps)
-        .agg(pl.col("loss").mean().alias("mean"), pl.col(rate).first(), pl.len().alias("seeds"))
-        .sort(*groups, steps)
-    )
-    laws, fits = _laws(means, groups, steps)
+    mean, first = pl.col("loss").mean(), pl.col(rate).first()
+    means = spread_of(points, [*groups, steps], "loss", mean=mean, learning_rate=first)
+    laws, fits = _laws(means, groups)
     x = log_axis(steps, points[steps], f"{title_of(steps)} (log2 axis)", ",d")
-    domain = padded(bound(points["loss"], "min"), bound(points["loss"], "max"))
-    plot = Plot(x, axis("loss", title_of(loss), domain), look)
+    plot = Plot(x, axis("loss", title_of(loss), padded(*extent(points["loss"]))), look)
     where: list[Any] = [*keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
     layers = []
     if not laws.is_empty():
         layers += plot.draw(laws, LINE, 0.9, y="fitted", tooltip=tips(*keys, "law"))
-    layers += plot.draw(points, POINT, 0.5, tooltip=tips(*where, seed, ("loss", ".4f")))
+    layers += plot.draw(points, POINT, 0.5, tooltip=tips(*where, "seed", ("loss", ".4f")))
     of_mean = tips(*where, ("mean", ".4f", "mean loss"), "seeds")
-    mean = POINT | {"size": 90, "stroke": "white", "strokeWidth": 1}
-    layers += plot.draw(means, mean, y="mean", tooltip=of_mean)
+    dot = POINT | {"size": 90, "stroke": "white", "strokeWidth": 1}
+    layers += plot.draw(means, dot, y="mean", tooltip=of_mean)
     if speedup is not None and speedup.value is None:
         notes.append(f"No speedup: {speedup.reason}")
     elif speedup is not None:
-        layers += _speedup_layers(plot, speedup, steps)
+        layers += _speedup_layers(plot, speedup)
         fits = [f"Speedup in steps: {_speedup_text(speedup)}", *fits]
         notes += [speedup.reason] if speedup.reason else []
-    return facets(points, layers, title, [*look.note, *fits, *notes], look)
+    said = [*look.note, *fits, *notes]
+    return facets(points, layers, "Loss against length of the schedule", said, look)
 
 
-def _laws(means: pl.DataFrame, groups: list[str], steps: str) -> tuple[pl.DataFrame, list[str]]:
+def _laws(means: pl.DataFrame, groups: list[str]) -> tuple[pl.DataFrame, list[str]]:
     """Returns fitted curves, 60 points a group of 2 horizons or more, and what to say of them."""
     frames, notes = [], []
     for values, its in means.group_by(groups, maintain_order=True):
@@ -169,14 +154,14 @@ def _laws(means: pl.DataFrame, groups: list[str], steps: str) -> tuple[pl.DataFr
             continue
         who = ", ".join(value_text(v) for v, n in zip(values, groups, strict=True) if n != "series")
         try:
-            law = fit_power_law(its[steps].to_numpy(), its["mean"].to_numpy())
+            law = fit_power_law(its["steps"].to_numpy(), its["mean"].to_numpy())
         except ValueError as error:
             notes.append(f"{who}: {error}")
             continue
-        at = np.geomspace(bound(its[steps], "min"), bound(its[steps], "max"), 60)
+        at = np.geomspace(*extent(its["steps"]), 60)
         text = f"{law.limit:.3f} + {law.scale:.3g} T^-{law.exponent:.3f}"
         notes.append(f"{who}: L(T) = {text}, residual {law.residual:.4f} nats")
-        curve = pl.DataFrame({steps: at, "fitted": law.loss(at), "law": text})
+        curve = pl.DataFrame({"steps": at, "fitted": law.loss(at), "law": text})
         frames.append(curve.join(its.select(groups).head(1), how="cross"))
     return (pl.concat(frames) if frames else pl.DataFrame()), notes
 
@@ -190,22 +175,20 @@ def _speedup_text(speedup: Speedup) -> str:
     return f"{text} (95% interval {ends[0]} to {ends[1]})"
 
 
-def _speedup_layers(plot: Plot, speedup: Speedup, steps: str) -> list[Layer]:
+def _speedup_layers(plot: Plot, speedup: Speedup) -> list[Layer]:
     assert speedup.value is not None and speedup.baseline_steps is not None
     row = {
-        steps: float(speedup.challenger_steps),
+        "steps": float(speedup.challenger_steps),
         "to": speedup.baseline_steps,
         "middle": math.sqrt(speedup.challenger_steps * speedup.baseline_steps),
         "loss": speedup.challenger_loss,
         "label": f"{speedup.value:.2f}×",
         "speedup in steps": _speedup_text(speedup),
     }
-    tooltip = tips("speedup in steps", ("loss", ".4f"))
-    rows = pl.DataFrame([row])
+    rows, tooltip = pl.DataFrame([row]), tips("speedup in steps", ("loss", ".4f"))
     rule = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 2, "color": "#333333"}
     font: Any = {"dy": -11, "color": "#222222", "fontSize": 14}
-    where = {"x": "middle", "tooltip": tooltip}
     return [
         *plot.draw(rows, rule, None, x2="to", tooltip=tooltip),
-        *plot.labels(rows, "label", None, where, **font),
+        *plot.labels(rows, "label", None, x="middle", tooltip=tooltip, **font),
     ]

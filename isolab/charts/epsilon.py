@@ -12,7 +12,7 @@ import polars as pl
 from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, power_ticks, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
-from isolab.charts.frames import bound, duplicates, log_domain
+from isolab.charts.frames import duplicates, extent, log_domain
 from isolab.charts.heat import CELL, DASHES, Places, heat_map, places_of, top_loss
 from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import LINE, PANEL_HEIGHT, POINT, spelled, summarized, title_of, words
@@ -43,8 +43,7 @@ def loss_by_eps(
             ``eps``; drawn in the panels of their variant, and of their ``origin`` if they have one.
 
     Raises:
-        ValueError: for missing columns, no rows, two rows of a cell, an ``over`` that is not a
-            positive number, a negative eps, lines without panels of variants, lines whose variants
+        ValueError: for a negative eps, lines without panels of variants, lines whose variants
             have no panel, or a role of theirs that is unknown.
     """
     panel = panel_columns(rows, columns)
@@ -65,12 +64,8 @@ def loss_by_eps(
     curves = None if lines is None else _curves(lines, over, across, up)
     layers = heat_map(plot, placed, where, pixels, curves)
 
-    notes = []
-    if curves is not None:
-        notes.append(
-            "Black line: eps equals the root mean square of the gradient; right of it eps rules the"
-            " update."
-        )
+    rms = "eps equals the root mean square of the gradient"
+    notes = [] if curves is None else [f"Black line: {rms}; right of it eps rules the update."]
     found = cells.filter(pl.col("loss").is_finite())["loss"]
     if (found > (top := top_loss(found))).any():
         notes.append(f"Losses above {top:.2f} have the colour of {top:.2f}.")
@@ -128,11 +123,7 @@ def _curves(lines: pl.DataFrame, over: str, across: Places, up: Places) -> pl.Da
     return spelled(found).with_columns(pl.col("role").cast(pl.String))
 
 
-def root_histogram(
-    histogram: pl.DataFrame,
-    epsilons: Sequence[float] = (1e-8,),
-    title: str = "Adam's denominator √v against eps",
-) -> Chart:
+def root_histogram(histogram: pl.DataFrame, epsilons: Sequence[float] = (1e-8,)) -> Chart:
     """Draws how the second moments' roots are spread, by role and width, and where eps lies.
 
     A parameter left of a dashed line loses more than half of its update to that eps. What is
@@ -141,9 +132,6 @@ def root_histogram(
     Args:
         histogram: from :func:`isolab.measure.gradients.root_histogram`.
         epsilons: above 0.
-
-    Raises:
-        ValueError: for missing columns, no rows, two rows of a bin, or an eps that is not positive.
     """
     require_columns(histogram, ["width", "role", "log10_low", "log10_high", "count"])
     if histogram.is_empty():
@@ -162,7 +150,7 @@ def root_histogram(
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     ticks = power_ticks(low, high, 8)
     x = axis("log10", "√v (log10 axis)", [low, high], values=ticks, labelExpr=_TEN)
-    top = 1.12 * bound(shares["share"], "max")
+    top = 1.12 * extent(shares["share"])[1]
     y = axis("share", "share of parameters", [0, top], format="~%")
     plot = Plot(x, y, look_of(shares, "width"))
     outline = LINE | {"strokeWidth": 1.8, "interpolate": "step-after"}
@@ -170,14 +158,15 @@ def root_histogram(
     dashed = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": "#333333"}
     layers += plot.draw(rules, dashed, None, y=None)
     font: Any = {"color": "#333333", "fontSize": 11, "dx": 4, "align": "left"}
-    layers += plot.labels(rules, "name", None, {"y": 9}, **font)
+    layers += plot.labels(rules, "name", None, y=9, **font)
     of_zero = tips(("width", "d"), "role", ("share", ".2%", "exactly 0"))
     triangle = POINT | {"shape": "triangle-left", "size": 70}
     layers += plot.draw(zeros, triangle, x=7, tooltip=of_zero)
     notes = ["Left of a dashed line eps takes more than half of the update."]
     if not zeros.is_empty():
         notes.append("Triangle at the left edge: exactly 0, never a gradient.")
-    return facets(steps, layers, title, notes, plot.look, None, "role", PANEL_HEIGHT, zoom=False)
+    heading = "Adam's denominator √v against eps"
+    return facets(steps, layers, heading, notes, plot.look, None, "role", PANEL_HEIGHT, zoom=False)
 
 
 def _steps(shares: pl.DataFrame) -> pl.DataFrame:
@@ -200,9 +189,7 @@ def _steps(shares: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def damped_shares(
-    shares: pl.DataFrame, title: str = "Share of parameters that eps slows down"
-) -> Chart:
+def damped_shares(shares: pl.DataFrame) -> Chart:
     """Draws the share of parameters whose update eps more than halves, against eps, by width.
 
     Args:
@@ -210,7 +197,7 @@ def damped_shares(
             which slows nothing down, is left out.
 
     Raises:
-        ValueError: for missing columns, no eps above 0, or two shares of one width, role and eps.
+        ValueError: for no eps above 0.
     """
     require_columns(shares, ["width", "role", "eps", "share"])
     points = spelled(shares.filter((pl.col("eps") > 0) & pl.col("share").is_not_null()))
@@ -225,4 +212,5 @@ def damped_shares(
     tooltip = tips(("width", "d"), "role", ("eps", ".2~e"), ("share", ".2%"))
     layers = plot.draw(points, LINE, tooltip=tooltip)
     layers += plot.draw(points, POINT | {"size": 20}, 0.8, tooltip=tooltip)
-    return facets(points, layers, title, [], plot.look, None, "role", PANEL_HEIGHT)
+    heading = "Share of parameters that eps slows down"
+    return facets(points, layers, heading, [], plot.look, None, "role", PANEL_HEIGHT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -12,19 +13,20 @@ from isolab.charts.channels import axis, pixels, power_ticks, tips, width_axis
 from isolab.charts.figure import Chart, facets, panel_columns
 from isolab.charts.frames import (
     bars,
-    bound,
     duplicates,
-    origins,
+    extent,
+    keys_of,
     rate_interval_text,
     reach,
-    short_interval,
     with_intervals,
 )
 from isolab.charts.layers import Plot, look_of
-from isolab.charts.theme import LINE, POINT, fraction, signed, spelled, summarized, value_text
+from isolab.charts.theme import BAR, LINE, POINT, fraction, signed, spelled, summarized, value_text
 
-_LOGS = {"rate": "log_rate", "rate_low": "log_low", "rate_high": "log_high"}
-_TRIANGLES = {"low": ("lowest", "triangle-down"), "high": ("highest", "triangle-up")}
+_RATES = ("rate", "rate_low", "rate_high")
+_POWER = ("exponent", "exponent_low", "exponent_high", "intercept")
+_IN_GRID = {"low": "lowest", "high": "highest", None: "inside"}
+_SHAPES = {"low": "triangle-down", "high": "triangle-up", None: "circle"}
 _PANEL, _LINE = 190, 15  # pixels of a panel without texts, and of a line of text
 
 
@@ -34,7 +36,6 @@ def best_rate_vs_width(
     rows: str | None = None,
     columns: str | None = None,
     color: str = "rate_rule",
-    title: str = "Best learning rate against width",
 ) -> Chart:
     """Draws best rates with their intervals, the power law fitted to them, and theory's.
 
@@ -43,39 +44,35 @@ def best_rate_vs_width(
 
     Args:
         optima: a row per group and width, as of :func:`~isolab.analysis.optimum.optima`: ``width``,
-            ``rate``, ``rate_low``, ``rate_high``, ``edge``, and the group's columns: ``color``,
-            ``rows``, ``columns`` and, where there is one, ``origin`` ("reference" or "yours").
-        exponents: a row per group, as of :func:`~isolab.analysis.transfer.exponents`: the group's
-            columns, ``exponent``, ``exponent_low``, ``exponent_high``, ``intercept`` and, where
-            theory has one, ``theory``: its power of the width.
+            ``rate``, ``rate_low``, ``rate_high``, ``edge``, ``color``, ``rows`` and ``columns``.
+        exponents: a row per group, as of :func:`~isolab.analysis.transfer.exponents`:
+            ``exponent``, ``exponent_low``, ``exponent_high``, ``intercept`` and, where theory has
+            one, ``theory``: its power of the width.
 
     Raises:
-        ValueError: for missing columns, no rows, no rate at all, two rates of one group and width,
-            an unknown origin, or a width that is not positive.
+        ValueError: if no row has a rate.
     """
     panel = panel_columns(rows, columns)
-    keys = list(dict.fromkeys([*panel, color, *origins(optima)]))
-    require_columns(optima, [*keys, "width", "edge", *_LOGS])
-    logs = [pl.col(name).cast(pl.Float64).log(2).alias(log) for name, log in _LOGS.items()]
+    keys = keys_of(optima, *panel, color)
+    require_columns(optima, [*keys, "width", "edge", *_RATES])
+    logs = {name.replace("rate", "log"): pl.col(name).cast(pl.Float64).log(2) for name in _RATES}
     names = [*keys, "width", "edge", "rate"]
-    look = look_of(
-        spelled(with_intervals(optima.with_columns(logs), names, tuple(_LOGS.values()))), color
-    )
-    groups = list(dict.fromkeys([*panel, *look.columns]))
+    look = look_of(spelled(with_intervals(optima.with_columns(**logs), names, "log")), color)
+    groups = look.groups(panel)
     duplicates(look.frame, [*groups, "width"])
     points = look.apart(look.frame)
     x = width_axis(points["width"], points["at"])
     points, notes = _with_rates(points, keys)
-    laws = _laws(points, exponents, keys, groups, panel)
-    most = int(bound(laws["line"], "max", -1)) + 1
+    laws = _laws(points, exponents, groups, [n for n in groups if n in keys], panel)
+    most = int(extent(laws["line"], high=-1)[1]) + 1
     height = _PANEL + _LINE * most
     ends = laws.select("first", "last", "by_theory").unpivot()["value"].drop_nulls()
     bottom, top = reach(points, *ends, least=2.0)
     unit = (top - bottom) / (height - 26 - _LINE * most)
     low, high = bottom - unit * (18 + _LINE * most), top + unit * 8
     ticks = [2.0**k for k in power_ticks(math.ceil(bottom), math.floor(top))]
-    y = axis("rate", "best learning rate (log2 axis)", [2**low, 2**high], 2, format=".2~g",
-             values=ticks)  # fmt: skip
+    named = "best learning rate (log2 axis)"
+    y = axis("rate", named, [2**low, 2**high], 2, format=".2~g", values=ticks)
     plot = Plot(x, y, look)
     of_point = [*keys, ("width", "d"), ("rate", ".4~g", "best rate")]
     of_point += [("rates", "", "rate, 95% interval"), ("in_grid", "", "in the grid of rates")]
@@ -86,15 +83,13 @@ def best_rate_vs_width(
     dotted = LINE | {"strokeDash": [1.5, 3.5]}
     theory = _lines(laws, groups, "anchor", "by_theory")
     layers += plot.draw(theory, dotted, split=False, detail=list(look.columns))
-    layers += plot.draw(intervals, {"type": "rule", "clip": True, "strokeWidth": 2}, 0.55,
-                        y="low", y2="high")  # fmt: skip
+    layers += plot.draw(intervals, BAR, 0.55, y="low", y2="high")
     for (shape,), at in points.group_by(["shape"], maintain_order=True):
         mark = POINT | {"shape": shape, "size": 70, "strokeWidth": 2}
         layers += plot.draw(at, mark, tooltip=tips(*of_point))
     from_bottom = _LINE * (pl.col("lines").cast(int) - 1 - pl.col("line"))
     texts = laws.with_columns((height - 6 - from_bottom).alias("pixel"))
-    where = {"x": 7, "y": pixels("pixel")}
-    layers += plot.labels(texts, "text", channels=where, fontSize=11, align="left")
+    layers += plot.labels(texts, "text", x=7, y=pixels("pixel"), fontSize=11, align="left")
     said = []
     if exponents is not None:
         said = ["Line: a power law fitted to the best rates; below: its power [95% interval]."]
@@ -103,23 +98,18 @@ def best_rate_vs_width(
     if (points["in_grid"] != "inside").any():
         said.append("Triangle: the best rate is the lowest (down) or highest (up) of the grid.")
     said += [*look.note, *cut, *summarized(notes)]
-    return facets(points, layers, title, said, look, rows, columns, height)
+    heading = "Best learning rate against width"
+    return facets(points, layers, heading, said, look, rows, columns, height)
 
 
 def _with_rates(points: pl.DataFrame, keys: list[str]) -> tuple[pl.DataFrame, list[str]]:
     """Returns the points that have a rate, and what to say of widths without one."""
-    ends = points.select(pl.col("low", "high")).rows()
-    rates = [
-        rate_interval_text(*(None if e is None else 2**e for e in its)) if its != (None, None)
-        else "none"
-        for its in ends
-    ]  # fmt: skip
-    inside = {edge: name for edge, (name, _) in _TRIANGLES.items()}
-    shapes = {edge: shape for edge, (_, shape) in _TRIANGLES.items()}
+    ends = points.select(_power("low", "high")).rows()
+    texts = ["none" if its == (None, None) else rate_interval_text(*its) for its in ends]
     points = points.with_columns(
-        pl.col("edge").replace(inside).fill_null("inside").alias("in_grid"),
-        pl.col("edge").replace(shapes).fill_null("circle").alias("shape"),
-        pl.Series("rates", rates, dtype=pl.String),
+        pl.col("edge").replace_strict(_IN_GRID, return_dtype=pl.String).alias("in_grid"),
+        pl.col("edge").replace_strict(_SHAPES, return_dtype=pl.String).alias("shape"),
+        pl.Series("rates", texts, dtype=pl.String),
     ).sort(*keys, "width")
     none = points.filter(pl.col("value").is_null()).select(*keys, "width")
     notes = [
@@ -135,65 +125,55 @@ def _with_rates(points: pl.DataFrame, keys: list[str]) -> tuple[pl.DataFrame, li
 def _laws(
     points: pl.DataFrame,
     exponents: pl.DataFrame | None,
-    keys: list[str],
     groups: list[str],
-    panel: list[str],
+    on: list[str],
+    panel: Sequence[str],
 ) -> pl.DataFrame:
-    """Returns a row per group: its line's ends, theory's end (log2 of rates), and its text.
+    """Returns a row per group with a law or theory's: its line's ends, theory's end, and its text.
 
-    ``line`` numbers the texts of a panel, ``lines`` counts them.
+    Ends are log2 of rates. ``line`` numbers the texts of a panel, ``lines`` counts them.
     """
-    power = ["exponent", "exponent_low", "exponent_high", "intercept", "theory"]
     if exponents is None:
-        exponents = points.select(groups).head(0).with_columns(
-            pl.lit(None, pl.Float64).alias(name) for name in power
-        )  # fmt: skip
-    else:
-        require_columns(exponents, [*keys, *power[:-1]])
-        duplicates(exponents, keys)
-        exponents = spelled(exponents)
+        schema = {name: points.schema[name] for name in on}
+        exponents = pl.DataFrame(schema=schema | dict.fromkeys(_POWER, pl.Float64))
+    require_columns(exponents, [*on, *_POWER])
+    duplicates(exponents, on)
     if "theory" not in exponents.columns:
-        exponents = exponents.with_columns(pl.lit(None, pl.Float64).alias("theory"))
-    on = [name for name in groups if name in keys]
-    its = exponents.select(*on, *power, pl.lit(True).alias("fitted")).with_columns(
-        pl.col(name).cast(points.schema[name]) for name in on
-    )
+        exponents = exponents.with_columns(theory=pl.lit(None, pl.Float64))
+    its = spelled(exponents).select(*on, *_POWER, "theory")
+    its = its.with_columns(pl.col(name).cast(points.schema[name]) for name in on)
     at, width = pl.col("at"), pl.col("width").log(2)
+    places = {"at_first": at.first(), "at_last": at.last(), "anchor": pl.col("value").first()}
     ends = points.group_by(groups, maintain_order=True).agg(
-        at.first().alias("at_first"),
-        at.last().alias("at_last"),
-        width.first().alias("from"),
-        width.last().alias("to"),
-        pl.col("value").first().alias("anchor"),
+        **places, start=width.first(), end=width.last()
     )
-    start, slope = pl.col("intercept"), pl.col("exponent")
-    laws = ends.join(its, on=on, how="left", maintain_order="left").with_columns(
-        (start + slope * pl.col("from")).alias("first"),
-        (start + slope * pl.col("to")).alias("last"),
-        (pl.col("anchor") + pl.col("theory") * (pl.col("to") - pl.col("from"))).alias("by_theory"),
+    start, slope, octaves = pl.col("intercept"), pl.col("exponent"), pl.col("end") - pl.col("start")
+    laws = ends.join(its, on=on, how="inner", maintain_order="left").with_columns(
+        first=start + slope * pl.col("start"),
+        last=start + slope * pl.col("end"),
+        by_theory=pl.col("anchor") + pl.col("theory") * octaves,
     )
     texts = [_law_text(row) for row in laws.iter_rows(named=True)]
-    laws = laws.with_columns(pl.Series("text", texts, dtype=pl.String))
-    counted = pl.lit(0).alias("panel") if not panel else pl.concat_str(panel).alias("panel")
-    laws = laws.filter(pl.col("text") != "").sort(groups).with_columns(counted)
+    whole = pl.concat_str(panel) if panel else pl.lit(0)
+    laws = laws.with_columns(pl.Series("text", texts, dtype=pl.String), whole.alias("panel"))
     # The fit's own columns may be infinite, and are in the text.
-    return laws.drop(*power, "fitted").with_columns(
-        pl.int_range(pl.len()).over("panel").alias("line"), pl.len().over("panel").alias("lines")
+    return (
+        laws.drop(*_POWER, "theory")
+        .sort(groups)
+        .with_columns(line=pl.int_range(pl.len()).over("panel"), lines=pl.len().over("panel"))
     )
 
 
 def _law_text(row: dict[str, Any]) -> str:
     """Returns the fitted power with its interval, and theory's."""
-    if row["fitted"] is None:
-        return ""
-    parts = ["no fit"]
+    text = "no fit"
     if row["exponent"] is not None:
-        interval = short_interval(row["exponent_low"], row["exponent_high"])
-        parts = [signed(row["exponent"]) + interval]
-    if row["theory"] is not None:
-        parts.append(f"theory {fraction(row['theory'])}")
-    yours = "yours: " if row.get("origin") == "yours" else ""
-    return yours + ", ".join(parts)
+        bounds = [row["exponent_low"], row["exponent_high"]]
+        known = [end is not None and math.isfinite(end) for end in bounds]
+        ends = [signed(end) if its else "open" for end, its in zip(bounds, known, strict=True)]
+        text = signed(row["exponent"]) + (f" [{', '.join(ends)}]" if any(known) else "")
+    theory = "" if row["theory"] is None else f", theory {fraction(row['theory'])}"
+    return "yours: " * (row.get("origin") == "yours") + text + theory
 
 
 def _lines(laws: pl.DataFrame, groups: list[str], begin: str, end: str) -> pl.DataFrame:

@@ -71,10 +71,9 @@ def facets(
     Args:
         frame: tells which panels there are; a pair of values that it lacks says "no rows".
         layers: what is drawn, over all panels.
-        title: of the chart; ``notes`` stand below it.
+        title, notes: of the chart, and what stands below it.
         look: whose legend selects series.
-        rows: column whose values go down, or None; they are drawn in sorted order.
-        columns: column whose values go across, or None.
+        rows, columns: columns whose sorted values go down and across, or None.
         height: of a panel, in pixels.
         zoom: whether axes can be panned and zoomed.
     """
@@ -110,8 +109,7 @@ def figure(
     Args:
         panels: from left to right, then down; one without a heading is the whole chart.
         notes: what the subtitle says, wrapped at ``letters``.
-        columns: how many panels stand side by side.
-        spacing: pixels between panels.
+        columns: how many panels stand side by side, ``spacing`` pixels apart.
         properties: of the chart, such as a description.
     """
     charts = [_layered(p, zoom, None if i else look) for i, p in enumerate(panels)]
@@ -124,27 +122,19 @@ def figure(
         return charts[0].properties(title=heading, **properties)
     gaps = spacing or {"row": 22, "column": 14}
     whole = alt.concat(*charts, columns=columns, align="each", spacing=gaps)
-    shared: alt.ConcatChart = whole.resolve_scale(
-        color="shared", shape="shared", strokeDash="shared"
-    )
-    return shared.properties(title=heading, **properties)
+    shared = dict.fromkeys(["color", "shape", "strokeDash"], "shared")
+    return whole.properties(title=heading, resolve=alt.Resolve(scale=shared), **properties)
 
 
 def specification(
-    layers: Sequence[Layer],
-    title: str,
-    notes: Sequence[str],
-    width: int,
-    height: int,
-    **properties: Any,
+    layers: Sequence[Layer], title: str, notes: Sequence[str], **properties: Any
 ) -> Spec:
     """Returns the layers as one chart in plain Vega-Lite, made without a check.
 
     For charts that are redrawn while a slider moves: :func:`figure` takes a hundred times as long.
     """
     heading = {"text": title, "subtitle": list(notes)}
-    size = {"width": width, "height": height}
-    return {"title": heading, **size, **properties, "layer": [its.to_dict() for its in layers]}
+    return {"title": heading, **properties, "layer": [its.to_dict() for its in layers]}
 
 
 def _layered(panel: Panel, zoom: bool, look: Look | None) -> alt.LayerChart:
@@ -159,15 +149,12 @@ def _layered(panel: Panel, zoom: bool, look: Look | None) -> alt.LayerChart:
     ]
     holder = next((i for i, layer in enumerate(layers) if _has_axes(layer)), 0)
     if look is not None:
-        fields = [look.color["field"]]
-        units[holder] = units[holder].add_params(
-            alt.selection_point(name=look.pick, fields=fields, bind="legend", toggle="true")
-        )
+        picked: Any = {"fields": [look.color["field"]], "bind": "legend", "toggle": "true"}
+        units[holder] = units[holder].add_params(alt.selection_point(name=look.pick, **picked))
     if zoom:
-        name, wheel = number_of("zoom"), "wheel![event.shiftKey]"
-        units[holder] = units[holder].add_params(
-            alt.selection_interval(name=name, bind="scales", zoom=wheel)
-        )
+        zoomed: Any = {"bind": "scales", "zoom": "wheel![event.shiftKey]"}
+        zooming = alt.selection_interval(name=number_of("zoom"), **zoomed)
+        units[holder] = units[holder].add_params(zooming)
     chart = alt.layer(*units)
     assert isinstance(chart, alt.LayerChart)  # not a facet: no layer has one
     chart = chart.properties(width=panel.width, height=panel.height)

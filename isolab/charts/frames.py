@@ -1,17 +1,16 @@
-"""Result frames made ready to draw: cleaned, checked, with intervals, best rates and edge marks."""
+"""Result frames made ready to draw: cleaned, checked, with intervals in numbers and in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from isolab.analysis.optimum import optimum
 from isolab.analysis.seeds import require_columns
-from isolab.charts.theme import NAMES, signed, value_text
+from isolab.charts.theme import NAMES, signed
 
 EDGE_MARK = "at the top edge"
 MAX_ROWS = 5000  # Altair's own limit for one data set
@@ -22,23 +21,21 @@ ORIGINS = tuple(NAMES["origin"])
 def finite(
     frame: pl.DataFrame,
     columns: Sequence[str],
-    values: dict[str, str],
+    values: Mapping[str, str],
     lossless: bool = False,
     zero: bool = False,
 ) -> pl.DataFrame:
     """Keeps ``columns`` and ``values`` (new name -> column), infinity and NaN turned into null.
 
-    Args:
-        lossless: raise instead, also at negative values, and at 0 unless ``zero``.
-
     Raises:
-        ValueError: for missing columns, no rows, or as ``lossless`` says.
+        ValueError: for missing columns, no rows and, where ``lossless``, a value that is not finite
+            and above 0 (or 0 where ``zero``).
     """
     require_columns(frame, [*columns, *values.values()])
     if frame.is_empty():
         raise ValueError("nothing to draw: the frame has no rows")
-    numbers = [pl.col(column).cast(pl.Float64) for column in values.values()]
-    clean = [pl.when(n.is_finite()).then(n).alias(name) for n, name in zip(numbers, values)]  # noqa: B905
+    numbers = {name: pl.col(column).cast(pl.Float64) for name, column in values.items()}
+    clean = [pl.when(its.is_finite()).then(its).alias(name) for name, its in numbers.items()]
     cleaned = frame.select(*dict.fromkeys(columns), *clean)
     for name, column in values.items() if lossless else ():
         low = pl.col(name) < 0 if zero else pl.col(name) <= 0
@@ -60,18 +57,18 @@ def duplicates(frame: pl.DataFrame, columns: Sequence[str], advice: str = "") ->
         raise ValueError(f"{count} runs share {row}: {advice}")
 
 
-def origins(frame: pl.DataFrame) -> list[str]:
-    """Returns the column by which rows of two origins must be told apart, or none.
+def keys_of(frame: pl.DataFrame, *columns: str) -> list[str]:
+    """Returns the columns, and "origin" where there is one, without repeats.
 
     Raises:
         ValueError: for a value of ``origin`` that is not one of :data:`ORIGINS`.
     """
     if "origin" not in frame.columns:
-        return []
+        return list(dict.fromkeys(columns))
     unknown = [v for v in frame["origin"].unique().to_list() if v not in ORIGINS]
     if unknown:
         raise ValueError(f"unknown origin {unknown[0]!r}; known: {list(ORIGINS)}")
-    return ["origin"]
+    return list(dict.fromkeys([*columns, "origin"]))
 
 
 def thinned(frame: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -84,12 +81,10 @@ def thinned(frame: pl.DataFrame, column: str) -> pl.DataFrame:
     return frame.join(some, on=column, how="semi", maintain_order="left")
 
 
-def bound(values: pl.Series, which: Literal["min", "max"], default: float = math.nan) -> float:
-    """Returns the lowest or highest number of a series, or ``default`` where it has none."""
-    numbers = values.cast(pl.Float64).drop_nulls()
-    if numbers.is_empty():
-        return default
-    return float(np.min(numbers.to_numpy()) if which == "min" else np.max(numbers.to_numpy()))
+def extent(values: pl.Series, low: float = math.nan, high: float = math.nan) -> tuple[float, float]:
+    """Returns the lowest and highest number of a series, or the defaults where it has none."""
+    numbers = values.cast(pl.Float64).drop_nulls().to_numpy()
+    return (float(np.min(numbers)), float(np.max(numbers))) if len(numbers) else (low, high)
 
 
 def ceiling(means: pl.Series, losses: pl.Series) -> float:
@@ -97,8 +92,8 @@ def ceiling(means: pl.Series, losses: pl.Series) -> float:
 
     It would where it lies more than 5 times as far above the lowest mean as the median mean does.
     """
-    highest = bound(losses, "max", default=1.0)
-    best = bound(means, "min", default=highest)
+    highest = extent(losses, high=1.0)[1]
+    best = extent(means, low=highest)[0]
     middle = float(np.median(means.to_numpy())) if len(means) else highest
     return min(highest, best + 5 * (middle - best)) if middle > best else highest
 
@@ -113,38 +108,37 @@ def log_domain(column: str, values: pl.Series) -> list[float]:
     bad = levels.filter(levels.is_null() | ~levels.is_finite() | (levels <= 0))
     if len(bad):
         raise ValueError(f"{column} must be positive and finite, got {bad[0]}")
-    low, high = bound(levels, "min"), bound(levels, "max")
+    low, high = extent(levels)
     pad = (high / low) ** 0.05 if high > low else 1.5
     return [low / pad, high * pad]
 
 
 def decades(values: pl.Series, low: float = 1e-3, high: float = 1e-1) -> tuple[int, int]:
     """Returns the powers of ten around positive values, or around the defaults; one apart."""
-    bottom = math.floor(math.log10(bound(values, "min", low)))
-    return bottom, max(math.ceil(math.log10(bound(values, "max", high))), bottom + 1)
+    first, last = extent(values, low, high)
+    bottom = math.floor(math.log10(first))
+    return bottom, max(math.ceil(math.log10(last)), bottom + 1)
 
 
 def with_intervals(
-    frame: pl.DataFrame, columns: Sequence[str], ends: Sequence[str], digits: int = 4
+    frame: pl.DataFrame, columns: Sequence[str], name: str, digits: int = 4
 ) -> pl.DataFrame:
     """Keeps ``columns`` and adds ``value``, ``low``, ``high`` and ``interval`` (in words).
 
-    ``ends`` names the columns of a value and of its interval's ends. Numbers that are not finite
-    are null; ``lost`` says that the value itself is infinite or NaN, ``bar`` that an end is known.
-    A null or empty ``note`` becomes "none".
+    They are the columns ``name``, ``name``_low and ``name``_high. Numbers that are not finite are
+    null; ``lost`` says that the value itself is infinite or NaN, ``bar`` that an end is known. A
+    null or empty ``note`` becomes "none".
 
     Raises:
         ValueError: for missing columns or no rows.
     """
-    value, low, high = ends
-    cleaned = finite(frame, columns, {"value": value, "low": low, "high": high})
-    ends_of = cleaned.select("low", "high").rows()
-    texts = [interval_text(low, high, digits) for low, high in ends_of]
+    ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+    cleaned = finite(frame, columns, ends)
+    texts = [interval_text(a, b, digits) for a, b in cleaned.select("low", "high").rows()]
     if "note" in cleaned.columns:
-        note = pl.col("note").fill_null("").replace("", "none")
-        cleaned = cleaned.with_columns(note)
+        cleaned = cleaned.with_columns(pl.col("note").fill_null("").replace("", "none"))
     return cleaned.with_columns(
-        frame[value].cast(pl.Float64).is_finite().not_().fill_null(False).alias("lost"),
+        frame[name].cast(pl.Float64).is_finite().not_().fill_null(False).alias("lost"),
         pl.Series("interval", texts, dtype=pl.String),
         (pl.col("low").is_not_null() | pl.col("high").is_not_null()).alias("bar"),
     )
@@ -159,19 +153,6 @@ def interval_text(low: float | None, high: float | None, digits: int) -> str:
     """
     ends = [signed(end, digits) if end is not None else "open" for end in (low, high)]
     return " to ".join(ends) if low is not None or high is not None else "none"
-
-
-def short_interval(low: float | None, high: float | None) -> str:
-    """Returns an interval in brackets, or nothing where both ends are open.
-
-    Example:
-        >>> short_interval(-1.25, -0.75), short_interval(None, 1.0), short_interval(None, None)
-        (' [−1.25, −0.75]', ' [open, 1]', '')
-    """
-    ends = [None if end is None or not math.isfinite(end) else end for end in (low, high)]
-    if ends == [None, None]:
-        return ""
-    return " [" + ", ".join("open" if end is None else signed(end) for end in ends) + "]"
 
 
 def rate_interval_text(low: float | None, high: float | None) -> str:
@@ -191,8 +172,7 @@ def reach(frame: pl.DataFrame, *others: float, least: float = 0.0) -> tuple[floa
         return 0.0, 1.0
     bottom, top = min(values), max(values)
     span = max(top - bottom, 0.05 * abs(top), least, 1e-6)
-    low = bound(frame["low"], "min", default=bottom)
-    high = bound(frame["high"], "max", default=top)
+    low, high = extent(frame["low"], low=bottom)[0], extent(frame["high"], high=top)[1]
     return max(min(low, bottom), bottom - span), min(max(high, top), top + span)
 
 
@@ -207,88 +187,9 @@ def bars(frame: pl.DataFrame, bottom: float, top: float) -> tuple[pl.DataFrame, 
 
 
 def spread_of(
-    points: pl.DataFrame,
-    on: Sequence[str],
-    value: str,
-    count: str = "seeds",
-    middle: Literal["mean", "median"] = "mean",
+    points: pl.DataFrame, on: Sequence[str], value: str, count: str = "seeds", **middle: pl.Expr
 ) -> pl.DataFrame:
-    """Returns a row per group: mean or median, ``low`` and ``high`` of a column, and a count."""
+    """Returns a row per group: ``mean`` or what is named, ``low``, ``high`` and a count."""
     its = pl.col(value)
-    center = its.mean() if middle == "mean" else its.median()
-    ends = its.min().alias("low"), its.max().alias("high")
-    rows = points.group_by(on).agg(center.alias(middle), *ends, pl.len().alias(count))
-    return rows.sort(on)
-
-
-def seed_means(points: pl.DataFrame, groups: Sequence[str], x: str) -> pl.DataFrame:
-    """Returns means of ``loss`` over seeds; ``segment`` numbers the parts between lost seeds."""
-    return (
-        points.group_by(*groups, x)
-        .agg(pl.col("loss").mean().alias("mean"), pl.col("loss").is_null().any().alias("diverged"))
-        .sort(*groups, x)
-        .with_columns(pl.col("diverged").cum_sum().over(groups).alias("segment"))
-        .filter(~pl.col("diverged"))
-    )
-
-
-def best_rates(
-    points: pl.DataFrame, groups: Sequence[str], rate: str, seed: str
-) -> tuple[pl.DataFrame, list[str]]:
-    """Returns a row per group that has an optimum, and what to say of the others.
-
-    ``low`` and ``high`` are the ends of the rate's interval within the grid: the rate itself where
-    one seed says nothing of it.
-    """
-    first, last = bound(points[rate], "min"), bound(points[rate], "max")
-    rows, notes = [], []
-    for values, its in points.sort(groups).group_by(groups, maintain_order=True):
-        named = dict(zip(groups, values, strict=True))
-        who = ", ".join(value_text(v, name) for name, v in named.items() if name != "series")
-        try:
-            best = optimum(its.with_columns(pl.col("loss").fill_null(math.inf)), rate, "loss", seed)
-        except ValueError as error:
-            notes.append(f"No best rate for {who}: {error}")
-            continue
-        if best.edge:
-            end = "lowest" if best.edge == "low" else "highest"
-            notes.append(f"{who}: the best rate is the {end} of the grid.")
-        low, high = best.rate_interval if best.seeds > 1 else (best.rate, best.rate)
-        interval = rate_interval_text(*best.rate_interval)
-        row: dict[str, Any] = {
-            rate: best.rate,
-            "loss": best.loss,
-            "low": max(low, first),
-            "high": min(high, last),
-        }
-        row |= {"interval": interval if best.seeds > 1 else "none: one seed"}
-        row |= {"grid_rate": best.grid_rate, "seeds": best.seeds, "edge": best.edge}
-        rows.append(named | row | {"note": best.note or "none"})
-    schema: dict[str, Any] = {name: points.schema[name] for name in groups}
-    schema |= dict.fromkeys([rate, "loss", "low", "high"], pl.Float64) | {"interval": pl.String}
-    schema |= {"grid_rate": pl.Float64, "seeds": pl.Int64, "edge": pl.String, "note": pl.String}
-    return pl.DataFrame(rows, schema=schema), notes
-
-
-def edge_marks(
-    points: pl.DataFrame, groups: Sequence[str], lines_of: Sequence[str], x: str, seed: str,
-    top: float,
-) -> tuple[pl.DataFrame, int]:  # fmt: skip
-    """Returns a mark per group and ``x`` with runs beyond the axis, and the number of its lines.
-
-    ``lines_of`` names the columns of a series, which has a ``line`` of its own, the same in every
-    panel. ``seeds`` lists the seeds, ``of`` counts all, ``loss`` is the mean of those above.
-    """
-    lost = pl.when(pl.col("loss").is_null()).then(pl.lit("diverged"))
-    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(EDGE_MARK)
-    marks = (
-        points.with_columns(kind, pl.len().over([*groups, x]).alias("of"))
-        .filter(pl.col(EDGE_MARK).is_not_null())
-        .group_by(*groups, x, EDGE_MARK, "of")
-        .agg(
-            pl.col(seed).sort().cast(pl.String).str.join(", ").alias("seeds"), pl.col("loss").mean()
-        )
-        .sort(*groups, x, EDGE_MARK)
-    )
-    order = marks.select(lines_of).unique().sort(lines_of).with_row_index("line")
-    return marks.join(order, on=lines_of, how="left", maintain_order="left"), len(order)
+    ends: dict[str, Any] = {"low": its.min(), "high": its.max(), count: pl.len()}
+    return points.group_by(on).agg(**(middle or {"mean": its.mean()}), **ends).sort(on)

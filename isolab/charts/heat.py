@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.charts.channels import scaled, tips
-from isolab.charts.frames import bound, ceiling
+from isolab.charts.channels import axis, scaled, tips
+from isolab.charts.frames import ceiling, extent
 from isolab.charts.layers import Layer, Plot
 from isolab.charts.theme import LINE, Spec
 
@@ -66,9 +66,7 @@ class Places:
             label = f"abs(datum.value - {tick!r}) < 1e-6 ? '{name}' : {label}"
         look: Spec = {"values": ticks, "labelExpr": label, "grid": False, "labelOverlap": crowded}
         look |= {"tickCount": len(ticks), "labelFontSize": 10, "labelSeparation": 1}
-        scale = {"domain": list(self.ends), "nice": False, "zero": False}
-        channel = {"field": field, "type": "quantitative", "title": title, "scale": scale}
-        return channel | {"axis": look if ticks else None}
+        return axis(field, title, self.ends, **look) | ({} if ticks else {"axis": None})
 
 
 def places_of(values: pl.Series, name: str, log: Any, text: str, zero: bool = False) -> Places:
@@ -98,11 +96,12 @@ def places_of(values: pl.Series, name: str, log: Any, text: str, zero: bool = Fa
 
 def top_loss(losses: pl.Series) -> float:
     """Returns the loss that has the last colour."""
-    return max(ceiling(losses, losses), bound(losses, "min", 0.0) + SPAN)
+    return max(ceiling(losses, losses), extent(losses, low=0.0)[0] + SPAN)
 
 
-def heat_map(plot: Plot, cells: pl.DataFrame, where: list[Any], pixels: float,
-             lines: pl.DataFrame | None) -> list[Layer]:  # fmt: skip
+def heat_map(
+    plot: Plot, cells: pl.DataFrame, where: list[Any], pixels: float, lines: pl.DataFrame | None
+) -> list[Layer]:
     """Returns a map of losses: coloured cells with numbers, lost cells with crosses, and lines.
 
     Args:
@@ -115,18 +114,18 @@ def heat_map(plot: Plot, cells: pl.DataFrame, where: list[Any], pixels: float,
     """
     lost = cells.filter(~pl.col("loss").is_finite()).drop("loss")
     found = cells.filter(pl.col("loss").is_finite())
-    low, high = bound(found["loss"], "min", 0.0), top_loss(found["loss"])
+    low, high = extent(found["loss"], low=0.0)[0], top_loss(found["loss"])
     number = pl.col("loss").map_elements(lambda loss: f"{loss:.2f}", return_dtype=pl.String)
     light = (pl.col("loss") - low) / (high - low) > 0.45  # of viridis, reversed
     found = found.with_columns(
         light.alias("light"), pl.concat_str(number, "suffix").alias("number")
     )
     scheme = {"scheme": "viridis", "reverse": True, "domain": [low, high], "clamp": True}
-    shade = {"field": "loss", "type": "quantitative", "title": ["final loss", "(nats/token)"]}
+    shade: Spec = {"field": "loss", "type": "quantitative", "title": ["final loss", "(nats/token)"]}
     ends: Spec = {"x2": "right", "y2": "top"}
     more = [("loss", ".4f"), "seeds"] if "seeds" in cells.columns else []
-    layers = plot.draw(found, _BOX, color=shade | {"scale": scheme}, tooltip=tips(*where, *more),
-                       **ends)  # fmt: skip
+    shade["scale"] = scheme
+    layers = plot.draw(found, _BOX, color=shade, tooltip=tips(*where, *more), **ends)
     more = ["diverged"] if "diverged" in lost.columns else []
     grey = _BOX | {"fill": "#D9D9D9"}
     layers += plot.draw(lost, grey, tooltip=tips(*where, *more), **ends)
@@ -138,12 +137,8 @@ def heat_map(plot: Plot, cells: pl.DataFrame, where: list[Any], pixels: float,
     room = found.filter((pl.col("right") - pl.col("left")) * pixels >= CELL)
     for is_light, (ink, around) in _INK.items():
         its = room.filter(pl.col("light") == is_light)
-        halo: Spec = {
-            "stroke": around,
-            "strokeWidth": 2,
-            "strokeOpacity": 0.5,
-            "strokeJoin": "round",
-        }
+        halo: Spec = {"stroke": around, "strokeWidth": 2, "strokeOpacity": 0.5}
+        halo["strokeJoin"] = "round"
         for look in [*([halo] if lines is not None else []), {"color": ink}]:
             text: Spec = {"type": "text", "fontSize": 10, **look}
             layers += plot.draw(its, text, text="number", **middle)

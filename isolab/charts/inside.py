@@ -10,7 +10,7 @@ import polars as pl
 
 from isolab.charts.channels import axis, names_axis, scaled, tips
 from isolab.charts.figure import Chart, Panel, figure
-from isolab.charts.frames import bound, decades, finite
+from isolab.charts.frames import decades, extent, finite
 from isolab.charts.layers import Plot
 from isolab.charts.theme import LINE, NAMED_COLOURS, OTHER_COLOURS, POINT, Spec
 
@@ -27,7 +27,7 @@ _LEGEND: dict[str, Any] = {
 }  # fmt: skip
 
 
-def layers_inside(frame: pl.DataFrame, title: str | None = None) -> Chart:
+def layers_inside(frame: pl.DataFrame) -> Chart:
     """Draws, per layer from the input down, how far a step moves it and along its inputs or not.
 
     Left: root mean square of a step's change over that of the parameter; right: the change's
@@ -36,14 +36,15 @@ def layers_inside(frame: pl.DataFrame, title: str | None = None) -> Chart:
     Args:
         frame: ``step``, ``layer``, ``role``, ``relative_update`` and ``alignment``, a row per
             layer, as ``layers`` of :class:`isolab.measure.inside.Inside`.
-        title: in place of the step.
 
     Raises:
-        ValueError: for missing columns, no rows, or rows of several steps.
+        ValueError: for rows of several steps.
     """
     values = {"size": "relative_update", "alignment": "alignment"}
     points = finite(frame, ["step", "layer", "role"], values)
-    step = _only_step(points)
+    steps = points["step"].unique().sort().to_list()
+    if len(steps) != 1:
+        raise ValueError(f"the frame has steps {steps}; allowed: one look, of one step")
     notes = ["At the peak rate. Right: 1/2, no alignment; 1, full."]
     if len(points) > _MOST_LAYERS:
         points = points.filter(pl.col("role") != "vector")
@@ -85,13 +86,13 @@ def layers_inside(frame: pl.DataFrame, title: str | None = None) -> Chart:
         panels.append(Panel(heading, plot.rules(rules, "x") + dots, width, height))
     ends = points.sort("size", nulls_last=True)
     description = (
-        f"Per layer after {step} steps: relative size of a step's change, and its alignment."
+        f"Per layer after {steps[0]} steps: relative size of a step's change, and its alignment."
         f" Smallest change {_named(ends, 0)}; largest {_named(ends.drop_nulls('size'), -1)}."
     )
-    return _small(panels, title or f"Inside the layers, step {step}", notes, description, 8)
+    return _small(panels, f"Inside the layers, step {steps[0]}", notes, description, 8)
 
 
-def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: str = "") -> Chart:
+def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
     """Draws eigenvalues of each hidden matrix's two factors, over the largest, by their place.
 
     A steep line: few directions hold all of what enters the layer (or of its gradients), and a step
@@ -101,11 +102,10 @@ def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: st
     Args:
         frame: ``layer``, ``side``, ``index`` and ``eigenvalue``, as ``spectra`` of
             :class:`isolab.measure.inside.Inside`.
-        title: of the chart.
         note: said below the title, such as what was left out.
 
     Raises:
-        ValueError: for missing columns, no rows, or no eigenvalue that is finite.
+        ValueError: for no eigenvalue that is finite.
     """
     points = finite(frame, ["layer", "side", "index"], {"eigenvalue": "eigenvalue"})
     points = points.filter(pl.col("eigenvalue").is_not_null())
@@ -126,7 +126,7 @@ def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: st
     color = scaled("matrix", hues, **_LEGEND | stroke)
     legend = _LEGEND | stroke | black | {"titleFontSize": 10}
     look: Spec = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
-    largest = bound(points["index"], "max")
+    largest = extent(points["index"])[1]
     places = [2.0**k for k in range(0, 12, 2) if 2.0**k <= largest]
     x = axis("index", "place", [1.0, max(largest, 2.0)], 2, values=places, format="~g")
     powers = [10.0**k for k in range(round(math.log10(_LEAST)), 1, 2)]
@@ -148,10 +148,9 @@ def spectra(frame: pl.DataFrame, title: str = "Spectra of the factors", note: st
     counts = wide.agg(pl.col("index").max())["index"]
     description = (
         "Eigenvalues of the input and output factors of hidden matrices, falling with their place."
-        f" From {bound(counts, 'min', 0):.0f} to {bound(counts, 'max', 0):.0f} eigenvalues of a"
-        " factor are a hundredth of its largest or more."
-    )
-    return _small(panels, title, notes, description, 10)
+        " From {:.0f} to {:.0f} eigenvalues of a factor are a hundredth of its largest or more."
+    ).format(*extent(counts, 0, 0))
+    return _small(panels, "Spectra of the factors", notes, description, 10)
 
 
 def _small(
@@ -160,13 +159,6 @@ def _small(
     """Returns panels side by side that fit beside each other below the lab."""
     return figure(panels, title, notes, None, len(panels), zoom=False, letters=54,
                   spacing=spacing, description=description)  # fmt: skip
-
-
-def _only_step(points: pl.DataFrame) -> int:
-    steps = points["step"].unique().sort().to_list()
-    if len(steps) != 1:
-        raise ValueError(f"the frame has steps {steps}; allowed: one look, of one step")
-    return int(steps[0])
 
 
 def _thinned(points: pl.DataFrame) -> pl.DataFrame:

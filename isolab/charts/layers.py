@@ -15,10 +15,12 @@ from typing import Any
 import polars as pl
 
 from isolab.charts.channels import POSITIONS, channel, edge_shape, pixels, scaled
-from isolab.charts.frames import EDGE_MARK, ORIGINS, origins
+from isolab.charts.frames import EDGE_MARK, ORIGINS, keys_of
 from isolab.charts.theme import (
+    BAR,
     DASH,
     DASHED,
+    LINE,
     ORIGIN_RAMPS,
     POINT,
     TEXT,
@@ -28,6 +30,7 @@ from isolab.charts.theme import (
     words,
 )
 
+Rows = pl.DataFrame | Sequence[Mapping[str, Any]]
 _APART = 0.09  # octaves between series at one width
 # Equal parameters of two charts that are shown side by side would be linked.
 _NUMBERS = itertools.count(1)
@@ -37,7 +40,7 @@ _NUMBERS = itertools.count(1)
 class Layer:
     """One mark, its rows (a frame or plain dicts) and their encoding."""
 
-    rows: pl.DataFrame | Sequence[Mapping[str, Any]]
+    rows: Rows
     mark: Spec
     encoding: Spec
 
@@ -75,6 +78,10 @@ class Look:
         """What to say of the two origins."""
         return ["Dashed and hollow: reference runs; solid and filled: yours."] if self.both else []
 
+    def groups(self, panel: Sequence[str], *more: str) -> list[str]:
+        """Returns the columns that tell the series of all panels apart, and others."""
+        return list(dict.fromkeys([*panel, *self.columns, *more]))
+
     def at(self, opacity: float) -> Spec:
         """Returns the channels of colour and of an opacity that falls where others are picked."""
         faded = {"condition": {"param": self.pick, "value": opacity}, "value": min(opacity, 0.07)}
@@ -108,7 +115,7 @@ def look_of(frame: pl.DataFrame, color: str, **legend: Any) -> Look:
     Names have their own colours; numbers are shades from dark to light, of two origins shades of
     blue (reference) and orange (yours).
     """
-    both = bool(origins(frame)) and frame["origin"].n_unique() == 2
+    both = "origin" in keys_of(frame) and frame["origin"].n_unique() == 2
     columns = tuple(dict.fromkeys([color, *(["origin"] if both else [])]))
     numbers = frame.schema[color].is_numeric()
     if numbers and both:
@@ -154,7 +161,7 @@ class Plot:
 
     def draw(
         self,
-        rows: pl.DataFrame | Sequence[Mapping[str, Any]],
+        rows: Rows,
         mark: Spec,
         opacity: float | None = 1.0,
         split: bool = True,
@@ -182,6 +189,13 @@ class Plot:
             parts = [*self.look.parts(rows, mark)]
         return [Layer(its, look, encoding) for its, look in parts]
 
+    def means(
+        self, rows: pl.DataFrame, tooltip: list[Spec], size: float, **line: Any
+    ) -> list[Layer]:
+        """Returns lines, with further channels of their own, and a point for each of the rows."""
+        dots = self.draw(rows, POINT | {"size": size}, tooltip=tooltip)
+        return self.draw(rows, LINE, **line) + dots
+
     def rules(self, values: Sequence[float], along: str = "y", **mark: Any) -> list[Layer]:
         """Returns dashed grey lines across the plot at values of an axis."""
         field = getattr(self, along)["field"]
@@ -202,25 +216,28 @@ class Plot:
     ) -> list[Layer]:
         """Returns a bar from ``low`` to ``high`` and a point for each series and place."""
         ends: Spec = {along: "low", f"{along}2": "high"}
-        rule = {"type": "rule", "clip": True, "strokeWidth": thick}
         return [
-            *self.draw(bars, rule, opacity, **ends, **channels),
+            *self.draw(bars, BAR | {"strokeWidth": thick}, opacity, **ends, **channels),
             *self.draw(points, POINT | {"size": size}, tooltip=tooltip, **channels),
         ]
 
     def labels(
-        self,
-        rows: pl.DataFrame | Sequence[Mapping[str, Any]],
-        text: str,
-        opacity: float | None = 1.0,
-        channels: Mapping[str, Any] | None = None,
-        **font: Any,
+        self, rows: Rows, text: str, opacity: float | None = 1.0, **options: Any
     ) -> list[Layer]:
-        """Returns texts on a white halo, so that they read over lines."""
+        """Returns texts on a white halo, so that they read over lines.
+
+        Args:
+            options: of the font, or the channels ``x``, ``y`` and ``tooltip``.
+        """
+        channels = {k: v for k, v in options.items() if k in ("x", "y", "tooltip")}
+        look = TEXT | {k: v for k, v in options.items() if k not in channels}
         halo: Spec = {"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}
-        looks = [TEXT | font | halo, TEXT | font]
-        its = {"text": text, **(channels or {})}
-        return [layer for look in looks for layer in self.draw(rows, look, opacity, **its)]
+        marks = [look | halo, look]
+        return [
+            layer
+            for mark in marks
+            for layer in self.draw(rows, mark, opacity, text=text, **channels)
+        ]
 
     def top_edge(
         self, marks: pl.DataFrame, tooltip: list[Spec], pitch: float = 12, size: float = 46
@@ -230,5 +247,5 @@ class Plot:
             return []
         rows = marks.with_columns((8 + pitch * pl.col("line")).alias("pixel"))
         mark: Spec = {"type": "point", "size": size, "strokeWidth": 1.8}
-        channels: Spec = {"y": pixels("pixel"), "shape": edge_shape(marks[EDGE_MARK])}
-        return self.draw(rows, mark, split=False, tooltip=tooltip, **channels)
+        shape = edge_shape(marks[EDGE_MARK])
+        return self.draw(rows, mark, split=False, tooltip=tooltip, y=pixels("pixel"), shape=shape)

@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
+from isolab.analysis.optimum import optimum
 from isolab.charts.channels import axis, log_axis, padded, spread, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_height
 from isolab.charts.frames import (
-    best_rates,
-    bound,
+    EDGE_MARK,
     ceiling,
     duplicates,
-    edge_marks,
+    extent,
     finite,
-    origins,
-    seed_means,
+    keys_of,
+    rate_interval_text,
 )
 from isolab.charts.layers import Layer, Plot, look_of
-from isolab.charts.theme import HEIGHT, LINE, POINT, WIDTH, Spec, spelled, summarized, title_of
+from isolab.charts.theme import (
+    HEIGHT,
+    LINE,
+    POINT,
+    WIDTH,
+    Spec,
+    spelled,
+    summarized,
+    title_of,
+    value_text,
+)
+
+RATE = "learning_rate"
+_LABEL = 13  # pixels that a line of labels takes
 
 
-def loss_vs_rate(
-    runs: pl.DataFrame,
-    color: str = "optimizer",
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    title: str = "Loss against learning rate",
-) -> Chart:
+def loss_vs_rate(runs: pl.DataFrame, color: str = "optimizer") -> Chart:
     """Draws a rate sweep: a point a run, a line through seed means, a diamond at the best rate.
 
     The diamond and its bar are :func:`~isolab.analysis.optimum.optimum`'s rate, loss and rate
-    interval; the rate stands below it. Otherwise as :func:`loss_by_width` in one panel.
-
-    Args:
-        runs: a row per run; ``color``, ``rate``, ``loss`` (+inf or NaN where diverged), ``seed``
-            and, where there is one, ``origin`` ("reference" or "yours").
-
-    Raises:
-        ValueError: as :func:`loss_by_width`.
+    interval; the rate stands below it. Otherwise, frame included, as :func:`loss_by_width`.
     """
-    return _sweep(runs, None, None, (color, rate, loss, seed), title, labelled=True)
+    title = "Loss against learning rate"
+    return _sweep(runs, None, None, color, "final_validation_loss", title, labelled=True)
 
 
 def loss_by_width(
@@ -51,9 +52,7 @@ def loss_by_width(
     rows: str | None = None,
     columns: str | None = None,
     color: str = "width",
-    rate: str = "learning_rate",
     loss: str = "final_validation_loss",
-    seed: str = "seed",
     title: str = "Loss against learning rate, by width",
 ) -> Chart:
     """Draws rate sweeps of several widths: a line through seed means, a diamond at the best rate.
@@ -64,58 +63,56 @@ def loss_by_width(
     rate is at an edge of the grid. All panels share their axes.
 
     Args:
-        runs: a row per run; ``color``, ``rate``, ``loss`` (+inf or NaN where diverged), ``seed``
-            and, where they are named, ``rows`` and ``columns``. With a column ``origin``
-            ("reference" or "yours") the reader's runs are shades of orange, solid and filled, and
-            the reference's shades of blue, dashed and hollow; ``color="origin"`` needs one width
-            in a panel.
-
-    Raises:
-        ValueError: for missing columns, no rows, two runs of one rate and seed, an unknown origin,
-            or a rate that is not a positive number.
+        runs: a row per run; ``color``, ``learning_rate``, ``loss`` (+inf or NaN where diverged),
+            ``seed``, ``rows`` and ``columns``. Widths of two origins are shades of blue and orange;
+            ``color="origin"`` needs one width in a panel.
     """
-    return _sweep(runs, rows, columns, (color, rate, loss, seed), title, labelled=False)
+    return _sweep(runs, rows, columns, color, loss, title, labelled=False)
 
 
 def _sweep(
     runs: pl.DataFrame,
     rows: str | None,
     columns: str | None,
-    names: tuple[str, str, str, str],
+    color: str,
+    loss: str,
     title: str,
     labelled: bool,
 ) -> Chart:
-    color, rate, loss, seed = names
     panel = panel_columns(rows, columns)
-    keys = list(dict.fromkeys([*panel, color, *origins(runs)]))
-    points = spelled(finite(runs, [*keys, rate, seed], {"loss": loss}))
-    look = look_of(points, color)
-    points = look.frame
-    groups = list(dict.fromkeys([*panel, *look.columns]))
-    duplicates(points, [*groups, rate, seed])
-    x = log_axis(rate, points[rate], f"{title_of(rate)} (log2 axis)")
-    means = seed_means(points, groups, rate)
-    best, notes = best_rates(points, groups, rate, seed)
+    keys = keys_of(runs, *panel, color)
+    look = look_of(spelled(finite(runs, [*keys, RATE, "seed"], {"loss": loss})), color)
+    points, groups = look.frame, look.groups(panel)
+    duplicates(points, [*groups, RATE, "seed"])
+    x = log_axis(RATE, points[RATE], f"{title_of(RATE)} (log2 axis)")
+    means = _seed_means(points, groups)
+    best, notes = _best_rates(points, groups)
     top = ceiling(means["mean"], points["loss"])
-    edge, lines = edge_marks(points, groups, look.columns, rate, seed, top)
-    bottom = bound(pl.concat([points["loss"], best["loss"]]), "min", default=0.0)
-    best = _labelled(best, rate, points[rate], top - bottom)
+    edge, lines = _edge_marks(points, groups, look.columns, top)
+    bottom = extent(pl.concat([points["loss"], best["loss"]]), low=0.0)[0]
+    best = _labelled(best, points[RATE], top - bottom)
     pitch, tall = min(12.0, 60 / max(lines, 1)), panel_height(points, panel)
-    below = 1 + int(bound(best["line"], "max", default=0)) if labelled else 0
+    below = 1 + int(extent(best["line"], high=0)[1]) if labelled else 0
     domain = padded(bottom, top, lines * pitch / 12, below, tall)
     plot = Plot(x, axis("loss", title_of(loss), domain), look)
-    where: list[Any] = [*keys, (rate, ".4~g")]
-    of_best = [*keys, (rate, ".4~g", "best rate"), ("loss", ".4f", "loss at the best rate")]
+    where: list[Any] = [*keys, (RATE, ".4~g")]
+    of_best = [*keys, (RATE, ".4~g", "best rate"), ("loss", ".4f", "loss at the best rate")]
     of_best += [("interval", "", "rate, 95% interval"), "seeds", "note"]
     of_best += [("grid_rate", ".4~g", "best rate of the grid")]
-    of_edge = [*where, "at the top edge", "seeds", ("of", "", "of seeds")]
+    of_edge = [
+        *where,
+        EDGE_MARK,
+        "seeds",
+        ("of", "", "of seeds"),
+        ("loss", ".4f", "their mean loss"),
+    ]
     joined = color == "width" and not labelled and points["width"].n_unique() > 1
 
     layers = plot.draw(means, LINE, y="mean", detail="segment")
     seen = points.filter(pl.col("loss") <= top)
     dot = POINT | {"size": 36 if labelled else 24}
-    layers += plot.draw(seen, dot, 0.6, tooltip=tips(*where, seed, ("loss", ".4f")))
-    layers += plot.top_edge(edge, tips(*of_edge, ("loss", ".4f", "their mean loss")), pitch)
+    layers += plot.draw(seen, dot, 0.6, tooltip=tips(*where, "seed", ("loss", ".4f")))
+    layers += plot.top_edge(edge, tips(*of_edge), pitch)
     if joined:
         path: Spec = {"detail": "origin"} if look.both else {}
         grey = LINE | {"strokeWidth": 1.5, "color": "#666666"}
@@ -126,7 +123,7 @@ def _sweep(
     layers += _diamonds(plot, best, tips(*of_best), 190 if labelled else 120)
     if labelled:
         for (align, line), its in best.group_by(["align", "line"], maintain_order=True):
-            layers += plot.labels(its, "label", dy=18 + 13 * int(str(line)), align=str(align))
+            layers += plot.labels(its, "label", dy=18 + _LABEL * int(str(line)), align=str(align))
     said = list(look.note)
     if not labelled:
         said.insert(0, "Diamond: the best rate" + ", joined in grey over the widths" * joined + ".")
@@ -150,20 +147,83 @@ def _diamonds(plot: Plot, best: pl.DataFrame, tooltip: list[Spec], size: int) ->
     return layers
 
 
-def _labelled(best: pl.DataFrame, rate: str, rates: pl.Series, span: float) -> pl.DataFrame:
+def _seed_means(points: pl.DataFrame, groups: Sequence[str]) -> pl.DataFrame:
+    """Returns means of ``loss`` over seeds; ``segment`` numbers the parts between lost seeds."""
+    return (
+        points.group_by(*groups, RATE)
+        .agg(mean=pl.col("loss").mean(), diverged=pl.col("loss").is_null().any())
+        .sort(*groups, RATE)
+        .with_columns(segment=pl.col("diverged").cum_sum().over(groups))
+        .filter(~pl.col("diverged"))
+    )
+
+
+def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
+    """Returns a row per group that has an optimum, and what to say of the others.
+
+    ``low`` and ``high`` are the ends of the rate's interval within the grid: the rate itself where
+    one seed says nothing of it.
+    """
+    first, last = extent(points[RATE])
+    rows, notes = [], []
+    for values, its in points.sort(groups).group_by(groups, maintain_order=True):
+        named = dict(zip(groups, values, strict=True))
+        who = ", ".join(value_text(v, name) for name, v in named.items() if name != "series")
+        try:
+            best = optimum(its.with_columns(pl.col("loss").fill_null(math.inf)), RATE, "loss")
+        except ValueError as error:
+            notes.append(f"No best rate for {who}: {error}")
+            continue
+        if best.edge:
+            end = "lowest" if best.edge == "low" else "highest"
+            notes.append(f"{who}: the best rate is the {end} of the grid.")
+        several = best.seeds > 1
+        low, high = best.rate_interval if several else (best.rate, best.rate)
+        interval = rate_interval_text(*best.rate_interval) if several else "none: one seed"
+        numbers = (best.rate, best.loss, max(low, first), min(high, last), best.grid_rate)
+        rows.append((*values, *numbers, interval, best.seeds, best.edge, best.note or "none"))
+    schema: dict[str, Any] = {name: points.schema[name] for name in groups}
+    schema |= dict.fromkeys([RATE, "loss", "low", "high", "grid_rate"], pl.Float64)
+    schema |= {"interval": pl.String, "seeds": pl.Int64, "edge": pl.String, "note": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row"), notes
+
+
+def _edge_marks(
+    points: pl.DataFrame, groups: Sequence[str], lines_of: Sequence[str], top: float
+) -> tuple[pl.DataFrame, int]:
+    """Returns a mark per group and rate with runs beyond the axis, and the number of its lines.
+
+    ``lines_of`` names the columns of a series, which has a ``line`` of its own, the same in every
+    panel. ``seeds`` lists the seeds, ``of`` counts all, ``loss`` is the mean of those above.
+    """
+    lost = pl.when(pl.col("loss").is_null()).then(pl.lit("diverged"))
+    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(EDGE_MARK)
+    seeds = pl.col("seed").sort().cast(pl.String).str.join(", ")
+    marks = (
+        points.with_columns(kind, pl.len().over([*groups, RATE]).alias("of"))
+        .filter(pl.col(EDGE_MARK).is_not_null())
+        .group_by(*groups, RATE, EDGE_MARK, "of")
+        .agg(seeds.alias("seeds"), pl.col("loss").mean())
+        .sort(*groups, RATE, EDGE_MARK)
+    )
+    order = marks.select(lines_of).unique().sort(lines_of).with_row_index("line")
+    return marks.join(order, on=lines_of, how="left", maintain_order="left"), len(order)
+
+
+def _labelled(best: pl.DataFrame, rates: pl.Series, span: float) -> pl.DataFrame:
     """Adds each best rate's label, how it is aligned, and the line on which it covers no other."""
-    first, last = bound(rates, "min"), bound(rates, "max")
+    first, last = extent(rates)
     octaves = max(math.log2(last / first), 1e-9)
     places = [
         (math.log2(at) / octaves * WIDTH, -loss / max(span, 1e-9) * HEIGHT)
-        for at, loss in best.select(rate, "loss").rows()
+        for at, loss in best.select(RATE, "loss").rows()
     ]
-    down = spread(places, 0.13 * WIDTH, 13)
-    lines = [math.ceil((y - at) / 13) for (_, at), y in zip(places, down, strict=True)]
+    down = spread(places, 0.13 * WIDTH, _LABEL)
+    lines = [math.ceil((y - at) / _LABEL) for (_, at), y in zip(places, down, strict=True)]
     aligned = {first: "left", last: "right"}  # so that no label is cut at the frame
     return best.with_columns(
-        pl.Series("label", [f"{v:.2g}" for v in best[rate]], dtype=pl.String)
+        pl.Series("label", [f"{v:.2g}" for v in best[RATE]], dtype=pl.String)
         + pl.when(pl.col("edge").is_null()).then(pl.lit("")).otherwise(pl.lit(" (edge)")),
-        pl.Series("align", [aligned.get(v, "center") for v in best[rate]], dtype=pl.String),
+        pl.Series("align", [aligned.get(v, "center") for v in best[RATE]], dtype=pl.String),
         pl.Series("line", lines, dtype=pl.Int64),
     )

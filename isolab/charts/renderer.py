@@ -3,31 +3,35 @@
 Altair's own renderers need the network, or JupyterLab refuses what they emit: it bundles Vega-Lite
 5.6 and knows the mimetype of version 5, while Altair 6 emits version 6. This one emits version 5
 for JupyterLab, and a PNG for notebooks that are re-opened untrusted and for exported pages.
+Pictures are cached on disk: drawing one takes 0.3 s, and a notebook holds dozens.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import altair as alt
+import vl_convert
 
-from isolab.charts.drawn import drawn, drawn_svg
-from isolab.charts.picture import size
+from isolab.charts.picture import size, smaller
 from isolab.charts.theme import CONFIG
+from isolab.results.cache import cached_bytes
 
 VEGALITE_MIME = "application/vnd.vegalite.v5+json"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 _NAME = "isolab"
+VEGALITE = "6.4"
+"""The version of Vega-Lite that draws pictures."""
+FOLDER = "pictures"
+"""Beneath the folder of runs."""
 SCALE = 2  # PNG pixels per chart pixel
 
 
 def enable_offline_renderer() -> None:
-    """Makes every Altair chart of this process show itself by :func:`offline_bundle`.
-
-    Calling it again changes nothing.
-    """
+    """Makes every Altair chart of this process show itself by :func:`offline_bundle`."""
     alt.renderers.register(_NAME, offline_bundle)
     alt.renderers.enable(_NAME)
 
@@ -63,8 +67,23 @@ def to_png(chart: alt.TopLevelMixin) -> bytes:
 
 
 def to_svg(spec: Mapping[str, Any]) -> str:
-    """Returns the SVG of a specification as :func:`offline_bundle` shows it."""
-    return drawn_svg(styled(spec))
+    """Returns the SVG of a specification, which takes a quarter of the time that a PNG takes."""
+    spec = styled(spec)
+    key = ["svg", spec, version("vl-convert-python")]
+    draw = vl_convert.vegalite_to_svg
+    return cached_bytes(FOLDER, key, lambda: draw(spec, vl_version=VEGALITE).encode()).decode()
+
+
+def drawn(spec: dict[str, Any], scale: int) -> bytes:
+    """Returns the PNG of a specification, from the disk where it was drawn before.
+
+    Args:
+        spec: the specification, its data in it.
+        scale: pixels of the picture per pixel of the chart.
+    """
+    key = ["png", spec, scale, version("vl-convert-python")]
+    draw = vl_convert.vegalite_to_png
+    return cached_bytes(FOLDER, key, lambda: smaller(draw(spec, vl_version=VEGALITE, scale=scale)))
 
 
 def styled(spec: Mapping[str, Any]) -> dict[str, Any]:

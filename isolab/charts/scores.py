@@ -10,7 +10,7 @@ import polars as pl
 from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, names_axis, padded, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure, panel_columns, panel_height
-from isolab.charts.frames import EDGE_MARK, bars, duplicates, origins, reach, with_intervals
+from isolab.charts.frames import EDGE_MARK, bars, duplicates, keys_of, reach, with_intervals
 from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import LINE, POINT, spelled, summarized, title_of
 
@@ -21,7 +21,6 @@ def ranking(
     frame: pl.DataFrame,
     by: Sequence[str] = ("parameterization", "rate_rule"),
     color: str = "rate_rule",
-    title: str = "",
 ) -> Chart:
     """Draws each rule's lowest loss with its interval, the lowest at the top.
 
@@ -29,26 +28,23 @@ def ranking(
 
     Args:
         frame: a row per rule at one width, as of :func:`~isolab.analysis.ranking.ranking`: ``by``,
-            ``color``, ``width``, ``rate``, ``loss``, ``loss_low``, ``loss_high``, ``note`` and,
-            where there is one, ``origin`` ("reference" or "yours").
+            ``color``, ``width``, ``rate``, ``loss``, ``loss_low``, ``loss_high`` and ``note``.
         by: columns that name a rule.
 
     Raises:
-        ValueError: for missing columns, no rows, several widths, or two rows of one rule.
+        ValueError: for several widths.
     """
-    keys = list(dict.fromkeys([*by, color, *origins(frame)]))
-    ends = ("loss", "loss_low", "loss_high")
-    require_columns(frame, [*keys, "width", "rate", *ends, "note"])
+    keys = keys_of(frame, *by, color)
+    require_columns(frame, [*keys, "width", "rate", "loss", "loss_low", "loss_high", "note"])
     widths = frame["width"].unique().sort().to_list()
     if len(widths) > 1:
         raise ValueError(f"a ranking is of one width, the frame has {widths}: keep one")
-    look = look_of(spelled(with_intervals(frame, [*keys, "width", "rate", "note"], ends)), color,
-                   orient="top", direction="horizontal")  # fmt: skip
+    points = spelled(with_intervals(frame, [*keys, "width", "rate", "note"], "loss"))
+    look = look_of(points, color, orient="top", direction="horizontal")
     duplicates(look.frame, keys)
     named = list(dict.fromkeys([*by, *(["origin"] if look.both else [])]))
-    points = look.frame.with_columns(
-        pl.concat_str([pl.col(n).cast(pl.String) for n in named], separator="; ").alias("name")
-    )
+    whole = pl.concat_str([pl.col(n).cast(pl.String) for n in named], separator="; ")
+    points = look.frame.with_columns(whole.alias("name"))
     ranked = points.filter(pl.col("value").is_not_null()).sort("value", "name")
     rest = points.filter(pl.col("value").is_null()).sort(pl.col("lost").not_(), "name")
     order = [*ranked["name"], *rest["name"]]
@@ -56,11 +52,9 @@ def ranking(
     texts += ["every rate diverged" if lost else "no runs at this width" for lost in rest["lost"]]
     bottom, top = reach(ranked)
     pad = 0.04 * (top - bottom)
-    domain = (bottom - pad, top + pad)
-    plot = Plot(
-        axis("value", title_of("final_validation_loss"), domain), names_axis("name", order), look
-    )
-    intervals, cut = bars(ranked, *domain)
+    x = axis("value", title_of("final_validation_loss"), (bottom - pad, top + pad))
+    plot = Plot(x, names_axis("name", order), look)
+    intervals, cut = bars(ranked, bottom - pad, top + pad)
     of_point = [*keys, ("value", ".4f", "loss at the best rate")]
     of_point += [("interval", "", "loss, 95% interval"), ("rate", ".4~g", "best rate"), "note"]
     layers = plot.intervals(intervals, ranked, tips(*of_point), "x", 0.5, 80, 3)
@@ -74,8 +68,8 @@ def ranking(
         notes.append("Cross at the right edge: every rate diverged.")
         cross = POINT | {"shape": "cross", "angle": 45, "size": 70}
         layers += plot.draw(lost, cross, x=_WIDTH - 8, split=False, tooltip=tips(*keys, "note"))
-    heading = title or f"Loss at the best rate, width {widths[0]:g}"
     panel = Panel("", layers, _WIDTH, max(20 * len(order), 60))
+    heading = f"Loss at the best rate, width {widths[0]:g}"
     return figure([panel], heading, notes, look, zoom=False)
 
 
@@ -84,22 +78,16 @@ def regrets(
     rows: str | None = None,
     columns: str | None = None,
     color: str = "rate_rule",
-    title: str = "What a transferred rate costs",
 ) -> Chart:
     """Draws the loss at the rate transferred from the smallest width, less the best loss there.
 
     Args:
         frame: a row per group and width, as of :func:`~isolab.analysis.transfer.regrets`:
             ``width``, ``regret`` (nats/token; +inf where the transferred rate diverges),
-            ``regret_low``, ``regret_high``, ``note``, and the group's columns: ``color``,
-            ``rows``, ``columns`` and, where there is one, ``origin`` ("reference" or "yours").
-
-    Raises:
-        ValueError: for missing columns, no rows, two rows of one group and width, an unknown
-            origin, or a width that is not positive.
+            ``regret_low``, ``regret_high``, ``note``, ``color``, ``rows`` and ``columns``.
     """
     what = ("regret", "regret (nats/token)", "the transferred rate diverges")
-    return _against_width(frame, rows, columns, color, title, what)
+    return _against_width(frame, rows, columns, color, "What a transferred rate costs", what)
 
 
 def sensitivities(
@@ -107,21 +95,17 @@ def sensitivities(
     rows: str | None = None,
     columns: str | None = "factor",
     color: str = "rate_rule",
-    title: str = "What a rate off the best one costs",
 ) -> Chart:
     """Draws how much the loss rises some factors off the best rate, against width.
 
     Args:
         frame: a row per group, width and factor, as of
             :func:`~isolab.analysis.transfer.sensitivities`: ``width``, ``increase`` (nats/token;
-            +inf where a side diverges), ``increase_low``, ``increase_high``, ``note``, and the
-            columns of :func:`regrets`, ``factor`` among them unless the frame has one factor only.
-
-    Raises:
-        ValueError: as :func:`regrets`.
+            +inf where a side diverges), ``increase_low``, ``increase_high``, ``note``, ``color``,
+            ``rows`` and ``columns``, ``factor`` among them unless the frame has only one.
     """
     what = ("increase", "rise of the loss (nats/token)", "a rate this far off diverges")
-    return _against_width(frame, rows, columns, color, title, what)
+    return _against_width(frame, rows, columns, color, "What a rate off the best one costs", what)
 
 
 def _against_width(
@@ -134,11 +118,10 @@ def _against_width(
 ) -> Chart:
     name, y_title, if_lost = what
     panel = panel_columns(rows, columns)
-    keys = list(dict.fromkeys([*panel, color, *origins(frame)]))
+    keys = keys_of(frame, *panel, color)
     require_columns(frame, [*keys, "width", "note"])
-    ends = (name, f"{name}_low", f"{name}_high")
-    look = look_of(spelled(with_intervals(frame, [*keys, "width", "note"], ends)), color)
-    duplicates(look.frame, [*panel, *look.columns, "width"])
+    look = look_of(spelled(with_intervals(frame, [*keys, "width", "note"], name)), color)
+    duplicates(look.frame, look.groups(panel, "width"))
     points = look.apart(look.frame).sort(*keys, "width")
     found, gone = points.filter(pl.col("value").is_not_null()), points.filter("lost")
     gone = gone.with_columns(pl.lit("diverged").alias(EDGE_MARK), pl.lit(0).alias("line"))

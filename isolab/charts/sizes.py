@@ -1,32 +1,55 @@
-"""Sizes of layers against width, their slopes, and alignment while training."""
+"""Sizes of layers and of their gradients against width, and alignment while training."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
-from isolab.charts.channels import axis, log_ticks, names_axis, tips, width_axis
-from isolab.charts.figure import Chart, facets, panel_columns
+from isolab.charts.channels import (
+    axis,
+    log_ticks,
+    names_axis,
+    offset_by,
+    spread,
+    tips,
+    width_axis,
+)
+from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
 from isolab.charts.frames import (
     bars,
-    bound,
     duplicates,
+    extent,
     finite,
-    origins,
+    keys_of,
+    log_domain,
     reach,
     spread_of,
     thinned,
     with_intervals,
 )
 from isolab.charts.layers import Look, Plot, look_of
-from isolab.charts.theme import BAND, CROSS, LINE, POINT, Spec, spelled, summarized
+from isolab.charts.theme import (
+    BAND,
+    CROSS,
+    LINE,
+    POINT,
+    Spec,
+    fraction,
+    signed,
+    spelled,
+    summarized,
+)
 
 _SIZES = {"activation": "activation_rms", "change": "change_rms"}
 _EDGE = {"0": "triangle-down", "not finite": CROSS}
 _RULES = (0.5, 1.0)  # no alignment, full alignment
+_HEIGHT = 250
+_POWER = 85  # pixels that a fitted power and theory's take
+_GRADIENTS = 260  # pixels that a panel of gradients is tall
 
 
 def coordinates(
@@ -44,18 +67,16 @@ def coordinates(
 
     Args:
         frame: a row per width, seed, step and layer, as of
-            :func:`isolab.measure.coordinates.coordinate_check`, with ``rows`` and ``columns``
-            where they are named; they may be "quantity" (size or change) and "step". Where there is
-            a column ``origin``, it is told apart.
+            :func:`isolab.measure.coordinates.coordinate_check`, with ``rows`` and ``columns``,
+            which may be "quantity" (size or change) and "step".
         step: which step to draw, unless ``rows`` or ``columns`` is "step"; None takes the last.
         color: "layer", dark at the input and light at the readout, or another column.
 
     Raises:
-        ValueError: for missing columns, no rows, a step that the frame lacks, two rows of one
-            layer, width, step and seed, or a width that is not positive.
+        ValueError: for a step that the frame lacks.
     """
     panel = panel_columns(rows, columns)
-    named = [n for n in (*panel, color, *origins(frame)) if n not in ("quantity", "layer")]
+    named = [n for n in keys_of(frame, *panel, color) if n not in ("quantity", "layer")]
     keys = list(dict.fromkeys([*named, "layer", "order", "width", "step", "seed"]))
     require_columns(frame, [*keys, *_SIZES.values()])
     frame, at = _at_step(frame, panel, step)
@@ -63,30 +84,29 @@ def coordinates(
     groups = list(dict.fromkeys([*panel, *named, "layer", "quantity", "width"]))
     duplicates(points, [*groups, "step", "seed"])
     look = _by_layer(points) if color == "layer" else look_of(points, color)
-    on = list(dict.fromkeys([*groups, *look.columns]))
-    means = look.frame.group_by(on, maintain_order=True).agg(
-        pl.col("size").log().mean().exp().alias("size"),
-        pl.col("size").min().alias("low"),
-        pl.col("size").max().alias("high"),
-        pl.len().alias("seeds"),
-        pl.when((pl.col("given") == 0).any()).then(pl.lit("0"))
-        .when(pl.col("size").is_null().any()).then(pl.lit("not finite")).alias("rms"),
-    )  # fmt: skip
+    size, given = pl.col("size"), pl.col("given")
+    not_finite = pl.when(size.is_null().any()).then(pl.lit("not finite"))
+    means = spread_of(
+        look.frame,
+        list(dict.fromkeys([*groups, *look.columns])),
+        "size",
+        mean=size.log().mean().exp(),
+        rms=pl.when((given == 0).any()).then(pl.lit("0")).otherwise(not_finite),
+    ).rename({"mean": "size"})
     edge, means = means.filter(pl.col("rms").is_not_null()), means.filter(pl.col("rms").is_null())
-    x, height = width_axis(points["width"]), 250
+    x = width_axis(points["width"])
     of_mean: list[Any] = [*(name for name in groups if name != "width"), ("width", "d")]
     numbers = [("size", ".4~g", "rms"), ("low", ".4~g", "lowest"), ("high", ".4~g"), "seeds"]
     layers = []
     for across in points[rows].unique().sort() if rows else [None]:  # a row shares its axis
         its, lost = ((f.filter(pl.col(rows) == across) if rows else f) for f in (means, edge))
-        low, high = bound(its["size"], "min", 0.1), bound(its["size"], "max", 10.0)
+        low, high = extent(its["size"], 0.1, 10.0)
         pad = max((high / low) ** 0.08, 1.3)
         ends = [low / pad, high * pad]
         y = axis("size", "rms (log10 axis)", ends, 10, format=".3~g", values=log_ticks(*ends))
         plot = Plot(x, y, look)
-        layers += plot.draw(its.sort(groups), LINE, detail="layer")
-        layers += plot.draw(its, POINT | {"size": 40}, tooltip=tips(*of_mean, *numbers))
-        for name, pixel in (("0", height - 7), ("not finite", 7)):
+        layers += plot.means(its, tips(*of_mean, *numbers), 40, detail="layer")
+        for name, pixel in (("0", _HEIGHT - 7), ("not finite", 7)):
             mark = {"type": "point", "shape": _EDGE[name], "size": 45, "strokeWidth": 2}
             gone = lost.filter(pl.col("rms") == name)
             layers += plot.draw(gone, mark, y=pixel, split=False, tooltip=tips(*of_mean, "rms"))
@@ -96,7 +116,7 @@ def coordinates(
     if (edge["rms"] != "0").any():
         notes.append("Cross at the top edge: not finite for a seed at least.")
     heading = title or f"Sizes of activations against width{at}"
-    return facets(points, layers, heading, [*notes, *look.note], look, rows, columns, height)
+    return facets(points, layers, heading, [*notes, *look.note], look, rows, columns, _HEIGHT)
 
 
 def coordinate_slopes(
@@ -105,51 +125,43 @@ def coordinate_slopes(
     columns: str | None = "quantity",
     step: int | None = None,
     color: str = "quantity",
-    title: str = "",
 ) -> Chart:
     """Draws each layer's slope of log size on log width with its interval, and a line at 0.
 
     Args:
         slopes: a row per layer, step and quantity, as of
-            :func:`isolab.measure.coordinates.slopes`, with ``rows``, ``columns`` and ``color``
-            where they are named, and ``origin`` where there is one.
+            :func:`isolab.measure.coordinates.slopes`, with ``rows``, ``columns`` and ``color``.
         step: as in :func:`coordinates`.
 
     Raises:
-        ValueError: for missing columns, no rows, a step that the frame lacks, or two rows of one
-            layer.
+        ValueError: for a step that the frame lacks.
     """
     panel = panel_columns(rows, columns)
-    keys = dict.fromkeys([*panel, color, *origins(slopes), "layer", "order", "step", "quantity"])
-    ends = ("slope", "slope_low", "slope_high")
-    require_columns(slopes, [*keys, *ends, "note"])
+    keys = keys_of(slopes, *panel, color, "layer", "order", "step", "quantity")
+    require_columns(slopes, [*keys, "slope", "slope_low", "slope_high", "note"])
     slopes, at = _at_step(slopes, panel, step)
-    points = spelled(with_intervals(slopes, [*keys, "note"], ends, digits=3)).sort("order")
+    points = spelled(with_intervals(slopes, [*keys, "note"], "slope", digits=3)).sort("order")
     look = look_of(points, color)
-    groups = list(dict.fromkeys([*panel, *look.columns, "layer"]))
+    groups = look.groups(panel, "layer")
     duplicates(points, groups, "name the column that differs as rows, columns or color")
     names = points["layer"].unique(maintain_order=True).to_list()
     found = points.filter(pl.col("value").is_not_null())
     bottom, top = reach(found, 0.0)
     pad = 0.06 * (top - bottom)
-    domain = (bottom - pad, top + pad)
-    intervals, cut = bars(found, *domain)
-    x = axis("value", "slope of log rms on log width", domain)
+    intervals, cut = bars(found, bottom - pad, top + pad)
+    x = axis("value", "slope of log rms on log width", (bottom - pad, top + pad))
     plot = Plot(x, names_axis("layer", names, labelLimit=220), look)
     apart = "origin" if look.both else color
-    hues = points[apart].unique().sort().to_list()
-    offset: Spec = {"yOffset": {"field": apart, "type": "nominal", "sort": hues,
-                          "scale": {"domain": hues}}}  # fmt: skip
-    of_slope = [*groups, ("value", ".3f", "slope"), ("interval", "", "95% interval")]
+    of_slope = tips(*groups, ("value", ".3f", "slope"), ("interval", "", "95% interval"))
     layers = plot.rules([0.0], "x")
-    layers += plot.intervals(intervals, found, tips(*of_slope), "x", thick=3, **offset)
+    offset = offset_by(apart, points[apart])
+    layers += plot.intervals(intervals, found, of_slope, "x", thick=3, **offset)
     notes = ["Bar: 95% interval over seeds. 0: the size does not depend on the width."]
-    none = points.filter(pl.col("value").is_null())
-    missing = [f"{layer}, {what}: {why}" for layer, what, why in
-               none.select("layer", "quantity", "note").rows()]  # fmt: skip
+    none = points.filter(pl.col("value").is_null()).select("layer", "quantity", "note")
+    missing = [f"{layer}, {what}: {why}" for layer, what, why in none.rows()]
     notes += [*cut, *look.note, *summarized(missing)]
-    height = max(len(names) * max(17, 9 * len(hues) + 5), 80)
-    heading = title or f"Slopes of sizes against width{at}"
+    height = max(len(names) * max(17, 9 * points[apart].n_unique() + 5), 80)
+    heading = f"Slopes of sizes against width{at}"
     return facets(points, layers, heading, notes, look, rows, columns, height, zoom=False)
 
 
@@ -158,7 +170,6 @@ def alignment(
     rows: str | None = "layer",
     columns: str | None = "kind",
     color: str = "width",
-    title: str = "Alignment while training",
 ) -> Chart:
     """Draws alignment exponents against steps: a line through means, a band lowest to highest.
 
@@ -168,13 +179,13 @@ def alignment(
     Args:
         frame: a row per width, seed, step, layer and kind, as of
             :func:`isolab.measure.alignment.measure`: ``step``, ``alignment`` (null where there is
-            none), ``color``, ``rows``, ``columns`` and, where there is one, ``origin``.
+            none), ``color``, ``rows`` and ``columns``.
 
     Raises:
-        ValueError: for missing columns, no rows, or no alignment that is finite.
+        ValueError: for no alignment that is finite.
     """
     panel = panel_columns(rows, columns)
-    keys = list(dict.fromkeys([*panel, color, *origins(frame)]))
+    keys = keys_of(frame, *panel, color)
     points = spelled(finite(frame, [*keys, "step"], {"alignment": "alignment"}))
     for name in panel:
         if points.schema[name] == pl.String:  # layers stay in the order of the frame
@@ -185,9 +196,9 @@ def alignment(
     if points.is_empty():
         raise ValueError("nothing to draw: no alignment of the frame is finite")
     look = look_of(points, color)
-    on = list(dict.fromkeys([*panel, *look.columns]))
-    means = thinned(spread_of(look.frame, [*on, "step"], "alignment", "values"), "step")
-    low, high = bound(means["low"], "min"), bound(means["high"], "max")
+    on = look.groups(panel, "step")
+    means = thinned(spread_of(look.frame, on, "alignment", "values"), "step")
+    low, high = extent(means["low"])[0], extent(means["high"])[1]
     domain = [min(low, _RULES[0]) - 0.05, max(high, _RULES[1]) + 0.05]
     ticks = [k / 4 for k in range(math.ceil(4 * domain[0]), math.floor(4 * domain[1]) + 1)]
     y = axis("mean", "alignment exponent", domain, values=ticks, format=".3~g")
@@ -195,22 +206,102 @@ def alignment(
     of_mean = [*keys, ("step", ",d"), ("mean", ".3f"), ("low", ".3f", "lowest")]
     of_mean += [("high", ".3f", "highest"), ("values", "", "values in the mean")]
     layers = plot.rules(_RULES) + plot.draw(means, BAND, 0.15, y="low", y2="high")
-    layers += plot.draw(means, LINE)
-    layers += plot.draw(means, POINT | {"size": 26}, tooltip=tips(*of_mean))
-    notes = [
-        "Line: mean; band: lowest to highest. Dashed: 1/2, no alignment, and 1, full alignment.",
-        *look.note,
-    ]
+    layers += plot.means(means, tips(*of_mean), 26)
+    rules = "Dashed: 1/2, no alignment, and 1, full alignment."
+    notes = [f"Line: mean; band: lowest to highest. {rules}", *look.note]
     if lost:
         notes.append(f"{lost} values are not finite and left out.")
     height = 110 if rows and points[rows].n_unique() > 3 else 170
-    return facets(points, layers, title, notes, look, rows, columns, height)
+    heading = "Alignment while training"
+    return facets(points, layers, heading, notes, look, rows, columns, height)
+
+
+def gradient_sizes(
+    gradients: pl.DataFrame,
+    exponents: pl.DataFrame,
+    rows: str | None = None,
+    columns: str | None = "parameterization",
+) -> Chart:
+    """Draws each role's gradient against width, log-log, and theory's slope beside it.
+
+    A point a seed, a line through their geometric means, and a thin dashed line of theory's slope
+    from the narrowest width. The number at a line's end is the fitted power of the width, theory's
+    in brackets; tooltips hold the interval.
+
+    Args:
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`.
+        exponents: from :func:`isolab.measure.gradients.gradient_exponents`, of the same frame.
+        rows, columns: "parameterization", "step", "origin" or None; one panel must hold one of
+            each. Both frames have ``origin`` where one has it.
+
+    Raises:
+        ValueError: for a gradient that is not positive and finite.
+    """
+    panel = panel_columns(rows, columns)
+    group = [*keys_of(gradients, "parameterization", "step"), "role"]
+    values = {"width": "width", "size": "gradient_rms"}
+    points = finite(gradients, [*group, "seed"], values, lossless=True)
+    duplicates(points, [*panel, "role", "width", "seed"], "name the column as rows or columns")
+    require_columns(exponents, [*group, "exponent", "exponent_low", "exponent_high", "theory"])
+    means = _with_powers(points, exponents, group)
+    points, means = spelled(points), spelled(means)
+    share = _POWER / (panel_pixels(points, columns) - _POWER)  # for powers, right of the lines
+    x = width_axis(points["width"], share=share)
+    domain = log_domain("gradient", pl.concat([points["size"], means["by theory"].drop_nulls()]))
+    y = axis("size", "rms of the gradient (log10 axis)", domain, 10, format=".0e", tickCount=6)
+    plot = Plot(x, y, look_of(points, "role"))
+    where = [*group, ("width", "d")]
+    of_mean = [*where, ("size", ".3~e", "geometric mean"), ("power", ".3f", "fitted power")]
+    of_mean += [("interval", "", "95% interval")]
+    layers = plot.draw(means, LINE, tooltip=tips(*of_mean))
+    dots, of_point = thinned(points, "width"), tips(*where, ("size", ".3~e"), "seed")
+    layers += plot.draw(dots, POINT | {"size": 22}, 0.55, tooltip=of_point)
+    theory = LINE | {"strokeWidth": 1.2, "strokeDash": [4, 3]}
+    layers += plot.draw(means, theory, 0.9, split=False, y="by theory")
+    ends = means.group_by(group, maintain_order=True).last()
+    for _, its in ends.group_by(panel or [pl.lit(0)], maintain_order=True):
+        decade = _GRADIENTS / math.log10(domain[1] / domain[0])  # in pixels
+        down = [(0.0, -math.log10(size) * decade) for size in its["size"]]
+        moved = [round(d - y) for d, (_, y) in zip(spread(down, 1, 13), down, strict=True)]
+        its = its.with_columns(pl.Series("dy", moved, dtype=pl.Int64))
+        for (dy,), at in its.group_by(["dy"], maintain_order=True):
+            layers += plot.labels(at, "text", dy=dy, dx=6, fontSize=11, align="left")
+    notes = [
+        "Point: a seed. Line: their geometric mean. Dashed: theory's slope, from the narrowest"
+        " width.",
+        "The number at a line's end is its power of the width, fitted, and by theory in brackets.",
+    ]
+    heading = "Root mean square of the gradient against width"
+    return facets(points, layers, heading, notes, plot.look, rows, columns, _GRADIENTS)
+
+
+def _with_powers(points: pl.DataFrame, exponents: pl.DataFrame, group: list[str]) -> pl.DataFrame:
+    """Returns geometric means over seeds, the fitted ``power``, its ``interval`` and ``text``."""
+    fits = exponents.select(*group, pl.col("^exponent.*$"), "theory")
+    first = [pl.col(name).first().over(group) for name in ("size", "width")]
+    ends = [(-pl.col(name)).round(2) for name in ("exponent_high", "exponent_low")]
+    means = (
+        points.group_by(*group, "width")
+        .agg(pl.col("size").log().mean().exp(), pl.len().alias("seeds"))
+        .sort(*group, "width")
+        .join(fits, on=group, how="left")
+        .with_columns(
+            (first[0] * (pl.col("width") / first[1]) ** -pl.col("theory")).alias("by theory"),
+            power=-pl.col("exponent"),
+            interval=pl.format("{} to {}", *ends),
+        )
+    )
+    texts = [
+        "no fit" if power is None else f"{signed(power)} ({fraction(-theory)})"
+        for power, theory in means.select("power", "theory").rows()
+    ]
+    return means.with_columns(pl.Series("text", texts, dtype=pl.String))
 
 
 def _steps(steps: pl.Series) -> Spec:
     """Returns a linear axis, or a logarithmic one that shows 0 where steps crowd at the start."""
     numbers = steps.unique().sort()
-    first, last = bound(numbers, "min"), bound(numbers, "max")
+    first, last = extent(numbers)
     middle = float(numbers[len(numbers) // 2])
     if last > 5 * max(middle, 1.0) and len(numbers) > 3:
         ticks = numbers.gather_every(math.ceil(len(numbers) / 6)).to_list()
@@ -236,7 +327,7 @@ def _sizes(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """Returns a row per size: ``given``, and ``size``, which is null unless positive and finite."""
     both = [
         finite(frame, keys, {"size": column}).with_columns(
-            frame[column].cast(pl.Float64).alias("given"), pl.lit(name).alias("quantity")
+            given=frame[column].cast(pl.Float64), quantity=pl.lit(name)
         )
         for name, column in _SIZES.items()
     ]
@@ -245,17 +336,14 @@ def _sizes(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     tidy = pl.concat(both).filter(known)
     layers = tidy.sort("order")["layer"].unique(maintain_order=True).to_list()
     return spelled(tidy).with_columns(
-        pl.when(pl.col("size") > 0).then("size").alias("size"),
-        pl.col("layer").cast(pl.Enum(layers)),
+        size=pl.when(pl.col("size") > 0).then("size"), layer=pl.col("layer").cast(pl.Enum(layers))
     )
 
 
 def _by_layer(points: pl.DataFrame) -> Look:
     """Returns layers from dark at the input to light at the readout."""
     names = points["layer"].unique().sort().to_list()
-    look = look_of(points, "layer")
     shades = {"domain": names, "scheme": {"name": "viridis", "extent": [0, 0.9]}}
     legend = {"symbolLimit": 0, "columns": math.ceil(len(names) / 24), "labelFontSize": 11}
     color = {"field": "layer", "type": "ordinal", "title": "layer, from the input on"}
-    return Look(look.frame, look.columns, look.both, color | {"scale": shades, "legend": legend},
-                look.pick)  # fmt: skip
+    return replace(look_of(points, "layer"), color=color | {"scale": shades, "legend": legend})

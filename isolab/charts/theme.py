@@ -27,16 +27,8 @@ OPTIMIZER_COLOURS = {
     "lion": "#8A8A00",
     "adafactor": "#000000",
 }
-OTHER_COLOURS = [
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#7F7F7F",
-]
+_OTHERS = ("adam", "isoadam", "muon", "adam_atan2", "iso", "adamw", "adafactor", "sgd")
+OTHER_COLOURS = [OPTIMIZER_COLOURS[name] for name in _OTHERS]
 VIRIDIS = ["#440154", "#414487", "#2A788E", "#22A884", "#7AD151", "#B8A000"]  # last darkened
 ORIGIN_RAMPS = {"reference": ("#08306B", "#6BAED6"), "yours": ("#7F2704", "#FD8D3C")}
 """First and last shade of numbers, where a chart shows both origins."""
@@ -63,22 +55,10 @@ NAMES = {
 }
 # Parameterizations, rate rules, roles and origins look the same in every chart too.
 NAMED_COLOURS = {
-    "standard": "#0072B2",
-    "NTK": "#D55E00",
-    "muP": "#009E73",
-    "mean-field": "#CC79A7",
-    "one global rate": "#000000",
-    "per layer, full alignment": "#D55E00",
-    "per layer, no alignment": "#0072B2",
-    "embedding": "#0072B2",
-    "hidden": "#D55E00",
-    "readout": "#009E73",
-    "vector": "#CC79A7",
-    "reference": "#0072B2",
-    "yours": "#D55E00",
-    "activation": "#0072B2",
-    "change since the start": "#D55E00",
-}
+    name: colour
+    for column in ("parameterization", "role", "origin", "quantity")
+    for name, colour in zip(NAMES[column].values(), OTHER_COLOURS, strict=False)
+} | dict(zip(NAMES["rate_rule"].values(), ("#000000", "#D55E00", "#0072B2"), strict=True))
 TITLES = {
     "final_validation_loss": "final validation loss (nats/token)",
     "final_train_loss": "final training loss (nats/token)",
@@ -90,7 +70,6 @@ TITLES = {
 
 WIDTH, HEIGHT = 480, 320
 PANEL_HEIGHT = 210
-_PANEL_WIDTHS = {1: WIDTH, 2: 320, 3: 210}  # by the number of columns; 210 for more
 
 LINE: Spec = {"type": "line", "clip": True, "strokeWidth": 2}
 BAND: Spec = {"type": "area", "clip": True, "line": False}
@@ -144,18 +123,13 @@ CONFIG: Spec = {
 }
 
 
-def panel_width(columns: int) -> int:
-    """Returns the pixels that a panel is wide, by the number of panels side by side."""
-    return _PANEL_WIDTHS.get(columns, 210)
+def panel_width(count: int) -> int:
+    """Returns the pixels that a panel is wide, of so many side by side."""
+    return {1: WIDTH, 2: 320}.get(count, 210)
 
 
 def words(column: str) -> str:
-    """Returns a column's name in words.
-
-    Example:
-        >>> words("learning_rate")
-        'learning rate'
-    """
+    """Returns a column's name in words."""
     return column.replace("_", " ")
 
 

@@ -31,12 +31,9 @@ def curve_points(steps: Iterable[int], losses: Iterable[float]) -> list[Spec]:
 
 
 def step_axis(last: int) -> Spec:
-    """Returns the axis of steps, with about five round ticks."""
-    rough = max(last / 5, 1)
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = max(round(next(unit * k for k in (1, 2, 2.5, 5, 10) if unit * k >= rough)), 1)
-    ticks = list(range(0, last + 1, step))
-    return _axis("step", "step", [-_LEFT * last, last * (1 + _ROOM)], ticks, ",d")
+    """Returns the axis of steps, with at least four round ticks."""
+    ends = [-_LEFT * last, last * (1 + _ROOM)]
+    return _axis("step", "step", ends, number_ticks(0, max(last, 4)), ",d")
 
 
 def power_axis(x: str, places: Sequence[float]) -> Spec:
@@ -61,8 +58,15 @@ def power_axis(x: str, places: Sequence[float]) -> Spec:
     return channel
 
 
-def _axis(field: str, title: str, ends: Sequence[float], ticks: Sequence[float], form: str) -> Spec:
-    return axis(field, title, ends, values=ticks, format=form, labelOverlap=True, grid=True)
+def _axis(
+    field: str,
+    title: str,
+    ends: Sequence[float],
+    ticks: Sequence[float],
+    form: str,
+    base: float | None = None,
+) -> Spec:
+    return axis(field, title, ends, base, values=ticks, format=form, labelOverlap=True, grid=True)
 
 
 def along(value: float | None, x: str) -> float | None:
@@ -84,8 +88,7 @@ def loss_axis(title: str, losses: Sequence[float], limit: float | None = None) -
         low, high = least * math.exp(-0.06 * span), most * math.exp(0.1 * span)
     top = high * (low / high) ** 0.03  # no tick at the very top, where a title begins
     ticks = number_ticks(low, top)
-    return axis("loss", title, [low, high], 10, values=ticks, format="~g", labelOverlap=True,
-                grid=True)  # fmt: skip
+    return _axis("loss", title, [low, high], ticks, "~g", 10)
 
 
 def ends_of(channel: Spec) -> tuple[float, float]:
@@ -111,9 +114,13 @@ def end_labels(plot: Plot, ends: Sequence[End]) -> list[Layer]:
 
 
 def edge_marks(
-    plot: Plot, marks: Sequence[tuple[float, str]], colour: str, opacity: float = 1,
-    above: bool = False, named: bool = True,
-) -> list[Layer]:  # fmt: skip
+    plot: Plot,
+    marks: Sequence[tuple[float, str]],
+    colour: str,
+    opacity: float = 1,
+    above: bool = False,
+    named: bool = True,
+) -> list[Layer]:
     """Returns crosses of diverged runs at the top edge, or triangles of what lies above the axis.
 
     Args:

@@ -49,6 +49,14 @@ _VARIANTS = {
     "Adam, eps per layer": "#E69F00",
     "Adam-atan2": OPTIMIZER_COLOURS["adam_atan2"],
 }
+_LEGEND = {
+    "orient": "bottom",
+    "direction": "horizontal",
+    "symbolType": "stroke",
+    "symbolStrokeWidth": 2.5,
+    "symbolSize": 300,
+    "columnPadding": 14,
+}
 _SOLID = [1, 0]
 _DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the other lines
 _CEILING = 1.8  # a rate chart ends at so many times its lowest loss, losses above it at its edge
@@ -144,13 +152,10 @@ def summary_view(
     colours = _line_colours(lines, line)
     others = itertools.cycle(_DASHES)
     dashes = {its.name: _SOLID if its is look.line else next(others) for its in lines}
-    legend = {
-        "orient": "bottom", "direction": "horizontal", "columns": 2 if line == "variant" else 4,
-        "title": "width" if line == "width" else None, "titleOrient": "left",
-        "symbolType": "stroke", "symbolStrokeWidth": 2.5, "symbolSize": 300, "columnPadding": 14,
-    }  # fmt: skip
-    hue = scaled("line", colours, **legend)
-    series = {"color": hue, "strokeDash": scaled("line", dashes, **legend)}
+    titled = {"title": "width" if line == "width" else None, "titleOrient": "left"}
+    legend = _LEGEND | titled | {"columns": 2 if line == "variant" else 4}
+    looks: Spec = {"color": colours, "strokeDash": dashes}
+    series = {name: scaled("line", its, **legend) for name, its in looks.items()}
     layers: list[Layer] = []
     for its in lines:
         layers += _stored_line(plot, its, x, its is look.line, colours[its.name], series)
@@ -174,10 +179,9 @@ def summary_view(
 def picture(left: Spec, right: Spec, heading: str) -> Spec:
     """Returns both charts side by side, for where no kernel is."""
     size = {"width": PLOT[0], "height": PLOT[1]}
-    panels = [
-        {name: spec[name] for name in ("title", "layer", "description")} | size
-        for spec in (left, right)
-    ]
+    panels = [{**spec, **size} for spec in (left, right)]
+    for panel in panels:
+        del panel["autosize"]
     # each panel has a scale of its own for what both call x, loss and line
     apart = dict.fromkeys(["color", "strokeDash"], "independent")
     return {"hconcat": panels, "title": heading, "spacing": 28, "resolve": {"scale": apart}}
@@ -187,9 +191,10 @@ def _chart(
     title: str, subtitle: list[str], plot: Plot, layers: list[Layer], about: list[str]
 ) -> Spec:
     nothing = plot.draw([{}], {"type": "point", "opacity": 0})  # shows the axes
-    fit: Spec = {"autosize": {"type": "fit", "contains": "padding"}}
+    fit: Spec = {"width": TOTAL[0], "height": TOTAL[1]}
+    fit |= {"autosize": {"type": "fit", "contains": "padding"}}
     description = " ".join([f"{title}.", *about])
-    return specification(layers or nothing, title, subtitle, *TOTAL, description=description, **fit)
+    return specification(layers or nothing, title, subtitle, description=description, **fit)
 
 
 def _curve(
@@ -208,12 +213,10 @@ def _stored_line(
         if cell.diverged:
             part += 1
             continue
-        place = along(cell.setting[x], x)
-        row = {
-            "line": line.name, "loss": round(cell.mean, 5), "part": part,
-            "low": round(min(cell.finite), 5), "high": round(max(cell.finite), 5),
-            "seeds": len(cell.losses), "value": choice(x, cell.setting[x]),
-        }  # fmt: skip
+        place, value = along(cell.setting[x], x), choice(x, cell.setting[x])
+        losses = {"loss": cell.mean, "low": min(cell.finite), "high": max(cell.finite)}
+        row = {"line": line.name, "part": part, "seeds": len(cell.losses), "value": value}
+        row |= {name: round(loss, 5) for name, loss in losses.items()}
         rows += [row | {"x": at} for at in (ends_of(plot.x) if place is None else [place])]
     band = [row for row in rows if row["seeds"] > 1]
     layers = []
@@ -224,8 +227,8 @@ def _stored_line(
     layers += plot.draw(rows, mark, detail="part", **series)
     if bold and line.cells[0].setting[x] is not None:
         dots = POINT | {"size": 40, "opacity": 1}
-        entries = tips("line", ("value", "", words(x)), ("loss", ".4f"), ("low", ".4f"),
-                       ("high", ".4f"), "seeds")  # fmt: skip
+        numbers = [(name, ".4f") for name in ("loss", "low", "high")]
+        entries = tips("line", ("value", "", words(x)), *numbers, "seeds")
         layers += plot.draw(rows, dots, color=series["color"], tooltip=entries)
     return layers + _edges(plot, line, x, colour, 1.0 if bold else 0.35)
 
@@ -249,12 +252,9 @@ def _marked(plot: Plot, now: float | None, text: str) -> list[Layer]:
     """Returns an upright line at the setting, with its value above the frame."""
     if now is None:
         return []
-    rows = [{"x": now, "value": text}]
-    rule = {"type": "rule", "strokeWidth": 1.5, "color": "#000000", "strokeDash": [3, 2]}
-    return [
-        *plot.draw(rows, rule, y=None),
-        *plot.draw(rows, TEXT | {"color": "#000000"}, y=-8, text="value"),
-    ]
+    rows, black = [{"x": now, "value": text}], {"color": "#000000"}
+    rule = {"type": "rule", "strokeWidth": 1.5, "strokeDash": [3, 2]} | black
+    return plot.draw(rows, rule, y=None) + plot.draw(rows, TEXT | black, y=-8, text="value")
 
 
 def _numbered(plot: Plot, runs: Sequence[RunState], x: str) -> list[Layer]:

@@ -1,7 +1,7 @@
 """Pictures of charts on disk; how the cache fails is in tests/results/test_cache.py."""
 
-import isolab.charts.drawn
-from isolab.charts.drawn import drawn, drawn_svg
+from isolab.charts import renderer
+from isolab.charts.renderer import drawn, to_svg
 
 
 def spec(value):
@@ -13,19 +13,19 @@ def spec(value):
 def test_a_picture_is_drawn_once_and_another_chart_anew(tmp_path, monkeypatch):
     calls = []
     for name in ("vegalite_to_png", "vegalite_to_svg"):
-        real = getattr(isolab.charts.drawn.vl_convert, name)
+        real = getattr(renderer.vl_convert, name)
 
         def counted(*arguments, real=real, **options):
             calls.append(arguments)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(isolab.charts.drawn.vl_convert, name, counted)
+        monkeypatch.setattr(renderer.vl_convert, name, counted)
     monkeypatch.setenv("ISOLAB_RUNS", str(tmp_path))
     first = drawn(spec(1), 1)
     assert first.startswith(b"\x89PNG") and drawn(spec(1), 1) == first
     assert len(calls) == 1
     assert drawn(spec(2), 1) != first and drawn(spec(1), 2) != first
     assert len(calls) == 3
-    svg = drawn_svg(spec(1))
-    assert svg.startswith("<svg") and drawn_svg(spec(1)) == svg
-    assert len(calls) == 4 and len(list((tmp_path / isolab.charts.drawn.FOLDER).iterdir())) == 4
+    svg = to_svg(spec(1))
+    assert svg.startswith("<svg") and to_svg(spec(1)) == svg
+    assert len(calls) == 4 and len(list((tmp_path / renderer.FOLDER).iterdir())) == 4
