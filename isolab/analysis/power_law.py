@@ -42,24 +42,14 @@ class PowerLaw:
     residual: float = 0.0
 
     def loss(self, steps: npt.ArrayLike) -> Array:
-        """Returns the loss after full schedules of ``steps`` steps, same shape.
-
-        Example:
-            >>> float(PowerLaw(1.0, 8.0, 0.5).loss(64))
-            2.0
-        """
+        """Returns the loss after full schedules of ``steps`` steps, same shape."""
         t = np.asarray(steps, dtype=np.float64)
         return np.asarray(self.limit + self.scale * t**-self.exponent)
 
     def steps(self, loss: float) -> float:
-        """Returns the steps that reach ``loss``; infinity at or below the limit.
-
-        Example:
-            >>> PowerLaw(1.0, 8.0, 0.5).steps(2.0)
-            64.0
-        """
-        limit, scale, exponent = (np.array([v]) for v in (self.limit, self.scale, self.exponent))
-        return float(inverse(limit, scale, exponent, np.array([loss]))[0])
+        """Returns the steps that reach ``loss``; infinity at or below the limit."""
+        values = (self.limit, self.scale, self.exponent, loss)
+        return float(inverse(*map(np.asarray, values)))
 
 
 def inverse(limit: Array, scale: Array, exponent: Array, loss: Array) -> Array:

@@ -151,15 +151,6 @@ def limits(runs: pl.DataFrame, by: Sequence[str], **options: Unpack[Options]) ->
         A row per group: limit with its interval (nats/token, not below 0), exponent (p) and widths
         (how many the fit counts; it can miss from four on). Nulls where fewer than three widths
         have a rate that did not diverge, or the loss does not fall with the width.
-
-    Example:
-        >>> from itertools import product
-        >>> runs = pl.DataFrame([
-        ...     {"optimizer": "adam", "width": n, "learning_rate": 2.0**x, "seed": 0,
-        ...      "final_validation_loss": 1.5 + 8 / n + 0.1 * (x + 5) ** 2}
-        ...     for n, x in product([32, 64, 128], range(-9, 0))])
-        >>> limits(runs, by=["optimizer"]).select(pl.col("limit", "exponent").round(4)).rows()
-        [(1.5, 1.0)]
     """
     rows = []
     for group in width_groups(runs, by, **options):

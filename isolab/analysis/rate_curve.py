@@ -92,15 +92,7 @@ class RateCurve:
         return float(2.0 ** self.best.x[0])
 
     def at(self, target: Array) -> Array:
-        """Returns (rows,) losses, each at its log2 rate of the (rows,) in ``target``.
-
-        NaN off the grid, inf where diverged.
-
-        Example:
-            >>> curve = RateCurve(32, np.array([-2.0, -1.0, 0.0]), np.array([[5.0, 2.0, 1.0]]))
-            >>> curve.at(np.array([-1.5])).item(), curve.at(np.array([0.5])).item()
-            (3.25, nan)
-        """
+        """Returns each row's loss at its log2 rate in ``target``, (rows,): NaN off the grid."""
         x, y, rows = self.x, self.losses, np.arange(len(self.losses))
         covered = (target >= x[0] - _ON_THE_GRID) & (target <= x[-1] + _ON_THE_GRID)
         if len(x) == 1:

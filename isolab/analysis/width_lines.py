@@ -55,11 +55,6 @@ def width_lines(sizes: Array, widths: Sequence[float]) -> WidthLines:
 
     Raises:
         ValueError: fewer than two widths, or a size that is not a positive number.
-
-    Example:
-        >>> lines = width_lines(np.array([[0.5, 0.25], [1.0, 0.5]]), [32, 64])
-        >>> lines.slopes.tolist(), lines.log2_width_at(0.125).tolist()
-        ([-1.0, -1.0], [7.0, 8.0])
     """
     if len(widths) < 2:
         raise ValueError(f"a slope needs at least 2 widths, got {list(widths)}: add widths")

@@ -23,13 +23,9 @@ NUMBERS = st.floats(-1e6, 1e6)
         ((1.1, 1.9), 1.1, "above", "inconclusive"),
         ((1.0, 1.1), 1.1, "above", "not reproduced"),
         ((1.2, math.inf), 1.1, "above", "reproduced"),
-        ((0.0, math.inf), 1.1, "above", "inconclusive"),
         ((-0.5, -0.1), 0.0, "below", "reproduced"),
-        ((0.1, 0.5), 0.0, "below", "not reproduced"),
-        ((-0.1, 0.5), 0.0, "below", "inconclusive"),
         ((-0.4, 0.9), 1.0, "within", "reproduced"),
         ((0.0, 0.0), 0.0, "within", "reproduced"),
-        ((1.1, 1.5), 1.0, "within", "not reproduced"),
         ((-1.5, -1.1), 1.0, "within", "not reproduced"),
         ((0.5, 1.5), 1.0, "within", "inconclusive"),
         ((-9.0, 9.0), 1.0, "within", "inconclusive"),
@@ -71,11 +67,9 @@ def test_a_wider_interval_never_decides_more(interval, threshold, more):
 
 def test_a_reason_forces_inconclusive():
     claim = Claim("q", 1.6, (1.4, 1.9), 1.1, inconclusive="the best rate is at the edge")
-    assert claim.verdict == "inconclusive"
-    assert claim.reason == "the best rate is at the edge"
+    assert (claim.verdict, claim.reason) == ("inconclusive", "the best rate is at the edge")
     nothing = Claim("q", None, None, 1.1, inconclusive="out of range")
-    assert nothing.verdict == "inconclusive"
-    assert "no number" in str(nothing)
+    assert nothing.verdict == "inconclusive" and "no number" in str(nothing)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +80,6 @@ def test_a_reason_forces_inconclusive():
         ({"interval": (1.0,)}, "interval must be a pair"),
         ({"measured": math.nan}, "measured is NaN"),
         ({"measured": "many"}, "measured must be a number, got 'many'"),
-        ({"measured": None}, "say in inconclusive why"),
         ({"interval": None}, "say in inconclusive why"),
         ({"threshold": math.nan}, "threshold is NaN"),
         ({"threshold": (0.0, 1.0)}, "only 'within' takes a pair"),
@@ -106,23 +99,15 @@ def test_impossible_claims_are_refused(changes, message):
 
 
 def test_one_block_says_everything():
-    claim = Claim(
-        "Does IsoAdam <reach> Adam's loss sooner?",
-        1.6234567,
-        (1.41, math.inf),
-        1.1,
-        unit="times",
-        source="Jackson, arXiv:2307.12979",
-        prediction="a speedup above 1.1",
-    )
+    more = {"source": "Jackson, arXiv:2307.12979", "prediction": "a speedup above 1.1"}
+    claim = Claim("Is it <sooner>?", 1.6234567, (1.41, math.inf), 1.1, unit="times", **more)
     bundle = claim._repr_mimebundle_()
     for text in (bundle["text/plain"], bundle["text/html"]):
         for part in ("1.623 times", "1.41 to ∞", "above 1.1 times", "arXiv:2307.12979"):
             assert part in text
         assert "reproduced" in text and "a speedup above 1.1" in text and "95% interval" in text
-    assert "&lt;reach&gt;" in bundle["text/html"]
-    assert "<reach>" not in bundle["text/html"]
     page = bundle["text/html"]
+    assert "&lt;sooner&gt;" in page and "<sooner>" not in page
     assert "background" not in page and " color:" not in page  # the theme's own, light or dark
 
 
@@ -133,5 +118,4 @@ def test_the_machine_readable_claim_is_strict_json(measured, interval):
     assert found["measured"] == measured
     assert found["interval"] == [None if math.isinf(v) else v for v in interval]
     assert (found["verdict"], found["reason"]) == (claim.verdict, claim.reason)
-    wanted = {"question", "measured", "interval", "threshold", "direction", "unit", "verdict"}
-    assert wanted | {"reason"} <= set(found)
+    assert {"question", "threshold", "direction", "unit"} <= set(found)

@@ -81,9 +81,8 @@ def test_decades_end_at_the_first_gap_on_either_side():
 
 def test_a_noisy_scale_is_not_surely_flat():
     away = pl.when(pl.col("loss_scale") < 1).then(0.05 * (pl.col("seed") - 1)).otherwise(0.0)
-    noisy = scaled({0: 0.0, -10: 0.0, -20: 0.0}).with_columns(
-        pl.col("final_validation_loss") + away
-    )
+    flat = scaled({0: 0.0, -10: 0.0, -20: 0.0})
+    noisy = flat.with_columns(pl.col("final_validation_loss") + away)
     # differences of -0.05, 0 and 0.05: their mean's interval is 0 +- 4.303 * 0.05 / sqrt(3)
     row = flat_decades(noisy, margin=0.12).row(0, named=True)
     assert row["decades"] == pytest.approx(20 * math.log10(2)) and row["decades_low"] == 0.0
@@ -109,15 +108,10 @@ def test_divergence_ends_flatness_and_leaves_nothing_to_compare_with_at_scale_1(
 
 
 def test_groups_are_told_apart_and_one_seed_has_no_interval():
-    runs = pl.concat(
-        [
-            scaled({0: 0.0, -10: 1.0}),
-            scaled({0: 0.0, -10: 0.0}, eps=1e-30),
-            scaled({0: 0.0, -10: 0.0}, seeds=1, optimizer="adam_atan2"),
-        ]
-    )
-    found = flat_decades(runs, 0.1)
-    one_seed = "one seed: no interval"
+    flat = {0: 0.0, -10: 0.0}
+    alone = scaled(flat, seeds=1, optimizer="adam_atan2")
+    runs = pl.concat([scaled({0: 0.0, -10: 1.0}), scaled(flat, eps=1e-30), alone])
+    found, one_seed = flat_decades(runs, 0.1), "one seed: no interval"
     assert found.select("variant", "eps", pl.col("decades") > 0, "reason").rows() == [
         ("adam", 1e-30, True, None), ("adam", 1e-8, False, None),
         ("adam_atan2", 1e-8, True, one_seed),

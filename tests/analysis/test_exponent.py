@@ -7,6 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from analysis.samples import diverge, parabolas, seedwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,21 +36,20 @@ def row(runs: pl.DataFrame, **options: object) -> dict[str, object]:
     curvature=st.floats(0.01, 1.0),
     widths=st.sets(st.integers(32, 256), min_size=2, max_size=6),
 )
-def test_an_exponent_is_recovered(parabolas, exponent, at_32, curvature, widths):
+def test_an_exponent_is_recovered(exponent, at_32, curvature, widths):
     bests = moving(exponent, at_32, sorted(widths))
     found = row(parabolas(bests, curvature=curvature))
     # A vertex is known to 1e-12 (see test_optimum); widths 255 and 256 are 0.0056 apart in log2.
-    assert found["exponent"] == pytest.approx(exponent, abs=1e-8)
+    for name in ("exponent", "exponent_low", "exponent_high"):
+        assert found[name] == pytest.approx(exponent, abs=1e-8)
     assert found["intercept"] == pytest.approx(at_32 - 5 * exponent, abs=1e-7)
-    assert found["exponent_low"] == pytest.approx(exponent, abs=1e-8)
-    assert found["exponent_high"] == pytest.approx(exponent, abs=1e-8)
     assert found["residual"] == pytest.approx(0.0, abs=1e-9)
     assert (found["widths"], found["seeds"], found["reason"]) == (len(widths), 2, None)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(-8.0, -2.0), min_size=3, max_size=4))
-def test_line_and_residual_are_the_least_squares_ones(parabolas, bests):
+def test_line_and_residual_are_the_least_squares_ones(bests):
     found = row(parabolas(dict(zip(WIDTHS, bests, strict=False))))
     x = np.log2(WIDTHS[: len(bests)])
     (slope, intercept), (squares, *_), *_ = np.polyfit(x, bests, 1, full=True)
@@ -60,7 +60,7 @@ def test_line_and_residual_are_the_least_squares_ones(parabolas, bests):
     assert "two widths: the line runs through both" in two["note"] and two["reason"] is None
 
 
-def test_the_interval_is_that_of_a_loop_over_resamples(parabolas):
+def test_the_interval_is_that_of_a_loop_over_resamples():
     runs = parabolas(moving(-0.6), seeds=4, noise=0.05, rng=np.random.default_rng(0), optimizer="a")
     found = row(runs, resamples=60, confidence=0.8)
     tables = [loss_table(runs.filter(pl.col("width") == n)) for n in WIDTHS]
@@ -74,39 +74,32 @@ def test_the_interval_is_that_of_a_loop_over_resamples(parabolas):
 
 
 @pytest.mark.parametrize(
-    ("low", "way", "end"), [(-5, "lower", "lowest"), (-2, "higher", "highest")]
+    ("runs", "message"),
+    [
+        (
+            parabolas(moving(-0.5) | {256: -6.0}, grid=range(-5, 2)),
+            "width 256: the best rate, 0.0312, is the lowest of the grid: widen it to lower rates",
+        ),
+        (diverge(parabolas(moving(-0.5)), width=64, seed=1), "width 64: every rate"),
+        (
+            parabolas(moving(-0.5)).filter(
+                (pl.col("width") != 32) | (pl.col("learning_rate") == 2.0**-3)
+            ),
+            "width 32: it has one rate, 0.125: add lower and higher",
+        ),
+    ],
 )
-def test_a_best_at_the_edge_is_left_out_and_said(parabolas, low, way, end):
-    grid = tuple(range(-5, 2)) if way == "lower" else tuple(range(-8, -1))
-    bests = moving(-0.5) | {256: -6.0 if way == "lower" else -1.0}
-    found = row(parabolas(bests, grid=grid))
-    assert found["exponent"] == pytest.approx(-0.5, abs=1e-9)  # of the widths that have a best
-    assert found["widths"] == 3
-    where = f"width 256: the best rate, {2.0**low:.3g}, is the {end} of the grid"
-    assert where in found["reason"] and f"widen it to {way} rates" in found["reason"]
-    assert "left out of the fit" in found["reason"]
+def test_a_width_without_a_best_rate_is_left_out_and_told(runs, message):
+    found = row(runs)
+    assert (found["widths"], found["exponent"]) == (3, pytest.approx(-0.5, abs=1e-9))
+    assert message in found["reason"] and "left out of the fit" in found["reason"]
     assert found["reason"] in found["note"]
 
 
-def test_what_has_no_best_rate_is_left_out_and_told(parabolas, diverge):
-    runs = parabolas(moving(-0.5))
-    found = row(diverge(runs, width=64, seed=1))
-    assert (found["widths"], found["exponent"]) == (3, pytest.approx(-0.5, abs=1e-9))
-    assert "width 64: every rate" in found["reason"] and "add lower rates" in found["reason"]
-    found = row(runs.filter((pl.col("width") != 32) | (pl.col("learning_rate") == 2.0**-3)))
-    assert "width 32: it has one rate, 0.125: add lower and higher" in found["reason"]
-
-
-def test_with_fewer_than_two_best_rates_there_is_no_exponent(parabolas, diverge):
-    runs = pl.concat(
-        [
-            parabolas({64: -5.0}, optimizer="alone"),
-            parabolas(moving(-0.5), optimizer="gone"),
-            parabolas({32: -12.0, 64: 2.0, 128: -5.0}, optimizer="outside"),
-        ]
-    )
-    runs = diverge(runs, optimizer="gone")
-    found = exponents(runs, GROUP)
+def test_with_fewer_than_two_best_rates_there_is_no_exponent():
+    bests = {"alone": {64: -5.0}, "gone": moving(-0.5), "outside": {32: -12.0, 64: 2.0, 128: -5.0}}
+    runs = pl.concat(parabolas(its, optimizer=name) for name, its in bests.items())
+    found = exponents(diverge(runs, optimizer="gone"), GROUP)
     assert found["exponent"].to_list() == found["exponent_low"].to_list() == [None] * 3
     assert found["optimizer"].to_list() == ["alone", "gone", "outside"]
     alone, gone, outside = found["reason"]
@@ -125,15 +118,12 @@ def test_with_fewer_than_two_best_rates_there_is_no_exponent(parabolas, diverge)
         (WIDTHS[:3], 64, 1.5, None),
     ],
 )
-def test_a_resample_that_reaches_the_edge_opens_the_interval(parabolas, widths, odd, at, opened):
+def test_a_resample_that_reaches_the_edge_opens_the_interval(widths, odd, at, opened):
     # Seed 2's own best at the odd width is off the grid, the mean of the three is inside. All
     # three draws fall on seed 2 in 1 of 27 resamples, more than the tail of 2.5%.
-    frames = [
-        parabolas(moving(-0.5, widths=widths) | ({odd: at} if s == 2 else {}), seeds=1)
-        .with_columns(seed=pl.lit(s))
-        for s in range(3)
-    ]  # fmt: skip
-    found = row(pl.concat(frames))
+    bests = moving(-0.5, widths=widths)
+    frames = [parabolas(its, seeds=1) for its in (bests, bests, bests | {odd: at})]
+    found = row(seedwise(*frames))
     assert found["widths"] == len(widths) and found["reason"] is None
     ends = (found["exponent_low"], found["exponent_high"])
     assert (ends[0] == -INF, ends[1] == INF) == (opened == "low", opened == "high")
@@ -142,12 +132,8 @@ def test_a_resample_that_reaches_the_edge_opens_the_interval(parabolas, widths, 
         assert (found["exponent"], *ends) == pytest.approx([-0.5] * 3, abs=1e-9)
 
 
-def test_a_diverged_neighbour_widens_by_half_a_step(parabolas, diverge):
-    bests = {32: -3.0, 64: -4.0, 128: -5.0, 256: -6.0}
-    runs = parabolas(bests)
-    exact = row(runs)
-    assert (exact["exponent_low"], exact["exponent_high"]) == pytest.approx((-1, -1), abs=1e-9)
-    found = row(diverge(runs, width=256, learning_rate=[2.0**-5, 2.0**-4]))
+def test_a_diverged_neighbour_widens_by_half_a_step():
+    found = row(diverge(parabolas(moving(-1.0)), width=256, learning_rate=[2.0**-5, 2.0**-4]))
     assert found["exponent"] == pytest.approx(-1.0, abs=1e-9)
     # The weight of the last of four equidistant points in the slope is 1.5 / 5.
     ends = (found["exponent_low"], found["exponent_high"])

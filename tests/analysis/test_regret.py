@@ -7,6 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from analysis.samples import diverge, parabolas, seedwise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ INCREASE = ["increase", "increase_low", "increase_high"]
     curvature=st.floats(0.01, 1.0),
     base=st.integers(0, 3),
 )
-def test_regret_of_a_known_shift(parabolas, bests, curvature, base):
+def test_regret_of_a_known_shift(bests, curvature, base):
     widths = (32, 64, 128, 256)[: len(bests)]
     base = base % len(bests)
     floors = {n: 2 + 8 / n for n in widths}
@@ -37,36 +38,30 @@ def test_regret_of_a_known_shift(parabolas, bests, curvature, base):
     for row in found.iter_rows(named=True):
         shift = bests[widths.index(row["width"])] - bests[base]
         # Float64 losses reach 66 here; the vertex divides their differences by the curvature.
-        assert row["grid_steps"] == pytest.approx(shift, abs=1e-9)
-        assert row["regret"] == pytest.approx(curvature * shift**2, abs=1e-9)
         assert row["best_loss"] == pytest.approx(floors[row["width"]], abs=1e-9)
         assert row["transferred_loss"] == pytest.approx(row["best_loss"] + row["regret"], abs=1e-12)
         assert math.log2(row["transferred_rate"]) == pytest.approx(bests[base], abs=1e-9)
         assert math.log2(row["best_rate"]) == pytest.approx(bests[base] + shift, abs=1e-9)
-        for name in STEPS[1:]:
-            assert row[name] == pytest.approx(shift, abs=1e-9)
-        for name in REGRET[1:]:
-            assert row[name] == pytest.approx(curvature * shift**2, abs=1e-9)
+        assert [row[name] for name in STEPS] == pytest.approx([shift] * 3, abs=1e-9)
+        assert [row[name] for name in REGRET] == pytest.approx([curvature * shift**2] * 3, abs=1e-9)
         assert (row["note"], row["reason"]) == ("", None)
 
 
 @settings(max_examples=40)
 @given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0), st.integers(2, 5))
-def test_what_seeds_share_over_widths_cancels(parabolas, one, two, seeds):
+def test_what_seeds_share_over_widths_cancels(one, two, seeds):
     # Every seed has a best rate and a level of its own, the same ones at both widths.
     own = np.linspace(one, two, seeds)
     frames = [
-        parabolas({32: -5 + best, 64: -5.5 + best}, {32: 2 + s, 64: 1 + s}, seeds=1).with_columns(
-            seed=pl.lit(s)
-        )
+        parabolas({32: -5 + best, 64: -5.5 + best}, {32: 2 + s, 64: 1 + s}, seeds=1)
         for s, best in enumerate(own)
     ]
-    (row,) = regrets(pl.concat(frames), GROUP).iter_rows(named=True)
+    (row,) = regrets(seedwise(*frames), GROUP).iter_rows(named=True)
     assert [row[name] for name in STEPS] == pytest.approx([-0.5] * 3, abs=1e-9)
     assert [row[name] for name in REGRET] == pytest.approx([0.1 * 0.5**2] * 3, abs=1e-9)
 
 
-def test_a_transferred_rate_off_the_grid_has_no_loss(parabolas):
+def test_a_transferred_rate_off_the_grid_has_no_loss():
     runs = parabolas({32: -4.0, 64: -6.5})
     runs = runs.filter((pl.col("width") == 32) | (pl.col("learning_rate") < 2.0**-4.5))
     (row,) = regrets(runs, GROUP).iter_rows(named=True)
@@ -79,7 +74,7 @@ def test_a_transferred_rate_off_the_grid_has_no_loss(parabolas):
     assert row["note"] == row["reason"]
 
 
-def test_a_transferred_rate_that_diverges_is_a_result(parabolas, diverge):
+def test_a_transferred_rate_that_diverges_is_a_result():
     runs = parabolas(BESTS, seeds=3)
     high = [2.0**x for x in range(-4, 0)]
     every = regrets(diverge(runs, width=128, learning_rate=high), GROUP).row(-1, named=True)
@@ -94,7 +89,7 @@ def test_a_transferred_rate_that_diverges_is_a_result(parabolas, diverge):
     assert [row[name] for name in REGRET] == [INF, 0.0, INF]  # one divergence is not certain
 
 
-def test_a_width_that_diverged_everywhere_has_no_best(parabolas, diverge):
+def test_a_width_that_diverged_everywhere_has_no_best():
     runs = diverge(parabolas(BESTS), width=128)
     row = regrets(runs, GROUP).row(-1, named=True)
     assert row["transferred_loss"] == INF and row["transferred_rate"] == pytest.approx(2.0**-4)
@@ -115,35 +110,32 @@ def test_a_width_that_diverged_everywhere_has_no_best(parabolas, diverge):
         ({32: 2.0, 64: -5.0}, True, False),
     ],
 )
-def test_an_edge_opens_the_steps_towards_it(parabolas, bests, low_open, high_open):
+def test_an_edge_opens_the_steps_towards_it(bests, low_open, high_open):
     (row,) = regrets(parabolas(bests), GROUP).iter_rows(named=True)
     assert (row["grid_steps_low"] == -INF, row["grid_steps_high"] == INF) == (low_open, high_open)
     assert "of the grid: widen it to" in row["reason"]
 
 
-def test_a_diverged_neighbour_widens_steps_by_half_a_step(parabolas, diverge):
+def test_a_diverged_neighbour_widens_steps_by_half_a_step():
     runs = parabolas({32: -4.0, 64: -5.0})
     (row,) = regrets(diverge(runs, width=64, learning_rate=2.0**-4), GROUP).iter_rows(named=True)
     assert [row[name] for name in STEPS] == pytest.approx([-1.0, -1.5, -0.5], abs=1e-9)
     assert row["regret"] == INF and "diverged at 0.0625 next to" in row["note"]
 
 
-def test_resamples_off_the_grid_leave_the_regret_open(parabolas):
+def test_resamples_off_the_grid_leave_the_regret_open():
     # Seed 2's own best at the base width is at -1, beyond the other width's grid, which ends at
     # -2; the mean of three, -4.33, is inside.
     frames = [
-        parabolas(
-            {32: -1.0 if s == 2 else -6.0, 64: -6.0}, grid=range(-10, 1), seeds=1
-        ).with_columns(seed=pl.lit(s))
-        for s in range(3)
+        parabolas({32: best, 64: -6.0}, grid=range(-10, 1), seeds=1) for best in (-6.0, -6.0, -1.0)
     ]
-    runs = pl.concat(frames).filter((pl.col("width") == 32) | (pl.col("learning_rate") < 0.3))
+    runs = seedwise(*frames).filter((pl.col("width") == 32) | (pl.col("learning_rate") < 0.3))
     (row,) = regrets(runs, GROUP).iter_rows(named=True)
     assert row["regret"] == pytest.approx(0.1 * (5 / 3) ** 2, abs=1e-9)
     assert (row["regret_low"], row["regret_high"]) == (0.0, INF)
 
 
-def test_worst_shift_is_the_largest_width(parabolas):
+def test_worst_shift_is_the_largest_width():
     runs = pl.concat([parabolas(BESTS), parabolas({32: -5.0, 512: -4.75}, optimizer="sgd")])
     found = worst_shift(runs, GROUP)
     assert found["width"].to_list() == [128, 512]
@@ -152,7 +144,7 @@ def test_worst_shift_is_the_largest_width(parabolas):
     assert found.equals(rows.select(found.columns))
 
 
-def test_the_base_width_must_be_there_and_not_alone(parabolas):
+def test_the_base_width_must_be_there_and_not_alone():
     for function in (regrets, worst_shift):
         (row,) = function(parabolas({64: -5.0}), GROUP).iter_rows(named=True)
         assert (row["width"], row["grid_steps"]) == (64, None)
@@ -167,7 +159,7 @@ def test_the_base_width_must_be_there_and_not_alone(parabolas):
     curvature=st.floats(0.01, 1.0),
     factors=st.lists(st.floats(1.1, 4.0), min_size=1, max_size=3),
 )
-def test_sensitivity_of_a_known_curvature(parabolas, best, curvature, factors):
+def test_sensitivity_of_a_known_curvature(best, curvature, factors):
     runs = parabolas({32: best, 64: best}, curvature=curvature)
     found = sensitivities(runs, GROUP, factors)
     assert found["width"].to_list() == [32] * len(factors) + [64] * len(factors)
@@ -179,12 +171,10 @@ def test_sensitivity_of_a_known_curvature(parabolas, best, curvature, factors):
     assert found["factor"].to_list() == pytest.approx([*factors, *factors])
 
 
-def test_sides_differ_and_the_mean_is_theirs(parabolas):
+def test_sides_differ_and_the_mean_is_theirs():
+    steep = 1 + 2 * (pl.col("learning_rate") > 2.0**-4.5)
     runs = parabolas({32: -5.0}).with_columns(
-        pl.when(pl.col("learning_rate") > 2.0**-4.5)
-        .then(3 * pl.col("final_validation_loss") - 4)  # three times the rise above 2
-        .otherwise(pl.col("final_validation_loss"))
-        .alias("final_validation_loss")
+        final_validation_loss=2 + steep * (pl.col("final_validation_loss") - 2)
     )
     row = sensitivities(runs, GROUP, [4]).row(0, named=True)
     below, above = row["increase_below"], row["increase_above"]
@@ -193,7 +183,7 @@ def test_sides_differ_and_the_mean_is_theirs(parabolas):
 
 
 @given(st.floats(-9.5, -0.5))
-def test_a_side_off_the_grid_is_null_with_a_note(parabolas, best):
+def test_a_side_off_the_grid_is_null_with_a_note(best):
     assume(abs(best - round(best)) > 1e-3)  # not on a point, where the side may be the grid's end
     row = sensitivities(parabolas({32: best}), GROUP, [4]).row(0, named=True)
     below, above = best - 2 < -10, best + 2 > -1
@@ -204,7 +194,7 @@ def test_a_side_off_the_grid_is_null_with_a_note(parabolas, best):
     assert ("widen it to higher rates" in row["note"]) == above
 
 
-def test_a_side_that_diverges_is_infinite(parabolas, diverge):
+def test_a_side_that_diverges_is_infinite():
     runs = parabolas({32: -5.0}, seeds=3)
     high = [2.0**x for x in range(-3, 0)]
     two, four = sensitivities(diverge(runs, learning_rate=high), GROUP).iter_rows(named=True)
@@ -223,6 +213,6 @@ def test_a_side_that_diverges_is_infinite(parabolas, diverge):
 
 
 @pytest.mark.parametrize("factors", [(1.0,), (2, 0.5), (INF,), (math.nan,), ()])
-def test_impossible_factors_are_refused(parabolas, factors):
+def test_impossible_factors_are_refused(factors):
     with pytest.raises(ValueError, match="factors must be above 1 and finite"):
         sensitivities(parabolas(BESTS), GROUP, factors)

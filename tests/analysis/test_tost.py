@@ -35,6 +35,9 @@ def test_both_one_sided_tests_agree_with_scipys(differences, margin):
     above = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(d, margin, alternative="less").pvalue
     assert found.p_value == pytest.approx(max(above, below), abs=1e-9)
+    assert found.interval == pytest.approx(
+        stats.ttest_1samp(d, 0).confidence_interval(0.9), abs=1e-9
+    )
     if abs(found.p_value - 0.05) > 1e-6:
         assert found.equivalent == (found.p_value < 0.05)
 
@@ -56,6 +59,9 @@ def test_each_side_stands_at_its_own_best_rate_and_edges_are_told():
     assert found.equivalent and found.mean == 0
     assert "the first side's best rate, 0.25, is the lowest of the grid" in found.reason
     assert tost(sweep([2.0, 2.1], rates, 1), sweep([2.0, 2.1], rates, 1), 0.1).reason is None
+    # The rate is best by the mean over seeds, though another one is at seed 0.
+    flat = sweep([1.9, 1.9]).with_columns(learning_rate=pl.lit(0.25))
+    assert tost(pl.concat([sweep([1.0, 3.0]), flat]), flat, 0.1).rates == ((0.25, 0.25),)
 
 
 def test_groups_take_their_own_best_rates_and_seeds_are_averaged_over_them():
@@ -78,6 +84,8 @@ def test_what_cannot_be_compared_is_refused():
     runs = sweep([2.0, 2.1]).with_columns(width=pl.lit(32))
     wider = runs.with_columns(width=pl.lit(64))
     uneven = pl.concat([runs, sweep([2.0, 2.1, 2.2]).with_columns(width=pl.lit(64))])
+    with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
+        tost(sweep([2.0]), sweep([2.1]), 0.1)
     for both, margin, message in [
         ((runs, runs), 0, "margin is 0; allowed: a finite number above 0"),
         ((runs, wider), 0.1, r"the sides' \['width'\] are \[\(32,\)\] and \[\(64,\)\]"),

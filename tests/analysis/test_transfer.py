@@ -8,6 +8,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from analysis.samples import parabolas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -38,7 +39,11 @@ def random_runs(rng: np.random.Generator, diverged: float, seeds: int) -> pl.Dat
     return pl.DataFrame(keys).with_columns(final_validation_loss=losses, curve=pl.lit([1.0, 2.0]))
 
 
-@ALL
+def optima(runs: pl.DataFrame, by: list[str], **options: int) -> pl.DataFrame:
+    return optimum.optima(runs, [*by, "width"], **options)
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), optima], ids=[*FUNCTIONS, "optima"])
 @settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(1, 3))
 def test_the_order_of_rows_does_not_matter_and_nothing_is_nan(function, seed, diverged, seeds):
@@ -64,47 +69,42 @@ def shift_seed(runs: pl.DataFrame) -> pl.DataFrame:
     return runs.with_columns(pl.col("seed") + (pl.col("width") == 64).cast(pl.Int64))
 
 
+def same(runs: pl.DataFrame) -> pl.DataFrame:
+    return runs
+
+
 @ALL
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "options", "message"),
     [
-        (lambda runs: runs.drop("width"), r"missing columns \['width'\]; the frame has"),
-        (lambda runs: runs.drop("rate_rule"), r"missing columns \['rate_rule'\]"),
-        (lambda runs: runs.clear(), "nothing to group: .* 0 runs"),
-        (shift_seed, r"unequal seeds: width 32 has \[0, 1\]; width 64 has \[1, 2\].*must have the"),
+        (lambda runs: runs.drop("width"), {}, r"missing columns \['width'\]; the frame has"),
+        (lambda runs: runs.drop("rate_rule"), {}, r"missing columns \['rate_rule'\]"),
+        (lambda runs: runs.clear(), {}, "nothing to group: .* 0 runs"),
+        (shift_seed, {}, r"unequal seeds: width 32 has \[0, 1\]; width 64 has \[1, 2\].*must have"),
         (
             lambda runs: runs.filter((pl.col("seed") == 0) | (pl.col("learning_rate") > 0.1)),
+            {},
             r"'width': 32\}: unequal seeds: of seed \[0, 1\], learning_rate 0.015625 lacks \[1\]",
         ),
-        (lambda runs: pl.concat([runs, runs]), r"'width': 32\}: 2 runs share .'learning_rate"),
-        (lambda runs: runs.with_columns(width=-pl.col("width")), "width must be a positive number"),
-        (lambda runs: runs.with_columns(width=None), "width must be a positive number, got None"),
-        (lambda runs: runs.with_columns(final_validation_loss=None), "impossible run"),
-    ],
-    ids=["width", "by", "empty", "seeds", "seeds at a rate", "twice", "sign", "null", "loss"],
-)  # fmt: skip
-def test_what_cannot_be_judged_is_refused(function, change, message):
-    runs = random_runs(np.random.default_rng(0), 0.0, 2)
-    with pytest.raises(ValueError, match=message):
-        function(change(runs), BY)
-
-
-@ALL
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"by": []}, "nothing to group"),
-        *(
-            ({"by": by}, "must name each column once and none of")
-            for by in (["width"], ["optimizer", "optimizer"], ["seed", "optimizer"])
+        (lambda runs: pl.concat([runs, runs]), {}, r"'width': 32\}: 2 runs share .'learning_rate"),
+        (
+            lambda runs: runs.with_columns(width=-pl.col("width")),
+            {},
+            "width must be a positive num",
         ),
-        ({"confidence": 95}, "confidence must lie between 0 and 1, got 95"),
-        ({"resamples": 0}, "at least 1, got 2 and 0"),
+        (lambda runs: runs.with_columns(width=None), {}, "width must be a positive num.*got None"),
+        (lambda runs: runs.with_columns(final_validation_loss=None), {}, "impossible run"),
+        (same, {"by": []}, "nothing to group"),
+        (same, {"by": ["width"]}, "must name each column once and none of"),
+        (same, {"by": ["optimizer", "optimizer"]}, "must name each column once and none of"),
+        (same, {"confidence": 95}, "confidence must lie between 0 and 1, got 95"),
+        (same, {"resamples": 0}, "at least 1, got 2 and 0"),
     ],
 )
-def test_impossible_options_are_refused(function, options, message):
+def test_what_cannot_be_judged_is_refused(function, change, options, message):
+    runs = change(random_runs(np.random.default_rng(0), 0.0, 2))
     with pytest.raises(ValueError, match=message):
-        function(random_runs(np.random.default_rng(0), 0.0, 2), **({"by": BY} | options))
+        function(runs, **({"by": BY} | options))
 
 
 @ALL
@@ -113,15 +113,6 @@ def test_columns_can_have_other_names(function):
     renamed = runs.rename({"learning_rate": "lr", "final_validation_loss": "l", "seed": "s"})
     other = function(renamed, BY, rate="lr", loss="l", seed="s")
     assert_frame_equal(other, function(runs, BY), check_exact=True)
-
-
-def test_a_higher_confidence_widens():
-    runs = random_runs(np.random.default_rng(0), 0.0, 3)
-    narrow, wide = (
-        transfer.ranking(runs, BY, confidence=confidence).sort(BY) for confidence in (0.8, 0.99)
-    )
-    assert (wide["loss_low"] < narrow["loss_low"]).all()
-    assert (wide["loss_high"] > narrow["loss_high"]).all()
 
 
 @ALL
@@ -136,7 +127,7 @@ def test_one_seed_has_no_interval(function):
 
 
 @pytest.mark.parametrize("seeds", [3, 6])
-def test_intervals_cover_the_truth(parabolas, seeds):
+def test_intervals_cover_the_truth(seeds):
     rng, trials, exponent, curvature, noise = np.random.default_rng(seeds), 100, -0.6, 0.1, 0.01
     widths = (32, 64, 128, 256)
     firsts = rng.uniform(-4, -3, trials)

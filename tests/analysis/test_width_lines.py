@@ -39,13 +39,8 @@ def test_a_flat_line_is_met_nowhere_and_bad_sizes_are_refused():
 
 
 def test_tables_are_seeds_by_widths():
-    rows = [
-        ("b", 64, 1, 4.0),
-        ("b", 32, 1, 3.0),
-        ("b", 64, 0, 2.0),
-        ("b", 32, 0, 1.0),
-        ("a", 8, 0, 9.0),
-    ]
+    rows = [("b", 64, 1, 4.0), ("b", 32, 1, 3.0), ("b", 64, 0, 2.0), ("b", 32, 0, 1.0)]
+    rows.append(("a", 8, 0, 9.0))
     frame = pl.DataFrame(rows, schema=["role", "width", "seed", "size"], orient="row")
     (first, one, _), (second, table, widths) = size_tables(frame, ["role"], "size")
     assert first == {"role": "a"} and one.tolist() == [[9.0]]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
-import pytest
 
 
 def parabolas(
@@ -53,11 +52,6 @@ def diverge(runs: pl.DataFrame, **where: object) -> pl.DataFrame:
     return runs.with_columns(pl.when(hit).then(float("inf")).otherwise(pl.col(loss)).alias(loss))
 
 
-@pytest.fixture(scope="session", name="parabolas")
-def _parabolas() -> Callable[..., pl.DataFrame]:
-    return parabolas
-
-
-@pytest.fixture(scope="session", name="diverge")
-def _diverge() -> Callable[..., pl.DataFrame]:
-    return diverge
+def seedwise(*frames: pl.DataFrame) -> pl.DataFrame:
+    """The runs of each frame, of one seed, as those of a seed of its own."""
+    return pl.concat(its.with_columns(seed=pl.lit(s)) for s, its in enumerate(frames))
