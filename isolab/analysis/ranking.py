@@ -42,7 +42,7 @@ from isolab.analysis.groups import (
 )
 from isolab.analysis.power_law import EXPONENTS, fit_rows
 from isolab.analysis.rate_curve import RateCurve
-from isolab.analysis.seeds import Array
+from isolab.analysis.seeds import Array, require_same_seeds
 
 _RANKING = ["rank", "rate", *ends("loss"), "seeds", "note", "reason"]
 _DIFFERENCES = [*ends("difference"), "loss", "reference_loss", "note", "reason"]
@@ -206,11 +206,7 @@ def _differences(
         if reference is None or other is None:
             yield group.name | told([f"no reference: there is no group {wanted}"])
             continue
-        if reference.seeds != group.seeds:
-            raise ValueError(
-                f"seeds must be the same on both sides: {group.name} has {list(group.seeds)}, "
-                f"{reference.name} has {list(reference.seeds)}"
-            )
+        require_same_seeds(group.name, group.seeds, reference.name, reference.seeds)
         row = group.name | {level: own.value, f"reference_{level}": other.value}
         yield row | _less(own, other).columns(group, difference)
 

@@ -104,6 +104,15 @@ def require_unique(frame: pl.DataFrame, names: Sequence[str], advice: str) -> No
         raise ValueError(f"{row.pop('len')} runs share {row}: {advice}")
 
 
+def require_same_seeds(first: Any, one: Sequence[Any], second: Any, other: Sequence[Any]) -> None:
+    """Raises ValueError unless both sides, named so, have the same seeds."""
+    if one != other:
+        raise ValueError(
+            f"seeds must be the same on both sides: {first} has {list(one)}, {second} has "
+            f"{list(other)}"
+        )
+
+
 def loss_table(
     runs: pl.DataFrame,
     setting: str = "learning_rate",

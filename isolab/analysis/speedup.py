@@ -30,9 +30,10 @@ from isolab.analysis.seeds import (
     check_confidence,
     loss_table,
     require_columns,
+    require_same_seeds,
     seed_resamples,
 )
-from isolab.analysis.tost import PairedDifference, check_same_seeds, edge_note, paired_difference
+from isolab.analysis.tost import PairedDifference, edge_note, paired_difference
 
 __all__ = [
     "PairedDifference",
@@ -123,7 +124,8 @@ def speedup(
         raise ValueError(f"the challenger needs one horizon, got {list(other)}: keep one")
     ((challenger_steps, table),) = other.items()
     for horizon, its in base.items():
-        check_same_seeds(its, table, f"the baseline at {horizon} {steps}", "the challenger")
+        side = f"the baseline at {horizon} {steps}"
+        require_same_seeds(side, its.seeds, "the challenger", table.seeds)
 
     horizons = np.array(list(base), dtype=np.float64)
     losses = np.array([its.means[its.best] for its in base.values()])

@@ -19,6 +19,7 @@ from isolab.analysis.seeds import (
     check_positive,
     grid_note,
     loss_table,
+    require_same_seeds,
     student_interval,
 )
 
@@ -90,7 +91,7 @@ def paired_difference(
     differences, rates, notes, seeds = [], [], [], set()
     for name, *sides in _both_sides(first, second, across):
         one, other = (loss_table(side, rate, loss, seed) for side in sides)
-        check_same_seeds(one, other, "the first side", "the second")
+        require_same_seeds("the first side", one.seeds, "the second", other.seeds)
         differences.append(one.losses[one.best] - other.losses[other.best])
         rates.append((float(one.settings[one.best]), float(other.settings[other.best])))
         edges = edge_note(one, "first side's best rate"), edge_note(other, "second's best rate")
@@ -134,15 +135,6 @@ def tost(
     check_positive("margin", margin)
     pair = paired_difference(first, second, across, rate, loss, seed, confidence)
     return TostResult(**vars(pair), margin=margin, p_value=_p_value(pair.differences, margin))
-
-
-def check_same_seeds(one: LossTable, other: LossTable, first: str, second: str) -> None:
-    """Raises ValueError unless both tables, named so, have the same seeds."""
-    if one.seeds != other.seeds:
-        raise ValueError(
-            f"seeds must be the same on both sides: {first} has {list(one.seeds)}, {second} has "
-            f"{list(other.seeds)}"
-        )
 
 
 def edge_note(table: LossTable, what: str) -> str:

@@ -34,11 +34,10 @@ _CROSSING = ["eps", "ratio", *ends("width"), "beyond", "theory_width", "residual
 class WidthLines:
     """The lines of all seeds.
 
-    widths: ascending; slopes, intercepts: (seeds,) float64, the intercept in log2 units at width 1;
-    residual: root mean square misfit of the seeds' mean, in log2 units.
+    slopes, intercepts: (seeds,) float64, the intercept in log2 units at width 1; residual: root
+    mean square misfit of the seeds' mean, in log2 units.
     """
 
-    widths: tuple[float, ...]
     slopes: Array
     intercepts: Array
     residual: float
@@ -66,8 +65,7 @@ def width_lines(sizes: Array, widths: Sequence[float]) -> WidthLines:
     slopes = y @ away / (away @ away)
     intercepts = y.mean(axis=1) - slopes * x.mean()
     misfit = (y - intercepts[:, None] - slopes[:, None] * x).mean(axis=0)
-    residual = float(np.sqrt(np.mean(misfit**2)))
-    return WidthLines(tuple(map(float, widths)), slopes, intercepts, residual)
+    return WidthLines(slopes, intercepts, float(np.sqrt(np.mean(misfit**2))))
 
 
 def size_tables(
