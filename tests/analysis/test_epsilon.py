@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -15,16 +16,12 @@ from isolab.analysis.epsilon import crossing_width, eps_lines, eps_map, flat_dec
 
 def scaled(offsets, seeds=3, spread=0.0, rng=None, **columns):
     """Runs by loss scale (log2) whose losses are a seed's own, plus the scale's offset."""
-    rows = [
-        {
-            "optimizer": "adam", "eps": 1e-8, "loss_scale": 2.0**k, "seed": s,
-            "final_validation_loss": 2.0 + 0.1 * s + offset
-            + (spread * rng.normal() if k and rng is not None else 0.0),
-        }
-        for k, offset in offsets.items()
-        for s in range(seeds)
-    ]  # fmt: skip
-    return pl.DataFrame(rows).with_columns(**{k: pl.lit(v) for k, v in columns.items()})
+    rows = []
+    for (k, offset), s in itertools.product(offsets.items(), range(seeds)):
+        noise = spread * rng.normal() if k and rng is not None else 0.0
+        row = {"optimizer": "adam", "eps": 1e-8, "loss_scale": 2.0**k, "seed": s} | columns
+        rows.append(row | {"final_validation_loss": 2.0 + 0.1 * s + offset + noise})
+    return pl.DataFrame(rows)
 
 
 def test_variants_name_what_is_not_the_default():
