@@ -11,9 +11,9 @@ import polars as pl
 from isolab.analysis.optimum import at_best_rate
 from isolab.analysis.power_law import fit_power_law
 from isolab.analysis.seeds import require_columns
+from isolab.charts import frames
 from isolab.charts.channels import axis, edge_shape, log_axis, padded, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import EDGE_MARK, duplicates, extent, finite, keys_of, spread_of, thinned
 from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import BAND, DASH, LINE, POINT, spelled, title_of, value_text
 
@@ -46,17 +46,20 @@ def loss_curves(
     kinds = {"validation": "validation", "train": "training"}
     if y not in kinds:
         raise ValueError(f"unknown y {y!r}; known: {sorted(kinds)}")
-    keys = keys_of(runs, color)
+    keys = frames.keys_of(runs, color)
     look = look_of(_curve_points(runs, keys, f"curve_{y}_loss"), color)
     points, groups = look.frame, list(look.columns)
     finished = points.filter(~pl.col("diverged"))
-    bands = thinned(spread_of(finished, [*groups, "step"], "loss"), "step")
-    (lowest, highest), last = extent(points["loss"], 0.0, 1.0), extent(points["step"], high=0.0)[1]
-    top = extent(finished.filter(pl.col("step") >= CUT * last)["loss"], high=highest)[1]
+    bands = frames.thinned(frames.spread_of(finished, [*groups, "step"], "loss"), "step")
+    (lowest, highest), last = (
+        frames.extent(points["loss"], 0.0, 1.0),
+        frames.extent(points["step"], high=0.0)[1],
+    )
+    top = frames.extent(finished.filter(pl.col("step") >= CUT * last)["loss"], high=highest)[1]
     lost = points.filter(pl.col("diverged")).sort(*groups, "seed", "step")
     ends = lost.group_by(*groups, "seed", maintain_order=True).last()
     at_top = pl.min_horizontal("loss", pl.lit(top)).alias("drawn")
-    ends = ends.with_columns(at_top, pl.lit("diverged").alias(EDGE_MARK))
+    ends = ends.with_columns(at_top, pl.lit("diverged").alias(frames.EDGE_MARK))
     loss_axis = axis("mean", f"{kinds[y]} loss (nats/token)", padded(lowest, top))
     plot = Plot(axis("step", "step", format=",d"), loss_axis, look)
     of_mean = [*keys, ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f"), "seeds"]
@@ -71,9 +74,13 @@ def loss_curves(
         notes.append("Dashed: a diverged run, up to a cross at its last finite loss")
         path = LINE | {"strokeDash": DASH, "strokeWidth": 1.5}
         each: Any = {"y": "loss", "detail": [*look.columns, "seed"]}
-        layers += plot.draw(thinned(lost, "step"), path, 0.8, split=False, **each)
+        layers += plot.draw(frames.thinned(lost, "step"), path, 0.8, split=False, **each)
         of_end = [*keys, "seed", ("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
-        cross: Any = {"y": "drawn", "shape": edge_shape(ends[EDGE_MARK]), "tooltip": tips(*of_end)}
+        cross: Any = {
+            "y": "drawn",
+            "shape": edge_shape(ends[frames.EDGE_MARK]),
+            "tooltip": tips(*of_end),
+        }
         mark = {"type": "point", "size": 80, "strokeWidth": 2.5}
         layers += plot.draw(ends, mark, split=False, **cross)
     return facets(points, layers, title, notes, look)
@@ -83,10 +90,10 @@ def _curve_points(runs: pl.DataFrame, keys: list[str], curve: str) -> pl.DataFra
     """Returns a row per finite loss of a curve, with ``diverged``: whether its run did."""
     each = [*keys, "seed"]
     require_columns(runs, [*each, "curve_step", curve])
-    duplicates(runs, each, "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
+    frames.duplicates(runs, each, "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
     told = ["diverged"] if "diverged" in runs.columns else []
     lists = runs.select(*each, *told, "curve_step", curve).explode("curve_step", curve)
-    points = finite(lists, [*each, "curve_step", *told], {"loss": curve})
+    points = frames.finite(lists, [*each, "curve_step", *told], {"loss": curve})
     failed = pl.col("loss").is_null().any().over(each)
     failed = failed | pl.col("diverged") if told else failed
     points = points.rename({"curve_step": "step"}).with_columns(failed.alias("diverged"))
@@ -109,7 +116,7 @@ def loss_vs_steps(
         ValueError: for no horizon with a finite loss.
     """
     steps, rate, loss = "steps", "learning_rate", "final_validation_loss"
-    keys = keys_of(runs, color)
+    keys = frames.keys_of(runs, color)
     require_columns(runs, [*keys, steps, rate, loss, "seed"])
     notes, best = [], []
     for values, its in runs.sort(*keys, steps).group_by([*keys, steps], maintain_order=True):
@@ -120,14 +127,14 @@ def loss_vs_steps(
             notes.append(f"{who} at {values[-1]} steps is not drawn: {error}")
     if not best:
         raise ValueError("no horizon can be drawn: " + ("; ".join(notes) or "the frame is empty"))
-    points = spelled(finite(pl.concat(best), [*keys, steps, rate, "seed"], {"loss": loss}))
+    points = spelled(frames.finite(pl.concat(best), [*keys, steps, rate, "seed"], {"loss": loss}))
     look = look_of(points, color)
     points, groups = look.frame, list(look.columns)
     mean, first = pl.col("loss").mean(), pl.col(rate).first()
-    means = spread_of(points, [*groups, steps], "loss", mean=mean, learning_rate=first)
+    means = frames.spread_of(points, [*groups, steps], "loss", mean=mean, learning_rate=first)
     laws, fits = _laws(means, groups)
     x = log_axis(steps, points[steps], f"{title_of(steps)} (log2 axis)", ",d")
-    plot = Plot(x, axis("loss", title_of(loss), padded(*extent(points["loss"]))), look)
+    plot = Plot(x, axis("loss", title_of(loss), padded(*frames.extent(points["loss"]))), look)
     where: list[Any] = [*keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
     layers = []
     if not laws.is_empty():
@@ -148,7 +155,7 @@ def loss_vs_steps(
 
 def _laws(means: pl.DataFrame, groups: list[str]) -> tuple[pl.DataFrame, list[str]]:
     """Returns fitted curves, 60 points a group of 2 horizons or more, and what to say of them."""
-    frames, notes = [], []
+    curves, notes = [], []
     for values, its in means.group_by(groups, maintain_order=True):
         if len(its) < 2:
             continue
@@ -158,12 +165,12 @@ def _laws(means: pl.DataFrame, groups: list[str]) -> tuple[pl.DataFrame, list[st
         except ValueError as error:
             notes.append(f"{who}: {error}")
             continue
-        at = np.geomspace(*extent(its["steps"]), 60)
+        at = np.geomspace(*frames.extent(its["steps"]), 60)
         text = f"{law.limit:.3f} + {law.scale:.3g} T^-{law.exponent:.3f}"
         notes.append(f"{who}: L(T) = {text}, residual {law.residual:.4f} nats")
         curve = pl.DataFrame({"steps": at, "fitted": law.loss(at), "law": text})
-        frames.append(curve.join(its.select(groups).head(1), how="cross"))
-    return (pl.concat(frames) if frames else pl.DataFrame()), notes
+        curves.append(curve.join(its.select(groups).head(1), how="cross"))
+    return (pl.concat(curves) if curves else pl.DataFrame()), notes
 
 
 def _speedup_text(speedup: Speedup) -> str:

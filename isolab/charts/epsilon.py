@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts import frames
 from isolab.charts.channels import axis, power_ticks, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
-from isolab.charts.frames import duplicates, extent, log_domain
 from isolab.charts.heat import CELL, DASHES, Places, heat_map, places_of, top_loss
 from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import LINE, PANEL_HEIGHT, POINT, spelled, summarized, title_of, words
@@ -50,7 +50,9 @@ def loss_by_eps(
     require_columns(cells, [*panel, "variant", "eps", over, "loss"])
     if cells.is_empty():
         raise ValueError("nothing to draw: the frame has no rows")
-    duplicates(cells, [*panel, "eps", over], "name the column that differs as rows or columns")
+    frames.duplicates(
+        cells, [*panel, "eps", over], "name the column that differs as rows or columns"
+    )
     if lines is not None:
         _check_lines(lines, over, cells, panel)
     across = places_of(cells["eps"], "eps", math.log10, "1e{log:.3g}", zero=True)
@@ -136,21 +138,21 @@ def root_histogram(histogram: pl.DataFrame, epsilons: Sequence[float] = (1e-8,))
     require_columns(histogram, ["width", "role", "log10_low", "log10_high", "count"])
     if histogram.is_empty():
         raise ValueError("nothing to draw: the frame has no rows")
-    duplicates(histogram, ["width", "role", "log10_low"])
+    frames.duplicates(histogram, ["width", "role", "log10_low"])
     shares = histogram.with_columns(
         (pl.col("count") / pl.col("count").sum().over("width", "role")).alias("share")
     )
     zeros = spelled(shares.filter(pl.col("log10_low").is_null()))
     steps = spelled(_steps(shares.filter(pl.col("log10_low").is_not_null())))
     rules = pl.DataFrame({"eps": list(epsilons)}, schema={"eps": pl.Float64})
-    log_domain("eps", rules["eps"])
+    frames.log_domain("eps", rules["eps"])
     names = [f"{eps:.0e}".replace("e-0", "e-") for eps in epsilons]
     rules = rules.with_columns(pl.col("eps").log10().alias("log10"), pl.Series("name", names))
     logs = [*rules["log10"], *steps["log10"]]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     ticks = power_ticks(low, high, 8)
     x = axis("log10", "√v (log10 axis)", [low, high], values=ticks, labelExpr=_TEN)
-    top = 1.12 * extent(shares["share"])[1]
+    top = 1.12 * frames.extent(shares["share"])[1]
     y = axis("share", "share of parameters", [0, top], format="~%")
     plot = Plot(x, y, look_of(shares, "width"))
     outline = LINE | {"strokeWidth": 1.8, "interpolate": "step-after"}
@@ -203,8 +205,8 @@ def damped_shares(shares: pl.DataFrame) -> Chart:
     points = spelled(shares.filter((pl.col("eps") > 0) & pl.col("share").is_not_null()))
     if points.is_empty():
         raise ValueError("nothing to draw: no share at an eps above 0")
-    duplicates(points, ["width", "role", "eps"])
-    ends = log_domain("eps", points["eps"])
+    frames.duplicates(points, ["width", "role", "eps"])
+    ends = frames.log_domain("eps", points["eps"])
     x = axis("eps", f"{title_of('eps')} (log10 axis)", ends, 10, format=".0e", tickCount=5)
     quarters = [0, 0.25, 0.5, 0.75, 1]
     y = axis("share", "share with √v < eps", [-0.03, 1.03], format="~%", values=quarters)

@@ -9,17 +9,9 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts import frames
 from isolab.charts.channels import axis, pixels, power_ticks, tips, width_axis
 from isolab.charts.figure import Chart, facets, panel_columns
-from isolab.charts.frames import (
-    bars,
-    duplicates,
-    extent,
-    keys_of,
-    rate_interval_text,
-    reach,
-    with_intervals,
-)
 from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import BAR, LINE, POINT, fraction, signed, spelled, summarized, value_text
 
@@ -53,21 +45,21 @@ def best_rate_vs_width(
         ValueError: if no row has a rate.
     """
     panel = panel_columns(rows, columns)
-    keys = keys_of(optima, *panel, color)
+    keys = frames.keys_of(optima, *panel, color)
     require_columns(optima, [*keys, "width", "edge", *_RATES])
     logs = {name.replace("rate", "log"): pl.col(name).cast(pl.Float64).log(2) for name in _RATES}
     names = [*keys, "width", "edge", "rate"]
-    look = look_of(spelled(with_intervals(optima.with_columns(**logs), names, "log")), color)
+    look = look_of(spelled(frames.with_intervals(optima.with_columns(**logs), names, "log")), color)
     groups = look.groups(panel)
-    duplicates(look.frame, [*groups, "width"])
+    frames.duplicates(look.frame, [*groups, "width"])
     points = look.apart(look.frame)
     x = width_axis(points["width"], points["at"])
     points, notes = _with_rates(points, keys)
     laws = _laws(points, exponents, groups, [n for n in groups if n in keys], panel)
-    most = int(extent(laws["line"], high=-1)[1]) + 1
+    most = int(frames.extent(laws["line"], high=-1)[1]) + 1
     height = _PANEL + _LINE * most
     ends = laws.select("first", "last", "by_theory").unpivot()["value"].drop_nulls()
-    bottom, top = reach(points, *ends, least=2.0)
+    bottom, top = frames.reach(points, *ends, least=2.0)
     unit = (top - bottom) / (height - 26 - _LINE * most)
     low, high = bottom - unit * (18 + _LINE * most), top + unit * 8
     ticks = [2.0**k for k in power_ticks(math.ceil(bottom), math.floor(top))]
@@ -76,7 +68,7 @@ def best_rate_vs_width(
     plot = Plot(x, y, look)
     of_point = [*keys, ("width", "d"), ("rate", ".4~g", "best rate")]
     of_point += [("rates", "", "rate, 95% interval"), ("in_grid", "", "in the grid of rates")]
-    intervals, cut = bars(points, low, high)
+    intervals, cut = frames.bars(points, low, high)
     intervals = intervals.with_columns(_power("low", "high"))
 
     layers = plot.draw(_lines(laws, groups, "first", "last"), LINE)
@@ -105,7 +97,7 @@ def best_rate_vs_width(
 def _with_rates(points: pl.DataFrame, keys: list[str]) -> tuple[pl.DataFrame, list[str]]:
     """Returns the points that have a rate, and what to say of widths without one."""
     ends = points.select(_power("low", "high")).rows()
-    texts = ["none" if its == (None, None) else rate_interval_text(*its) for its in ends]
+    texts = ["none" if its == (None, None) else frames.rate_interval_text(*its) for its in ends]
     points = points.with_columns(
         pl.col("edge").replace_strict(_IN_GRID, return_dtype=pl.String).alias("in_grid"),
         pl.col("edge").replace_strict(_SHAPES, return_dtype=pl.String).alias("shape"),
@@ -137,7 +129,7 @@ def _laws(
         schema = {name: points.schema[name] for name in on}
         exponents = pl.DataFrame(schema=schema | dict.fromkeys(_POWER, pl.Float64))
     require_columns(exponents, [*on, *_POWER])
-    duplicates(exponents, on)
+    frames.duplicates(exponents, on)
     if "theory" not in exponents.columns:
         exponents = exponents.with_columns(theory=pl.lit(None, pl.Float64))
     its = spelled(exponents).select(*on, *_POWER, "theory")

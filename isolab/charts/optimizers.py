@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from isolab.charts import frames
 from isolab.charts.channels import (
     axis,
     names_axis,
@@ -17,16 +18,6 @@ from isolab.charts.channels import (
     width_axis,
 )
 from isolab.charts.figure import Chart, Panel, facets, figure
-from isolab.charts.frames import (
-    decades,
-    duplicates,
-    extent,
-    finite,
-    keys_of,
-    log_domain,
-    spread_of,
-    thinned,
-)
 from isolab.charts.layers import Plot, look_of
 from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, fraction, panel_width, spelled
 
@@ -44,10 +35,10 @@ def step_time(frame: pl.DataFrame, baseline: str = "adam") -> Chart:
             optimizer and width give a point at the median and a bar from lowest to highest.
         baseline: the optimizer to divide by; without it in the frame the second panel is left out.
     """
-    keys = keys_of(frame, "optimizer")
-    points = finite(frame, [*keys, "width"], {"step_ms": "step_ms"}, lossless=True)
+    keys = frames.keys_of(frame, "optimizer")
+    points = frames.finite(frame, [*keys, "width"], {"step_ms": "step_ms"}, lossless=True)
     median = pl.col("step_ms").median()
-    times = spread_of(spelled(points), [*keys, "width"], "step_ms", "repeats", median=median)
+    times = frames.spread_of(spelled(points), [*keys, "width"], "step_ms", "repeats", median=median)
     base = times.filter(pl.col("optimizer") == baseline)
     base = base.select(*keys[1:], "width", base="median")
     times = times.join(base, on=[*keys[1:], "width"], how="left")
@@ -57,7 +48,7 @@ def step_time(frame: pl.DataFrame, baseline: str = "adam") -> Chart:
     of_time += [("low", ".3f", "lowest (ms)"), ("high", ".3f", "highest (ms)")]
     of_time += [("ratio", ".3f", f"ratio to {baseline}"), "repeats"]
     tooltip, x, wide = tips(*of_time), width_axis(times["width"]), panel_width(2)
-    domain = log_domain("step_ms", points["step_ms"])
+    domain = frames.log_domain("step_ms", points["step_ms"])
     y = axis("median", "ms a step (log10 axis)", domain, 10, format="~g", tickCount=5)
     plot = Plot(x, y, look)
     layers = plot.draw(times, BAR, y="low", y2="high") + plot.means(times, tooltip, 60)
@@ -65,7 +56,7 @@ def step_time(frame: pl.DataFrame, baseline: str = "adam") -> Chart:
     notes = ["Point: median of the repeats; bar: lowest to highest.", *look.note]
     if not base.is_empty():
         ratios = times.filter(pl.col("ratio").is_not_null())
-        ends = [*extent(ratios["ratio"]), 1.0]
+        ends = [*frames.extent(ratios["ratio"]), 1.0]
         domain = padded(min(ends), max(ends))
         plot = Plot(x, axis("ratio", f"step time over {baseline}'s", domain), look)
         layers = plot.means(ratios, tooltip, 60)
@@ -88,12 +79,12 @@ def invariance(frame: pl.DataFrame) -> Chart:
         ValueError: for a change that is negative or not finite.
     """
     keys = ["optimizer", "condition"]
-    points = finite(frame, keys, {"change": "relative_change"}, lossless=True, zero=True)
+    points = frames.finite(frame, keys, {"change": "relative_change"}, lossless=True, zero=True)
     positive, zero = points.filter(pl.col("change") > 0), points.filter(pl.col("change") == 0)
     zeros = zero.group_by(keys).agg(pl.len().alias("draws"))
     zeros = zeros.with_columns(pl.lit("exactly 0").alias("at the left edge"))
-    medians = spread_of(positive, keys, "change", "draws", median=pl.col("change").median())
-    low, high = decades(positive["change"], 1e-9, 1.0)
+    medians = frames.spread_of(positive, keys, "change", "draws", median=pl.col("change").median())
+    low, high = frames.decades(positive["change"], 1e-9, 1.0)
     low -= 0 if zeros.is_empty() else 1
     ticks = [10.0**k for k in range(high, low - 1, -math.ceil((high - low) / 8))]
     named, domain = "relative change (log10 axis)", [10.0**low, 10.0**high]
@@ -107,7 +98,7 @@ def invariance(frame: pl.DataFrame) -> Chart:
     of_median = [("median", ".3e"), ("low", ".3e"), ("high", ".3e"), "draws"]
     dot, tick = POINT | {"size": 40}, {"type": "tick", "thickness": 3, "size": 15}
     of_draw = tips(*keys, ("change", ".3e"))
-    layers = plot.draw(thinned(positive, "change"), dot, 0.35, tooltip=of_draw, **offset)
+    layers = plot.draw(frames.thinned(positive, "change"), dot, 0.35, tooltip=of_draw, **offset)
     layers += plot.draw(medians, tick, x="median", tooltip=tips(*keys, *of_median), **offset)
     notes = ["Point: a draw; bar: the median"]
     if not zeros.is_empty():
@@ -132,15 +123,15 @@ def theory_rates(frame: pl.DataFrame) -> Chart:
             and ``factor`` (rate over the rate at the base width).
     """
     names = ["parameterization", "rule", "alignment", "role"]
-    points = spelled(finite(frame, [*names, "width"], {"factor": "factor"}, lossless=True))
+    points = spelled(frames.finite(frame, [*names, "width"], {"factor": "factor"}, lossless=True))
     points = points.with_columns(pl.col("width").cast(pl.Float64)).sort(*names, "width")
-    duplicates(points, [*names, "width"])
+    frames.duplicates(points, [*names, "width"])
     ends = _powers(points, names)
     points = points.join(ends.select(*names, "power"), on=names, how="left")
     look = look_of(points, "role")
     roles, kinds = (points[n].unique().sort().to_list() for n in ("role", "alignment"))
     x = width_axis(points["width"], share=0.12)  # for the powers, right of the lines
-    lowest, highest = extent(points["factor"])
+    lowest, highest = frames.extent(points["factor"])
     domain = (lowest / 2.5, highest * 2.5)
     y = axis("factor", "rate / base rate", domain, 2, labelExpr=_RATIO, tickCount=5)
     plot = Plot(x, y, look)
@@ -149,7 +140,7 @@ def theory_rates(frame: pl.DataFrame) -> Chart:
     layers = []
     for i, role in enumerate(roles):
         mark = LINE | {"yOffset": _APART * (i - (len(roles) - 1) / 2)}
-        its = thinned(points.filter(pl.col("role") == role), "width")
+        its = frames.thinned(points.filter(pl.col("role") == role), "width")
         layers += plot.draw(its, mark, strokeDash=dash, tooltip=tooltip)
     once = ends.unique(["parameterization", "rule", "power"], maintain_order=True)
     font = {"color": "#333333", "fontSize": 11, "align": "left"}
@@ -184,18 +175,18 @@ def update_function(frame: pl.DataFrame) -> Chart:
     Raises:
         ValueError: for a number that is not finite.
     """
-    finite(frame, ["optimizer", "function"], {"ratio": "ratio", "update": "update"})
-    duplicates(frame, ["function", "ratio"])
+    frames.finite(frame, ["optimizer", "function"], {"ratio": "ratio", "update": "update"})
+    frames.duplicates(frame, ["function", "ratio"])
     lost = frame.filter(~(pl.col("ratio").is_finite() & pl.col("update").is_finite()))
     if not lost.is_empty():
         raise ValueError(f"ratio and update must be finite, got {lost.row(0, named=True)}")
     order = frame["function"].unique(maintain_order=True).to_list()
-    points = thinned(frame, "ratio").with_columns(
+    points = frames.thinned(frame, "ratio").with_columns(
         pl.col("function").cast(pl.Enum(order)),
         pl.when(pl.col("bound").is_finite()).then("bound").alias("bound"),
     )
-    far = 1.05 * extent(points["update"].abs())[1]
-    x = axis("ratio", "m / √v", extent(points["ratio"]), format="~g")
+    far = 1.05 * frames.extent(points["update"].abs())[1]
+    x = axis("ratio", "m / √v", frames.extent(points["ratio"]), format="~g")
     y = axis("update", "update, before the rate", [-far, far])
     plot = Plot(x, y, look_of(points, "function"))
     dash = scaled("optimizer", {"adam": [6, 4], "adam_atan2": [1, 0]}) | {"legend": None}

@@ -9,17 +9,9 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.optimum import optimum
+from isolab.charts import frames
 from isolab.charts.channels import axis, log_axis, padded, spread, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_height
-from isolab.charts.frames import (
-    EDGE_MARK,
-    ceiling,
-    duplicates,
-    extent,
-    finite,
-    keys_of,
-    rate_interval_text,
-)
 from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import (
     HEIGHT,
@@ -80,19 +72,19 @@ def _sweep(
     labelled: bool,
 ) -> Chart:
     panel = panel_columns(rows, columns)
-    keys = keys_of(runs, *panel, color)
-    look = look_of(spelled(finite(runs, [*keys, RATE, "seed"], {"loss": loss})), color)
+    keys = frames.keys_of(runs, *panel, color)
+    look = look_of(spelled(frames.finite(runs, [*keys, RATE, "seed"], {"loss": loss})), color)
     points, groups = look.frame, look.groups(panel)
-    duplicates(points, [*groups, RATE, "seed"])
+    frames.duplicates(points, [*groups, RATE, "seed"])
     x = log_axis(RATE, points[RATE], f"{title_of(RATE)} (log2 axis)")
     means = _seed_means(points, groups)
     best, notes = _best_rates(points, groups)
-    top = ceiling(means["mean"], points["loss"])
+    top = frames.ceiling(means["mean"], points["loss"])
     edge, lines = _edge_marks(points, groups, look.columns, top)
-    bottom = extent(pl.concat([points["loss"], best["loss"]]), low=0.0)[0]
+    bottom = frames.extent(pl.concat([points["loss"], best["loss"]]), low=0.0)[0]
     best = _labelled(best, points[RATE], top - bottom)
     pitch, tall = min(12.0, 60 / max(lines, 1)), panel_height(points, panel)
-    below = 1 + int(extent(best["line"], high=0)[1]) if labelled else 0
+    below = 1 + int(frames.extent(best["line"], high=0)[1]) if labelled else 0
     domain = padded(bottom, top, lines * pitch / 12, below, tall)
     plot = Plot(x, axis("loss", title_of(loss), domain), look)
     where: list[Any] = [*keys, (RATE, ".4~g")]
@@ -101,7 +93,7 @@ def _sweep(
     of_best += [("grid_rate", ".4~g", "best rate of the grid")]
     of_edge = [
         *where,
-        EDGE_MARK,
+        frames.EDGE_MARK,
         "seeds",
         ("of", "", "of seeds"),
         ("loss", ".4f", "their mean loss"),
@@ -164,7 +156,7 @@ def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFra
     ``low`` and ``high`` are the ends of the rate's interval within the grid: the rate itself where
     one seed says nothing of it.
     """
-    first, last = extent(points[RATE])
+    first, last = frames.extent(points[RATE])
     rows, notes = [], []
     for values, its in points.sort(groups).group_by(groups, maintain_order=True):
         named = dict(zip(groups, values, strict=True))
@@ -179,7 +171,7 @@ def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFra
             notes.append(f"{who}: the best rate is the {end} of the grid.")
         several = best.seeds > 1
         low, high = best.rate_interval if several else (best.rate, best.rate)
-        interval = rate_interval_text(*best.rate_interval) if several else "none: one seed"
+        interval = frames.rate_interval_text(*best.rate_interval) if several else "none: one seed"
         numbers = (best.rate, best.loss, max(low, first), min(high, last), best.grid_rate)
         rows.append((*values, *numbers, interval, best.seeds, best.edge, best.note or "none"))
     schema: dict[str, Any] = {name: points.schema[name] for name in groups}
@@ -197,14 +189,14 @@ def _edge_marks(
     panel. ``seeds`` lists the seeds, ``of`` counts all, ``loss`` is the mean of those above.
     """
     lost = pl.when(pl.col("loss").is_null()).then(pl.lit("diverged"))
-    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(EDGE_MARK)
+    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(frames.EDGE_MARK)
     seeds = pl.col("seed").sort().cast(pl.String).str.join(", ")
     marks = (
         points.with_columns(kind, pl.len().over([*groups, RATE]).alias("of"))
-        .filter(pl.col(EDGE_MARK).is_not_null())
-        .group_by(*groups, RATE, EDGE_MARK, "of")
+        .filter(pl.col(frames.EDGE_MARK).is_not_null())
+        .group_by(*groups, RATE, frames.EDGE_MARK, "of")
         .agg(seeds.alias("seeds"), pl.col("loss").mean())
-        .sort(*groups, RATE, EDGE_MARK)
+        .sort(*groups, RATE, frames.EDGE_MARK)
     )
     order = marks.select(lines_of).unique().sort(lines_of).with_row_index("line")
     return marks.join(order, on=lines_of, how="left", maintain_order="left"), len(order)
@@ -212,7 +204,7 @@ def _edge_marks(
 
 def _labelled(best: pl.DataFrame, rates: pl.Series, span: float) -> pl.DataFrame:
     """Adds each best rate's label, how it is aligned, and the line on which it covers no other."""
-    first, last = extent(rates)
+    first, last = frames.extent(rates)
     octaves = max(math.log2(last / first), 1e-9)
     places = [
         (math.log2(at) / octaves * WIDTH, -loss / max(span, 1e-9) * HEIGHT)

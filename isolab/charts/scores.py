@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts import frames
 from isolab.charts.channels import axis, names_axis, padded, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure, panel_columns, panel_height
-from isolab.charts.frames import EDGE_MARK, bars, duplicates, keys_of, reach, with_intervals
 from isolab.charts.layers import Layer, Plot, look_of
 from isolab.charts.theme import LINE, POINT, spelled, summarized, title_of
 
@@ -34,14 +34,14 @@ def ranking(
     Raises:
         ValueError: for several widths.
     """
-    keys = keys_of(frame, *by, color)
+    keys = frames.keys_of(frame, *by, color)
     require_columns(frame, [*keys, "width", "rate", "loss", "loss_low", "loss_high", "note"])
     widths = frame["width"].unique().sort().to_list()
     if len(widths) > 1:
         raise ValueError(f"a ranking is of one width, the frame has {widths}: keep one")
-    points = spelled(with_intervals(frame, [*keys, "width", "rate", "note"], "loss"))
+    points = spelled(frames.with_intervals(frame, [*keys, "width", "rate", "note"], "loss"))
     look = look_of(points, color, orient="top", direction="horizontal")
-    duplicates(look.frame, keys)
+    frames.duplicates(look.frame, keys)
     named = list(dict.fromkeys([*by, *(["origin"] if look.both else [])]))
     whole = pl.concat_str([pl.col(n).cast(pl.String) for n in named], separator="; ")
     points = look.frame.with_columns(whole.alias("name"))
@@ -50,11 +50,11 @@ def ranking(
     order = [*ranked["name"], *rest["name"]]
     texts = [f"{loss:.3f} at {rate:.2g}" for loss, rate in ranked.select("value", "rate").rows()]
     texts += ["every rate diverged" if lost else "no runs at this width" for lost in rest["lost"]]
-    bottom, top = reach(ranked)
+    bottom, top = frames.reach(ranked)
     pad = 0.04 * (top - bottom)
     x = axis("value", title_of("final_validation_loss"), (bottom - pad, top + pad))
     plot = Plot(x, names_axis("name", order), look)
-    intervals, cut = bars(ranked, bottom - pad, top + pad)
+    intervals, cut = frames.bars(ranked, bottom - pad, top + pad)
     of_point = [*keys, ("value", ".4f", "loss at the best rate")]
     of_point += [("interval", "", "loss, 95% interval"), ("rate", ".4~g", "best rate"), "note"]
     layers = plot.intervals(intervals, ranked, tips(*of_point), "x", 0.5, 80, 3)
@@ -118,17 +118,17 @@ def _against_width(
 ) -> Chart:
     name, y_title, if_lost = what
     panel = panel_columns(rows, columns)
-    keys = keys_of(frame, *panel, color)
+    keys = frames.keys_of(frame, *panel, color)
     require_columns(frame, [*keys, "width", "note"])
-    look = look_of(spelled(with_intervals(frame, [*keys, "width", "note"], name)), color)
-    duplicates(look.frame, look.groups(panel, "width"))
+    look = look_of(spelled(frames.with_intervals(frame, [*keys, "width", "note"], name)), color)
+    frames.duplicates(look.frame, look.groups(panel, "width"))
     points = look.apart(look.frame).sort(*keys, "width")
     found, gone = points.filter(pl.col("value").is_not_null()), points.filter("lost")
-    gone = gone.with_columns(pl.lit("diverged").alias(EDGE_MARK), pl.lit(0).alias("line"))
+    gone = gone.with_columns(pl.lit("diverged").alias(frames.EDGE_MARK), pl.lit(0).alias("line"))
     height = panel_height(points, panel)
-    domain = padded(*reach(found, 0.0), 0 if gone.is_empty() else 1, 0, height)
+    domain = padded(*frames.reach(found, 0.0), 0 if gone.is_empty() else 1, 0, height)
     plot = Plot(width_axis(points["width"], points["at"]), axis("value", y_title, domain), look)
-    intervals, cut = bars(found, *domain)
+    intervals, cut = frames.bars(found, *domain)
     of_point = [*keys, ("width", "d"), ("value", ".4f", y_title)]
     of_point += [("interval", "", "95% interval"), "note"]
     layers: list[Layer] = plot.draw(found, LINE | {"strokeWidth": 1.5}, 0.5)

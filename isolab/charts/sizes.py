@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
+from isolab.charts import frames
 from isolab.charts.channels import (
     axis,
     log_ticks,
@@ -19,18 +20,6 @@ from isolab.charts.channels import (
     width_axis,
 )
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
-from isolab.charts.frames import (
-    bars,
-    duplicates,
-    extent,
-    finite,
-    keys_of,
-    log_domain,
-    reach,
-    spread_of,
-    thinned,
-    with_intervals,
-)
 from isolab.charts.layers import Look, Plot, look_of
 from isolab.charts.theme import (
     BAND,
@@ -76,17 +65,17 @@ def coordinates(
         ValueError: for a step that the frame lacks.
     """
     panel = panel_columns(rows, columns)
-    named = [n for n in keys_of(frame, *panel, color) if n not in ("quantity", "layer")]
+    named = [n for n in frames.keys_of(frame, *panel, color) if n not in ("quantity", "layer")]
     keys = list(dict.fromkeys([*named, "layer", "order", "width", "step", "seed"]))
     require_columns(frame, [*keys, *_SIZES.values()])
     frame, at = _at_step(frame, panel, step)
     points = _sizes(frame, keys)
     groups = list(dict.fromkeys([*panel, *named, "layer", "quantity", "width"]))
-    duplicates(points, [*groups, "step", "seed"])
+    frames.duplicates(points, [*groups, "step", "seed"])
     look = _by_layer(points) if color == "layer" else look_of(points, color)
     size, given = pl.col("size"), pl.col("given")
     not_finite = pl.when(size.is_null().any()).then(pl.lit("not finite"))
-    means = spread_of(
+    means = frames.spread_of(
         look.frame,
         list(dict.fromkeys([*groups, *look.columns])),
         "size",
@@ -100,7 +89,7 @@ def coordinates(
     layers = []
     for across in points[rows].unique().sort() if rows else [None]:  # a row shares its axis
         its, lost = ((f.filter(pl.col(rows) == across) if rows else f) for f in (means, edge))
-        low, high = extent(its["size"], 0.1, 10.0)
+        low, high = frames.extent(its["size"], 0.1, 10.0)
         pad = max((high / low) ** 0.08, 1.3)
         ends = [low / pad, high * pad]
         y = axis("size", "rms (log10 axis)", ends, 10, format=".3~g", values=log_ticks(*ends))
@@ -137,18 +126,20 @@ def coordinate_slopes(
         ValueError: for a step that the frame lacks.
     """
     panel = panel_columns(rows, columns)
-    keys = keys_of(slopes, *panel, color, "layer", "order", "step", "quantity")
+    keys = frames.keys_of(slopes, *panel, color, "layer", "order", "step", "quantity")
     require_columns(slopes, [*keys, "slope", "slope_low", "slope_high", "note"])
     slopes, at = _at_step(slopes, panel, step)
-    points = spelled(with_intervals(slopes, [*keys, "note"], "slope", digits=3)).sort("order")
+    points = spelled(frames.with_intervals(slopes, [*keys, "note"], "slope", digits=3)).sort(
+        "order"
+    )
     look = look_of(points, color)
     groups = look.groups(panel, "layer")
-    duplicates(points, groups, "name the column that differs as rows, columns or color")
+    frames.duplicates(points, groups, "name the column that differs as rows, columns or color")
     names = points["layer"].unique(maintain_order=True).to_list()
     found = points.filter(pl.col("value").is_not_null())
-    bottom, top = reach(found, 0.0)
+    bottom, top = frames.reach(found, 0.0)
     pad = 0.06 * (top - bottom)
-    intervals, cut = bars(found, bottom - pad, top + pad)
+    intervals, cut = frames.bars(found, bottom - pad, top + pad)
     x = axis("value", "slope of log rms on log width", (bottom - pad, top + pad))
     plot = Plot(x, names_axis("layer", names, labelLimit=220), look)
     apart = "origin" if look.both else color
@@ -185,8 +176,8 @@ def alignment(
         ValueError: for no alignment that is finite.
     """
     panel = panel_columns(rows, columns)
-    keys = keys_of(frame, *panel, color)
-    points = spelled(finite(frame, [*keys, "step"], {"alignment": "alignment"}))
+    keys = frames.keys_of(frame, *panel, color)
+    points = spelled(frames.finite(frame, [*keys, "step"], {"alignment": "alignment"}))
     for name in panel:
         if points.schema[name] == pl.String:  # layers stay in the order of the frame
             kinds = pl.Enum(points[name].unique(maintain_order=True))
@@ -197,8 +188,8 @@ def alignment(
         raise ValueError("nothing to draw: no alignment of the frame is finite")
     look = look_of(points, color)
     on = look.groups(panel, "step")
-    means = thinned(spread_of(look.frame, on, "alignment", "values"), "step")
-    low, high = extent(means["low"])[0], extent(means["high"])[1]
+    means = frames.thinned(frames.spread_of(look.frame, on, "alignment", "values"), "step")
+    low, high = frames.extent(means["low"])[0], frames.extent(means["high"])[1]
     domain = [min(low, _RULES[0]) - 0.05, max(high, _RULES[1]) + 0.05]
     ticks = [k / 4 for k in range(math.ceil(4 * domain[0]), math.floor(4 * domain[1]) + 1)]
     y = axis("mean", "alignment exponent", domain, values=ticks, format=".3~g")
@@ -238,23 +229,27 @@ def gradient_sizes(
         ValueError: for a gradient that is not positive and finite.
     """
     panel = panel_columns(rows, columns)
-    group = [*keys_of(gradients, "parameterization", "step"), "role"]
+    group = [*frames.keys_of(gradients, "parameterization", "step"), "role"]
     values = {"width": "width", "size": "gradient_rms"}
-    points = finite(gradients, [*group, "seed"], values, lossless=True)
-    duplicates(points, [*panel, "role", "width", "seed"], "name the column as rows or columns")
+    points = frames.finite(gradients, [*group, "seed"], values, lossless=True)
+    frames.duplicates(
+        points, [*panel, "role", "width", "seed"], "name the column as rows or columns"
+    )
     require_columns(exponents, [*group, "exponent", "exponent_low", "exponent_high", "theory"])
     means = _with_powers(points, exponents, group)
     points, means = spelled(points), spelled(means)
     share = _POWER / (panel_pixels(points, columns) - _POWER)  # for powers, right of the lines
     x = width_axis(points["width"], share=share)
-    domain = log_domain("gradient", pl.concat([points["size"], means["by theory"].drop_nulls()]))
+    domain = frames.log_domain(
+        "gradient", pl.concat([points["size"], means["by theory"].drop_nulls()])
+    )
     y = axis("size", "rms of the gradient (log10 axis)", domain, 10, format=".0e", tickCount=6)
     plot = Plot(x, y, look_of(points, "role"))
     where = [*group, ("width", "d")]
     of_mean = [*where, ("size", ".3~e", "geometric mean"), ("power", ".3f", "fitted power")]
     of_mean += [("interval", "", "95% interval")]
     layers = plot.draw(means, LINE, tooltip=tips(*of_mean))
-    dots, of_point = thinned(points, "width"), tips(*where, ("size", ".3~e"), "seed")
+    dots, of_point = frames.thinned(points, "width"), tips(*where, ("size", ".3~e"), "seed")
     layers += plot.draw(dots, POINT | {"size": 22}, 0.55, tooltip=of_point)
     theory = LINE | {"strokeWidth": 1.2, "strokeDash": [4, 3]}
     layers += plot.draw(means, theory, 0.9, split=False, y="by theory")
@@ -301,7 +296,7 @@ def _with_powers(points: pl.DataFrame, exponents: pl.DataFrame, group: list[str]
 def _steps(steps: pl.Series) -> Spec:
     """Returns a linear axis, or a logarithmic one that shows 0 where steps crowd at the start."""
     numbers = steps.unique().sort()
-    first, last = extent(numbers)
+    first, last = frames.extent(numbers)
     middle = float(numbers[len(numbers) // 2])
     if last > 5 * max(middle, 1.0) and len(numbers) > 3:
         ticks = numbers.gather_every(math.ceil(len(numbers) / 6)).to_list()
@@ -326,7 +321,7 @@ def _at_step(frame: pl.DataFrame, panel: list[str], step: int | None) -> tuple[p
 def _sizes(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """Returns a row per size: ``given``, and ``size``, which is null unless positive and finite."""
     both = [
-        finite(frame, keys, {"size": column}).with_columns(
+        frames.finite(frame, keys, {"size": column}).with_columns(
             given=frame[column].cast(pl.Float64), quantity=pl.lit(name)
         )
         for name, column in _SIZES.items()

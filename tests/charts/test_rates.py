@@ -49,42 +49,18 @@ def test_the_diamond_lies_at_the_best_rate_and_is_hollow_at_an_edge(drawn, lowes
         assert row["low"] >= min(RATES) and row["high"] <= max(RATES)
 
 
-@given(
-    st.sets(
-        st.tuples(st.sampled_from(list(BEST)), st.sampled_from(RATES), st.integers(0, 2)),
-        max_size=63,
-    )
+GRID = [2.0**k for k in range(-11, -3)]
+RUNS = st.tuples(
+    st.sampled_from(["standard", "mup"]),
+    st.sampled_from((32, 64, 128)),
+    st.sampled_from(GRID),
+    st.integers(0, 1),
 )
-@settings(max_examples=20, deadline=None)
-def test_every_run_is_drawn_once_and_diverged_ones_at_the_top(drawn, gone):
-    runs = sweep(gone=gone)
-    chart = charts.loss_vs_rate(runs)
-    key = ("optimizer", "learning_rate", "seed")
-    points = [tuple(row[k] for k in key) for its in drawn(chart, "point", size=36) for row in its]
-    marks = edge_marks(drawn, chart)
-    lost = [tuple(m[k] for k in key) for m in marks if m["at the top edge"] == "diverged"]
-    assert sorted(lost) == sorted(gone)
-    assert sorted([*points, *(tuple(m[k] for k in key) for m in marks)]) == sorted(
-        runs.select(key).rows()
-    )
-    means = [row for its in drawn(chart, "line") for row in its]
-    whole = {(name, rate) for name in BEST for rate in RATES} - {mark[:2] for mark in gone}
-    assert {(row["optimizer"], row["learning_rate"]) for row in means} == whole
 
 
-@given(
-    st.sets(
-        st.tuples(
-            st.sampled_from(["standard", "mup"]),
-            st.sampled_from((32, 64, 128)),
-            st.sampled_from([2.0**k for k in range(-11, -3)]),
-            st.integers(0, 1),
-        ),
-        max_size=30,
-    )
-)
-@settings(max_examples=8, deadline=None)
-def test_every_run_is_in_its_panel_and_diverged_ones_at_its_top(drawn, gone):
+@given(st.sets(RUNS, max_size=60))
+@settings(max_examples=12, deadline=None)
+def test_every_run_is_drawn_once_in_its_panel_and_diverged_ones_at_its_top(drawn, gone):
     runs = transfer(rules=("global",), gone=gone)
     chart = charts.loss_by_width(runs, **PANELS)
     key = ("width", "learning_rate", "seed")
@@ -97,6 +73,9 @@ def test_every_run_is_in_its_panel_and_diverged_ones_at_its_top(drawn, gone):
         assert sorted(found) == sorted(its.select(key).rows())
         lost = {tuple(m[k] for k in key) for m in marks if m["at the top edge"] == "diverged"}
         assert lost == {run[1:] for run in gone if run[0] == p}
+        means = [r for rows in drawn(chart, "line", title) for r in rows if "segment" in r]
+        whole = set(its.select(key[:2]).rows()) - {run[:2] for run in lost}
+        assert {tuple(row[k] for k in key[:2]) for row in means} == whole
 
 
 def test_a_line_breaks_where_a_seed_diverged(drawn):
@@ -218,11 +197,10 @@ def test_texts_of_exponents_do_not_overlap(drawn, spec_of):
 
 
 def test_a_best_rate_at_an_edge_is_a_triangle_and_a_lost_one_is_named(drawn, subtitle):
-    rates = [2.0**k for k in range(-11, -3)]
-    runs = transfer(widths=(32, 64, 128, 4096), gone=[("mup", 128, rate, 0) for rate in rates])
+    runs = transfer(widths=(32, 64, 128, 4096), gone=[("mup", 128, rate, 0) for rate in GRID])
     chart = charts.best_rate_vs_width(best(runs), columns="parameterization", color="rate_rule")
     (down,) = drawn(chart, "point", "standard", shape="triangle-down")
-    assert [(row["width"], row["rate"]) for row in down] == [(4096, rates[0])]
+    assert [(row["width"], row["rate"]) for row in down] == [(4096, GRID[0])]
     assert "lowest (down)" in subtitle(chart)
     assert "muP, one global rate, width 128: all diverged" in subtitle(chart)
     assert 128 not in {row["width"] for rows in drawn(chart, "point", "muP") for row in rows}
