@@ -54,8 +54,8 @@ def log_axis(
     ends = log_domain(column, values)
     levels = values.cast(pl.Float64).unique().sort()
     ticks = levels.gather_every(math.ceil(len(levels) / 10)).to_list()
-    look: Spec = {"format": format, "labelOverlap": True, "labelSeparation": 6, "grid": True}
-    return axis(column, title, domain or ends, 2, values=ticks, **look)
+    style: Spec = {"format": format, "labelOverlap": True, "labelSeparation": 6, "grid": True}
+    return axis(column, title, domain or ends, 2, values=ticks, **style)
 
 
 def width_axis(widths: pl.Series, at: pl.Series | None = None, share: float = 0.0) -> Spec:
@@ -73,9 +73,9 @@ def width_axis(widths: pl.Series, at: pl.Series | None = None, share: float = 0.
 
 def names_axis(field: str, names: Sequence[str], title: str | None = None, **options: Any) -> Spec:
     """Returns a position channel with a place for each name, in their order."""
-    look: Spec = {"labelLimit": 340, "ticks": False, "domain": False, "grid": True} | options
+    style: Spec = {"labelLimit": 340, "ticks": False, "domain": False, "grid": True} | options
     channel = {"field": field, "type": "nominal", "title": title, "sort": list(names)}
-    return channel | {"scale": {"domain": list(names)}, "axis": look}
+    return channel | {"scale": {"domain": list(names)}, "axis": style}
 
 
 def padded(

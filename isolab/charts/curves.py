@@ -14,7 +14,7 @@ from isolab.analysis.seeds import require_columns
 from isolab.charts import frames
 from isolab.charts.channels import axis, edge_shape, log_axis, padded, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.layers import Layer, Plot, look_of
+from isolab.charts.layers import Layer, Plot, style_of
 from isolab.charts.theme import BAND, DASH, LINE, POINT, spelled, title_of, value_text
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def loss_curves(
     if y not in kinds:
         raise ValueError(f"unknown y {y!r}; known: {sorted(kinds)}")
     keys = frames.keys_of(runs, color)
-    look = look_of(_curve_points(runs, keys, f"curve_{y}_loss"), color)
-    points, groups = look.frame, list(look.columns)
+    style = style_of(_curve_points(runs, keys, f"curve_{y}_loss"), color)
+    points, groups = style.frame, list(style.columns)
     finished = points.filter(~pl.col("diverged"))
     bands = frames.thinned(frames.spread_of(finished, [*groups, "step"], "loss"), "step")
     (lowest, highest), last = (
@@ -61,19 +61,19 @@ def loss_curves(
     at_top = pl.min_horizontal("loss", pl.lit(top)).alias("drawn")
     ends = ends.with_columns(at_top, pl.lit("diverged").alias(frames.EDGE_MARK))
     loss_axis = axis("mean", f"{kinds[y]} loss (nats/token)", padded(lowest, top))
-    plot = Plot(axis("step", "step", format=",d"), loss_axis, look)
+    plot = Plot(axis("step", "step", format=",d"), loss_axis, style)
     of_mean = [*keys, ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f"), "seeds"]
     layers = plot.draw(bands, LINE)
     layers += plot.draw(bands, BAND, 0.2, y="low", y2="high")
     invisible = POINT | {"size": 80, "opacity": 0}  # for the tooltip
     layers += plot.draw(bands, invisible, None, split=False, tooltip=tips(*of_mean))
-    notes = ["Line: mean over seeds; band: lowest to highest", *look.note]
+    notes = ["Line: mean over seeds; band: lowest to highest", *style.note]
     if highest > top:
         notes.append(f"The axis is cut at {top:.2f}; the highest loss is {highest:.2f}")
     if not lost.is_empty():
         notes.append("Dashed: a diverged run, up to a cross at its last finite loss")
         path = LINE | {"strokeDash": DASH, "strokeWidth": 1.5}
-        each: Any = {"y": "loss", "detail": [*look.columns, "seed"]}
+        each: Any = {"y": "loss", "detail": [*style.columns, "seed"]}
         layers += plot.draw(frames.thinned(lost, "step"), path, 0.8, split=False, **each)
         of_end = [*keys, "seed", ("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
         cross: Any = {
@@ -83,7 +83,7 @@ def loss_curves(
         }
         mark = {"type": "point", "size": 80, "strokeWidth": 2.5}
         layers += plot.draw(ends, mark, split=False, **cross)
-    return facets(points, layers, title, notes, look)
+    return facets(points, layers, title, notes, style)
 
 
 def _curve_points(runs: pl.DataFrame, keys: list[str], curve: str) -> pl.DataFrame:
@@ -128,13 +128,13 @@ def loss_vs_steps(
     if not best:
         raise ValueError("no horizon can be drawn: " + ("; ".join(notes) or "the frame is empty"))
     points = spelled(frames.finite(pl.concat(best), [*keys, steps, rate, "seed"], {"loss": loss}))
-    look = look_of(points, color)
-    points, groups = look.frame, list(look.columns)
+    style = style_of(points, color)
+    points, groups = style.frame, list(style.columns)
     mean, first = pl.col("loss").mean(), pl.col(rate).first()
     means = frames.spread_of(points, [*groups, steps], "loss", mean=mean, learning_rate=first)
     laws, fits = _laws(means, groups)
     x = log_axis(steps, points[steps], f"{title_of(steps)} (log2 axis)", ",d")
-    plot = Plot(x, axis("loss", title_of(loss), padded(*frames.extent(points["loss"]))), look)
+    plot = Plot(x, axis("loss", title_of(loss), padded(*frames.extent(points["loss"]))), style)
     where: list[Any] = [*keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
     layers = []
     if not laws.is_empty():
@@ -149,8 +149,8 @@ def loss_vs_steps(
         layers += _speedup_layers(plot, speedup)
         fits = [f"Speedup in steps: {_speedup_text(speedup)}", *fits]
         notes += [speedup.reason] if speedup.reason else []
-    said = [*look.note, *fits, *notes]
-    return facets(points, layers, "Loss against length of the schedule", said, look)
+    subtitle = [*style.note, *fits, *notes]
+    return facets(points, layers, "Loss against length of the schedule", subtitle, style)
 
 
 def _laws(means: pl.DataFrame, groups: list[str]) -> tuple[pl.DataFrame, list[str]]:

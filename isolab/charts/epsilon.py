@@ -14,7 +14,7 @@ from isolab.charts import frames
 from isolab.charts.channels import axis, power_ticks, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
 from isolab.charts.heat import CELL, DASHES, Places, heat_map, places_of, top_loss
-from isolab.charts.layers import Plot, look_of
+from isolab.charts.layers import Plot, style_of
 from isolab.charts.theme import LINE, PANEL_HEIGHT, POINT, spelled, summarized, title_of, words
 
 NO_EPS = "no eps"
@@ -119,7 +119,7 @@ def _curves(lines: pl.DataFrame, over: str, across: Places, up: Places) -> pl.Da
         for height in np.linspace(heights[0], heights[-1], 80):
             log = float(np.interp(height, heights, logs))
             place = across.at(log)
-            if place >= 0.5 or not across.zero:  # not into the column of eps 0
+            if place >= 0.5 or -math.inf not in across.places:  # not into the column of eps 0
                 rows.append((*names, 10.0**log, place, up.at(float(height))))
     found = pl.DataFrame(rows, schema=[*keys, "eps", "left", "bottom"], orient="row")
     return spelled(found).with_columns(pl.col("role").cast(pl.String))
@@ -154,7 +154,7 @@ def root_histogram(histogram: pl.DataFrame, epsilons: Sequence[float] = (1e-8,))
     x = axis("log10", "√v (log10 axis)", [low, high], values=ticks, labelExpr=_TEN)
     top = 1.12 * frames.extent(shares["share"])[1]
     y = axis("share", "share of parameters", [0, top], format="~%")
-    plot = Plot(x, y, look_of(shares, "width"))
+    plot = Plot(x, y, style_of(shares, "width"))
     outline = LINE | {"strokeWidth": 1.8, "interpolate": "step-after"}
     layers = plot.draw(steps, outline, order="log10")
     dashed = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": "#333333"}
@@ -168,7 +168,7 @@ def root_histogram(histogram: pl.DataFrame, epsilons: Sequence[float] = (1e-8,))
     if not zeros.is_empty():
         notes.append("Triangle at the left edge: exactly 0, never a gradient.")
     heading = "Adam's denominator √v against eps"
-    return facets(steps, layers, heading, notes, plot.look, None, "role", PANEL_HEIGHT, zoom=False)
+    return facets(steps, layers, heading, notes, plot.style, None, "role", PANEL_HEIGHT, zoom=False)
 
 
 def _steps(shares: pl.DataFrame) -> pl.DataFrame:
@@ -210,9 +210,9 @@ def damped_shares(shares: pl.DataFrame) -> Chart:
     x = axis("eps", f"{title_of('eps')} (log10 axis)", ends, 10, format=".0e", tickCount=5)
     quarters = [0, 0.25, 0.5, 0.75, 1]
     y = axis("share", "share with √v < eps", [-0.03, 1.03], format="~%", values=quarters)
-    plot = Plot(x, y, look_of(points, "width"))
+    plot = Plot(x, y, style_of(points, "width"))
     tooltip = tips(("width", "d"), "role", ("eps", ".2~e"), ("share", ".2%"))
     layers = plot.draw(points, LINE, tooltip=tooltip)
     layers += plot.draw(points, POINT | {"size": 20}, 0.8, tooltip=tooltip)
     heading = "Share of parameters that eps slows down"
-    return facets(points, layers, heading, [], plot.look, None, "role", PANEL_HEIGHT)
+    return facets(points, layers, heading, [], plot.style, None, "role", PANEL_HEIGHT)

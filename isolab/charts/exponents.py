@@ -12,7 +12,7 @@ from isolab.analysis.seeds import require_columns
 from isolab.charts import frames
 from isolab.charts.channels import axis, pixels, power_ticks, tips, width_axis
 from isolab.charts.figure import Chart, facets, panel_columns
-from isolab.charts.layers import Plot, look_of
+from isolab.charts.layers import Plot, style_of
 from isolab.charts.theme import BAR, LINE, POINT, fraction, signed, spelled, summarized, value_text
 
 _RATES = ("rate", "rate_low", "rate_high")
@@ -49,10 +49,12 @@ def best_rate_vs_width(
     require_columns(optima, [*keys, "width", "edge", *_RATES])
     logs = {name.replace("rate", "log"): pl.col(name).cast(pl.Float64).log(2) for name in _RATES}
     names = [*keys, "width", "edge", "rate"]
-    look = look_of(spelled(frames.with_intervals(optima.with_columns(**logs), names, "log")), color)
-    groups = look.groups(panel)
-    frames.duplicates(look.frame, [*groups, "width"])
-    points = look.apart(look.frame)
+    style = style_of(
+        spelled(frames.with_intervals(optima.with_columns(**logs), names, "log")), color
+    )
+    groups = style.groups(panel)
+    frames.duplicates(style.frame, [*groups, "width"])
+    points = style.apart(style.frame)
     x = width_axis(points["width"], points["at"])
     points, notes = _with_rates(points, keys)
     laws = _laws(points, exponents, groups, [n for n in groups if n in keys], panel)
@@ -65,7 +67,7 @@ def best_rate_vs_width(
     ticks = [2.0**k for k in power_ticks(math.ceil(bottom), math.floor(top))]
     named = "best learning rate (log2 axis)"
     y = axis("rate", named, [2**low, 2**high], 2, format=".2~g", values=ticks)
-    plot = Plot(x, y, look)
+    plot = Plot(x, y, style)
     of_point = [*keys, ("width", "d"), ("rate", ".4~g", "best rate")]
     of_point += [("rates", "", "rate, 95% interval"), ("in_grid", "", "in the grid of rates")]
     intervals, cut = frames.bars(points, low, high)
@@ -74,7 +76,7 @@ def best_rate_vs_width(
     layers = plot.draw(_lines(laws, groups, "first", "last"), LINE)
     dotted = LINE | {"strokeDash": [1.5, 3.5]}
     theory = _lines(laws, groups, "anchor", "by_theory")
-    layers += plot.draw(theory, dotted, split=False, detail=list(look.columns))
+    layers += plot.draw(theory, dotted, split=False, detail=list(style.columns))
     layers += plot.draw(intervals, BAR, 0.55, y="low", y2="high")
     for (shape,), at in points.group_by(["shape"], maintain_order=True):
         mark = POINT | {"shape": shape, "size": 70, "strokeWidth": 2}
@@ -82,16 +84,16 @@ def best_rate_vs_width(
     from_bottom = _LINE * (pl.col("lines").cast(int) - 1 - pl.col("line"))
     texts = laws.with_columns((height - 6 - from_bottom).alias("pixel"))
     layers += plot.labels(texts, "text", x=7, y=pixels("pixel"), fontSize=11, align="left")
-    said = []
+    subtitle = []
     if exponents is not None:
-        said = ["Line: a power law fitted to the best rates; below: its power [95% interval]."]
+        subtitle = ["Line: a power law fitted to the best rates; below: its power [95% interval]."]
     if laws["by_theory"].is_not_null().any():
-        said.append("Dotted: theory's power, from the best rate of the smallest width.")
+        subtitle.append("Dotted: theory's power, from the best rate of the smallest width.")
     if (points["in_grid"] != "inside").any():
-        said.append("Triangle: the best rate is the lowest (down) or highest (up) of the grid.")
-    said += [*look.note, *cut, *summarized(notes)]
+        subtitle.append("Triangle: the best rate is the lowest (down) or highest (up) of the grid.")
+    subtitle += [*style.note, *cut, *summarized(notes)]
     heading = "Best learning rate against width"
-    return facets(points, layers, heading, said, look, rows, columns, height)
+    return facets(points, layers, heading, subtitle, style, rows, columns, height)
 
 
 def _with_rates(points: pl.DataFrame, keys: list[str]) -> tuple[pl.DataFrame, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from isolab.charts.layers import Layer, Look, number_of
+from isolab.charts.layers import Layer, Style, number_of
 from isolab.charts.theme import HEIGHT, PANEL_HEIGHT, Spec, panel_width, value_text
 
 Chart = alt.LayerChart | alt.ConcatChart
@@ -57,7 +57,7 @@ def facets(
     layers: Sequence[Layer],
     title: str,
     notes: Sequence[str],
-    look: Look | None = None,
+    style: Style | None = None,
     rows: str | None = None,
     columns: str | None = None,
     height: int | None = None,
@@ -72,7 +72,7 @@ def facets(
         frame: tells which panels there are; a pair of values that it lacks says "no rows".
         layers: what is drawn, over all panels.
         title, notes: of the chart, and what stands below it.
-        look: whose legend selects series.
+        style: whose legend selects series.
         rows, columns: columns whose sorted values go down and across, or None.
         height: of a panel, in pixels.
         zoom: whether axes can be panned and zoomed.
@@ -80,7 +80,7 @@ def facets(
     panel = panel_columns(rows, columns)
     tall = height or panel_height(frame, panel)
     if not panel:
-        return figure([Panel("", layers, panel_width(1), tall)], title, notes, look, zoom=zoom)
+        return figure([Panel("", layers, panel_width(1), tall)], title, notes, style, zoom=zoom)
     down, across = _levels(frame, rows), _levels(frame, columns)
     panels = []
     for i, below in enumerate(down):
@@ -90,14 +90,14 @@ def facets(
             drawn = [_NO_ROWS] if _of(frame, values).is_empty() else drawn
             heading = "; ".join(value_text(v, name) for name, v in values.items())
             panels.append(Panel(heading, drawn, panel_width(len(across)), tall))
-    return figure(panels, title, notes, look, len(across), zoom)
+    return figure(panels, title, notes, style, len(across), zoom)
 
 
 def figure(
     panels: Sequence[Panel],
     title: str,
     notes: Sequence[str],
-    look: Look | None = None,
+    style: Style | None = None,
     columns: int = 1,
     zoom: bool = True,
     letters: int | None = None,
@@ -112,7 +112,7 @@ def figure(
         columns: how many panels stand side by side, ``spacing`` pixels apart.
         properties: of the chart, such as a description.
     """
-    charts = [_layered(p, zoom, None if i else look) for i, p in enumerate(panels)]
+    charts = [_layered(p, zoom, None if i else style) for i, p in enumerate(panels)]
     alone = len(panels) == 1 and not panels[0].heading
     wide = sum(panel.width for panel in panels[:columns])
     letters = letters or (92 if alone else max(60, min(130, (wide + 20 * columns) // 6)))
@@ -137,7 +137,7 @@ def specification(
     return {"title": heading, **properties, "layer": [its.to_dict() for its in layers]}
 
 
-def _layered(panel: Panel, zoom: bool, look: Look | None) -> alt.LayerChart:
+def _layered(panel: Panel, zoom: bool, style: Style | None) -> alt.LayerChart:
     """Returns a panel, its parameters declared by the first layer that has both axes.
 
     A mark with a point overlay becomes two in Vega-Lite, which would both declare them.
@@ -148,9 +148,9 @@ def _layered(panel: Panel, zoom: bool, look: Look | None) -> alt.LayerChart:
         for layer in layers
     ]
     holder = next((i for i, layer in enumerate(layers) if _has_axes(layer)), 0)
-    if look is not None:
-        picked: Any = {"fields": [look.color["field"]], "bind": "legend", "toggle": "true"}
-        units[holder] = units[holder].add_params(alt.selection_point(name=look.pick, **picked))
+    if style is not None:
+        picked: Any = {"fields": [style.color["field"]], "bind": "legend", "toggle": "true"}
+        units[holder] = units[holder].add_params(alt.selection_point(name=style.pick, **picked))
     if zoom:
         zoomed: Any = {"bind": "scales", "zoom": "wheel![event.shiftKey]"}
         zooming = alt.selection_interval(name=number_of("zoom"), **zoomed)
@@ -186,8 +186,8 @@ def _in_panel(layer: Layer, values: dict[str, Any], left: bool, bottom: bool) ->
         encoding["x"] = {**x, "title": None}
     if "title" in y:
         # a label beyond the frame would lift this panel's heading over the others'
-        look: Spec = {"labelBound": True} if left else {"labels": False, "ticks": False}
-        axis = {**(y.get("axis") or {}), **look}
+        style: Spec = {"labelBound": True} if left else {"labels": False, "ticks": False}
+        axis = {**(y.get("axis") or {}), **style}
         encoding["y"] = {**y, "axis": axis, "title": y["title"] if left else None}
     return Layer(_of(layer.rows, values), layer.mark, encoding)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,53 +28,47 @@ class Places:
     """One axis: a place for each value, and logarithmic ones between them.
 
     Attributes:
-        logs: of the values above 0, ascending.
+        places: by the values' logarithms, ascending; of the value 0, -inf.
         names: as the ticks say.
-        zero: whether there is a place at 0 for the value 0.
     """
 
-    logs: tuple[float, ...]
-    names: tuple[str, ...]
-    zero: bool = False
-
-    @property
-    def places(self) -> np.ndarray:
-        """The places of the values but 0."""
-        return np.arange(len(self.logs)) + (1 + _GAP if self.zero else 0.0)
+    places: Mapping[float, float]
+    names: Sequence[str]
 
     @property
     def ends(self) -> tuple[float, float]:
         """Where the axis begins and ends."""
-        all_places = [*([0.0] if self.zero else []), *self.places] or [0.0]
-        return float(all_places[0]) - 0.5, float(all_places[-1]) + 0.5
+        all_places = [*self.places.values()] or [0.0]
+        return all_places[0] - 0.5, all_places[-1] + 0.5
 
     def at(self, log: float) -> float:
         """Returns the place of a value's logarithm; of the value 0, -inf, it is 0."""
         if log == -math.inf:
             return 0.0
-        logs, places = np.array(self.logs), self.places
+        logs = [its for its in self.places if its > -math.inf]
         if len(logs) == 1:
-            return float(places[0] + log - logs[0])
+            return self.places[logs[0]] + log - logs[0]
         left = int(np.clip(np.searchsorted(logs, log, side="right") - 1, 0, len(logs) - 2))
-        return float(places[left] + (log - logs[left]) / (logs[left + 1] - logs[left]))
+        low, high = logs[left : left + 2]
+        return self.places[low] + (log - low) / (high - low)
 
     def axis(self, field: str, title: str, crowded: bool = False) -> Spec:
         """Returns the position channel; ``crowded`` leaves names out where they overlap."""
-        ticks = [*([0.0] if self.zero else []), *map(float, self.places)]
-        names = [*(["0"] if self.zero else []), *self.names]
-        label = "''"
-        for tick, name in zip(ticks, names, strict=True):
+        ticks, label = [*self.places.values()], "''"
+        for tick, name in zip(ticks, self.names, strict=True):
             label = f"abs(datum.value - {tick!r}) < 1e-6 ? '{name}' : {label}"
-        look: Spec = {"values": ticks, "labelExpr": label, "grid": False, "labelOverlap": crowded}
-        look |= {"tickCount": len(ticks), "labelFontSize": 10, "labelSeparation": 1}
-        return axis(field, title, self.ends, **look) | ({} if ticks else {"axis": None})
+        style: Spec = {"values": ticks, "labelExpr": label, "grid": False, "labelOverlap": crowded}
+        style |= {"tickCount": len(ticks), "labelFontSize": 10, "labelSeparation": 1}
+        return axis(field, title, self.ends, **style) | ({} if ticks else {"axis": None})
 
 
-def places_of(values: pl.Series, name: str, log: Any, text: str, zero: bool = False) -> Places:
+def places_of(
+    values: pl.Series, name: str, log: Callable[[float], float], text: str, zero: bool = False
+) -> Places:
     """Returns the axis of a column's values.
 
     Args:
-        values: positive numbers, or 0 where ``zero``; nulls are left out where ``zero``.
+        values: positive numbers; where ``zero``, also 0, and nulls, which are left out.
         name: of the column, for messages.
         log: the logarithm of the axis, such as ``math.log2``.
         text: a format of a tick, of its logarithm as ``log`` or its ``value``.
@@ -90,8 +85,11 @@ def places_of(values: pl.Series, name: str, log: Any, text: str, zero: bool = Fa
         allowed = "0 or above and finite" if zero else "positive and finite"
         raise ValueError(f"{name} must be {allowed}, got {bad[0]}")
     levels = {log(value): value for value in sorted(numbers) if value > 0}
-    names = tuple(text.format(log=at, value=value) for at, value in levels.items())
-    return Places(tuple(levels), names, zero and bool((numbers == 0).any()) and bool(levels))
+    names = [text.format(log=at, value=value) for at, value in levels.items()]
+    if not levels or not (numbers == 0).any():
+        return Places({at: float(i) for i, at in enumerate(levels)}, names)
+    above = {at: i + 1 + _GAP for i, at in enumerate(levels)}
+    return Places({-math.inf: 0.0} | above, ["0", *names])
 
 
 def top_loss(losses: pl.Series) -> float:
@@ -139,8 +137,8 @@ def heat_map(
         its = room.filter(pl.col("light") == is_light)
         halo: Spec = {"stroke": around, "strokeWidth": 2, "strokeOpacity": 0.5}
         halo["strokeJoin"] = "round"
-        for look in [*([halo] if lines is not None else []), {"color": ink}]:
-            text: Spec = {"type": "text", "fontSize": 10, **look}
+        for style in [*([halo] if lines is not None else []), {"color": ink}]:
+            text: Spec = {"type": "text", "fontSize": 10, **style}
             layers += plot.draw(its, text, text="number", **middle)
     return layers
 

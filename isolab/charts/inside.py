@@ -44,7 +44,7 @@ def layers_inside(frame: pl.DataFrame) -> Chart:
     points = finite(frame, ["step", "layer", "role"], values)
     steps = points["step"].unique().sort().to_list()
     if len(steps) != 1:
-        raise ValueError(f"the frame has steps {steps}; allowed: one look, of one step")
+        raise ValueError(f"the frame has steps {steps}; allowed: one step")
     notes = ["At the peak rate. Right: 1/2, no alignment; 1, full."]
     if len(points) > _MOST_LAYERS:
         points = points.filter(pl.col("role") != "vector")
@@ -63,7 +63,7 @@ def layers_inside(frame: pl.DataFrame) -> Chart:
     height = max(len(names) * (14 if len(names) <= _MOST_LAYERS else 11), 60)
     shapes = {role: its for role, its in _SHAPES.items() if role in points["role"]}
     color = scaled("role", {role: NAMED_COLOURS[role] for role in shapes}, **_LEGEND)
-    look: Spec = {"color": color, "shape": scaled("role", shapes, **_LEGEND)}
+    style: Spec = {"color": color, "shape": scaled("role", shapes, **_LEGEND)}
     tooltip = tips("layer", "role", ("size", ".2e", "change over size"), ("alignment", ".3f"))
     low, high = decades(points["size"])
     ticks = [10.0**k for k in range(low, high + 1)]
@@ -81,7 +81,7 @@ def layers_inside(frame: pl.DataFrame) -> Chart:
         plot = Plot(x, y)
         its = points.filter(pl.col(x["field"]).is_not_null())
         dots = plot.draw(
-            its, POINT | {"size": 45, "opacity": 1, "clip": False}, tooltip=tooltip, **look
+            its, POINT | {"size": 45, "opacity": 1, "clip": False}, tooltip=tooltip, **style
         )
         panels.append(Panel(heading, plot.rules(rules, "x") + dots, width, height))
     ends = points.sort("size", nulls_last=True)
@@ -102,7 +102,7 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
     Args:
         frame: ``layer``, ``side``, ``index`` and ``eigenvalue``, as ``spectra`` of
             :class:`isolab.measure.inside.Inside`.
-        note: said below the title, such as what was left out.
+        note: stands below the title, such as what was left out.
 
     Raises:
         ValueError: for no eigenvalue that is finite.
@@ -125,7 +125,7 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
     black = {"symbolStrokeColor": "black", "symbolSize": 150, "titleOrient": "left"}
     color = scaled("matrix", hues, **_LEGEND | stroke)
     legend = _LEGEND | stroke | black | {"titleFontSize": 10}
-    look: Spec = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
+    style: Spec = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
     largest = extent(points["index"])[1]
     places = [2.0**k for k in range(0, 12, 2) if 2.0**k <= largest]
     x = axis("index", "place", [1.0, max(largest, 2.0)], 2, values=places, format="~g")
@@ -137,7 +137,7 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
         axis_y: Spec = {"values": powers, "format": "~e", "labels": not panels}
         plot = Plot(x, axis("drawn", None, [_LEAST, 1.0], 10, **axis_y))
         its = points.filter(pl.col("side") == side)
-        lines = plot.draw(its, LINE | {"strokeWidth": 1.6}, **look, **shared)
+        lines = plot.draw(its, LINE | {"strokeWidth": 1.6}, **style, **shared)
         dots = plot.draw(its, POINT | {"opacity": 0, "size": 40}, **shared)  # for the tooltip
         panels.append(Panel(side, lines + dots, 120, 150))
     notes = ["Over the largest eigenvalue, on a held-out batch."]

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from isolab.charts.channels import POSITIONS, channel, edge_shape, pixels, scaled
-from isolab.charts.frames import EDGE_MARK, ORIGINS, keys_of
+from isolab.charts.frames import EDGE_MARK, ORIGINS, bars, keys_of
 from isolab.charts.theme import (
     BAR,
     DASH,
@@ -56,7 +56,7 @@ def number_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How the series of a chart look, and the columns that tell them apart.
 
     Attributes:
@@ -109,7 +109,7 @@ class Look:
         )
 
 
-def look_of(frame: pl.DataFrame, color: str, **legend: Any) -> Look:
+def style_of(frame: pl.DataFrame, color: str, **legend: Any) -> Style:
     """Returns how the series of ``color``, and of ``origin`` where there are two, look.
 
     Names have their own colours; numbers are shades from dark to light, of two origins shades of
@@ -120,7 +120,7 @@ def look_of(frame: pl.DataFrame, color: str, **legend: Any) -> Look:
     numbers = frame.schema[color].is_numeric()
     if numbers and both:
         frame, hue = _shades_of_origins(frame, color)
-        return Look(frame, (*columns, "series"), both, hue, number_of("pick"))
+        return Style(frame, (*columns, "series"), both, hue, number_of("pick"))
     if numbers:
         domain = frame[color].unique().sort().to_list()
         scale = {"domain": domain, "scheme": {"name": "viridis", "extent": [0, 0.85]}}
@@ -128,7 +128,7 @@ def look_of(frame: pl.DataFrame, color: str, **legend: Any) -> Look:
     else:
         hue = scaled(color, colours_of(frame[color]), words(color))
     hue |= {"legend": legend} if legend else {}
-    return Look(frame, columns, both, hue, number_of("pick"))
+    return Style(frame, columns, both, hue, number_of("pick"))
 
 
 def _shades_of_origins(frame: pl.DataFrame, color: str) -> tuple[pl.DataFrame, Spec]:
@@ -157,7 +157,7 @@ class Plot:
 
     x: Spec
     y: Spec
-    look: Look | None = None
+    style: Style | None = None
 
     def draw(
         self,
@@ -177,17 +177,17 @@ class Plot:
             channels: encodings by column name, constant or in full.
         """
         encoding: Spec = {"x": self.x, "y": self.y}
-        if self.look is not None and opacity is not None:
-            encoding |= self.look.at(opacity)
-            if self.look.both and mark["type"] == "area":
+        if self.style is not None and opacity is not None:
+            encoding |= self.style.at(opacity)
+            if self.style.both and mark["type"] == "area":
                 channels = {"detail": ["origin"]} | channels
         axes = {name: encoding[name] for name in POSITIONS}
         encoding |= {name: channel(name, v, axes.get(name)) for name, v in channels.items()}
         encoding = {name: its for name, its in encoding.items() if its is not None}
         parts: list[tuple[Any, Spec]] = [(rows, mark)]
-        if split and self.look is not None and isinstance(rows, pl.DataFrame):
-            parts = [*self.look.parts(rows, mark)]
-        return [Layer(its, look, encoding) for its, look in parts]
+        if split and self.style is not None and isinstance(rows, pl.DataFrame):
+            parts = [*self.style.parts(rows, mark)]
+        return [Layer(its, style, encoding) for its, style in parts]
 
     def means(
         self, rows: pl.DataFrame, tooltip: list[Spec], size: float, **line: Any
@@ -205,21 +205,27 @@ class Plot:
 
     def intervals(
         self,
-        bars: pl.DataFrame,
         points: pl.DataFrame,
         tooltip: list[Spec],
         along: str = "y",
-        opacity: float = 0.55,
+        bar: tuple[float, float] = (2, 0.55),
         size: float = 60,
-        thick: float = 2,
         **channels: Any,
-    ) -> list[Layer]:
-        """Returns a bar from ``low`` to ``high`` and a point for each series and place."""
+    ) -> tuple[list[Layer], list[str]]:
+        """Returns a point and a bar from ``low`` to ``high`` for each of the rows, and a note.
+
+        Args:
+            points: their ``value``, as :func:`~isolab.charts.frames.with_intervals` gives it, lies
+                along the axis ``along``, within which bars are cut: the note says so.
+            bar: its thickness and opacity.
+            channels: of both.
+        """
+        within, note = bars(points, *getattr(self, along)["scale"]["domain"])
         ends: Spec = {along: "low", f"{along}2": "high"}
-        return [
-            *self.draw(bars, BAR | {"strokeWidth": thick}, opacity, **ends, **channels),
-            *self.draw(points, POINT | {"size": size}, tooltip=tooltip, **channels),
-        ]
+        mark = BAR | {"strokeWidth": bar[0]}
+        drawn = self.draw(within, mark, bar[1], **ends, **channels)
+        dots = self.draw(points, POINT | {"size": size}, tooltip=tooltip, **channels)
+        return drawn + dots, note
 
     def labels(
         self, rows: Rows, text: str, opacity: float | None = 1.0, **options: Any
@@ -230,9 +236,9 @@ class Plot:
             options: of the font, or the channels ``x``, ``y`` and ``tooltip``.
         """
         channels = {k: v for k, v in options.items() if k in ("x", "y", "tooltip")}
-        look = TEXT | {k: v for k, v in options.items() if k not in channels}
+        style = TEXT | {k: v for k, v in options.items() if k not in channels}
         halo: Spec = {"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}
-        marks = [look | halo, look]
+        marks = [style | halo, style]
         return [
             layer
             for mark in marks

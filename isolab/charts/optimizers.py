@@ -8,17 +8,9 @@ from typing import Any
 import polars as pl
 
 from isolab.charts import frames
-from isolab.charts.channels import (
-    axis,
-    names_axis,
-    offset_by,
-    padded,
-    scaled,
-    tips,
-    width_axis,
-)
+from isolab.charts.channels import axis, names_axis, offset_by, padded, scaled, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure
-from isolab.charts.layers import Plot, look_of
+from isolab.charts.layers import Plot, style_of
 from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, fraction, panel_width, spelled
 
 _DASHES = {"full alignment": [1, 0], "no alignment": [5, 4]}
@@ -43,26 +35,26 @@ def step_time(frame: pl.DataFrame, baseline: str = "adam") -> Chart:
     base = base.select(*keys[1:], "width", base="median")
     times = times.join(base, on=[*keys[1:], "width"], how="left")
     times = times.with_columns(ratio=pl.col("median") / pl.col("base"))
-    look = look_of(times, "optimizer")
+    style = style_of(times, "optimizer")
     of_time: list[Any] = [*keys, "width", ("median", ".3f", "median (ms)")]
     of_time += [("low", ".3f", "lowest (ms)"), ("high", ".3f", "highest (ms)")]
     of_time += [("ratio", ".3f", f"ratio to {baseline}"), "repeats"]
     tooltip, x, wide = tips(*of_time), width_axis(times["width"]), panel_width(2)
     domain = frames.log_domain("step_ms", points["step_ms"])
     y = axis("median", "ms a step (log10 axis)", domain, 10, format="~g", tickCount=5)
-    plot = Plot(x, y, look)
+    plot = Plot(x, y, style)
     layers = plot.draw(times, BAR, y="low", y2="high") + plot.means(times, tooltip, 60)
     panels = [Panel("milliseconds", layers, wide, HEIGHT)]
-    notes = ["Point: median of the repeats; bar: lowest to highest.", *look.note]
+    notes = ["Point: median of the repeats; bar: lowest to highest.", *style.note]
     if not base.is_empty():
         ratios = times.filter(pl.col("ratio").is_not_null())
         ends = [*frames.extent(ratios["ratio"]), 1.0]
         domain = padded(min(ends), max(ends))
-        plot = Plot(x, axis("ratio", f"step time over {baseline}'s", domain), look)
+        plot = Plot(x, axis("ratio", f"step time over {baseline}'s", domain), style)
         layers = plot.means(ratios, tooltip, 60)
         panels.append(Panel(f"ratio to {baseline}", layers, wide, HEIGHT))
         notes.append(f"Ratio to {baseline}: of the medians, at the same width.")
-    return figure(panels, "Time of a training step", notes, look, len(panels))
+    return figure(panels, "Time of a training step", notes, style, len(panels))
 
 
 def invariance(frame: pl.DataFrame) -> Chart:
@@ -94,7 +86,7 @@ def invariance(frame: pl.DataFrame) -> Chart:
     y = names_axis("condition", conditions, title_y, labelLimit=320, bandPosition=0)
     y["scale"] |= {"paddingInner": 0.15, "paddingOuter": 0.1}
     offset = offset_by("optimizer", points["optimizer"])
-    plot = Plot(x, y, look_of(points, "optimizer"))
+    plot = Plot(x, y, style_of(points, "optimizer"))
     of_median = [("median", ".3e"), ("low", ".3e"), ("high", ".3e"), "draws"]
     dot, tick = POINT | {"size": 40}, {"type": "tick", "thickness": 3, "size": 15}
     of_draw = tips(*keys, ("change", ".3e"))
@@ -108,7 +100,7 @@ def invariance(frame: pl.DataFrame) -> Chart:
         layers += plot.draw(zeros, triangle, x=8, tooltip=at_edge, **offset)
     height = max(len(conditions) * (18 * points["optimizer"].n_unique() + 14), 120)
     heading = "Change of the update under transformations"
-    return facets(points, layers, heading, notes, plot.look, height=height, zoom=False)
+    return facets(points, layers, heading, notes, plot.style, height=height, zoom=False)
 
 
 def theory_rates(frame: pl.DataFrame) -> Chart:
@@ -128,13 +120,13 @@ def theory_rates(frame: pl.DataFrame) -> Chart:
     frames.duplicates(points, [*names, "width"])
     ends = _powers(points, names)
     points = points.join(ends.select(*names, "power"), on=names, how="left")
-    look = look_of(points, "role")
+    style = style_of(points, "role")
     roles, kinds = (points[n].unique().sort().to_list() for n in ("role", "alignment"))
     x = width_axis(points["width"], share=0.12)  # for the powers, right of the lines
     lowest, highest = frames.extent(points["factor"])
     domain = (lowest / 2.5, highest * 2.5)
     y = axis("factor", "rate / base rate", domain, 2, labelExpr=_RATIO, tickCount=5)
-    plot = Plot(x, y, look)
+    plot = Plot(x, y, style)
     dash = scaled("alignment", {k: _DASHES.get(k, [2, 2]) for k in kinds}, "alignment")
     tooltip = tips(*names, ("width", "d"), ("factor", ".4~g"), "power")
     layers = []
@@ -151,7 +143,7 @@ def theory_rates(frame: pl.DataFrame) -> Chart:
         "rate at either alignment.",
     ]
     heading = "Largest stable learning rate against width, by theory"
-    return facets(points, layers, heading, notes, look, "parameterization", "rule", 150)
+    return facets(points, layers, heading, notes, style, "parameterization", "rule", 150)
 
 
 def _powers(points: pl.DataFrame, names: list[str]) -> pl.DataFrame:
@@ -188,7 +180,7 @@ def update_function(frame: pl.DataFrame) -> Chart:
     far = 1.05 * frames.extent(points["update"].abs())[1]
     x = axis("ratio", "m / √v", frames.extent(points["ratio"]), format="~g")
     y = axis("update", "update, before the rate", [-far, far])
-    plot = Plot(x, y, look_of(points, "function"))
+    plot = Plot(x, y, style_of(points, "function"))
     dash = scaled("optimizer", {"adam": [6, 4], "adam_atan2": [1, 0]}) | {"legend": None}
     numbers = [("ratio", ".2f"), ("update", ".3f"), ("slope", ".3f")]
     tooltip = tips("function", *numbers, ("bound", ".3f", "largest update"))
@@ -196,4 +188,4 @@ def update_function(frame: pl.DataFrame) -> Chart:
     for along in ("x", "y"):
         layers += plot.rules([0.0], along, color="#999999", strokeDash=[1, 0])
     notes = ["Dashed: Adam. A ratio of 1: a gradient that never changes."]
-    return facets(points, layers, "Update against the ratio of moments", notes, plot.look)
+    return facets(points, layers, "Update against the ratio of moments", notes, plot.style)

@@ -12,7 +12,7 @@ from isolab.analysis.optimum import optimum
 from isolab.charts import frames
 from isolab.charts.channels import axis, log_axis, padded, spread, tips
 from isolab.charts.figure import Chart, facets, panel_columns, panel_height
-from isolab.charts.layers import Layer, Plot, look_of
+from isolab.charts.layers import Layer, Plot, style_of
 from isolab.charts.theme import (
     HEIGHT,
     LINE,
@@ -73,20 +73,20 @@ def _sweep(
 ) -> Chart:
     panel = panel_columns(rows, columns)
     keys = frames.keys_of(runs, *panel, color)
-    look = look_of(spelled(frames.finite(runs, [*keys, RATE, "seed"], {"loss": loss})), color)
-    points, groups = look.frame, look.groups(panel)
+    style = style_of(spelled(frames.finite(runs, [*keys, RATE, "seed"], {"loss": loss})), color)
+    points, groups = style.frame, style.groups(panel)
     frames.duplicates(points, [*groups, RATE, "seed"])
     x = log_axis(RATE, points[RATE], f"{title_of(RATE)} (log2 axis)")
     means = _seed_means(points, groups)
     best, notes = _best_rates(points, groups)
     top = frames.ceiling(means["mean"], points["loss"])
-    edge, lines = _edge_marks(points, groups, look.columns, top)
+    edge, lines = _edge_marks(points, groups, style.columns, top)
     bottom = frames.extent(pl.concat([points["loss"], best["loss"]]), low=0.0)[0]
     best = _labelled(best, points[RATE], top - bottom)
     pitch, tall = min(12.0, 60 / max(lines, 1)), panel_height(points, panel)
     below = 1 + int(frames.extent(best["line"], high=0)[1]) if labelled else 0
     domain = padded(bottom, top, lines * pitch / 12, below, tall)
-    plot = Plot(x, axis("loss", title_of(loss), domain), look)
+    plot = Plot(x, axis("loss", title_of(loss), domain), style)
     where: list[Any] = [*keys, (RATE, ".4~g")]
     of_best = [*keys, (RATE, ".4~g", "best rate"), ("loss", ".4f", "loss at the best rate")]
     of_best += [("interval", "", "rate, 95% interval"), "seeds", "note"]
@@ -106,7 +106,7 @@ def _sweep(
     layers += plot.draw(seen, dot, 0.6, tooltip=tips(*where, "seed", ("loss", ".4f")))
     layers += plot.top_edge(edge, tips(*of_edge), pitch)
     if joined:
-        path: Spec = {"detail": "origin"} if look.both else {}
+        path: Spec = {"detail": "origin"} if style.both else {}
         grey = LINE | {"strokeWidth": 1.5, "color": "#666666"}
         layers += plot.draw(best.sort("width"), grey, None, order="width", **path)
     if labelled:
@@ -116,15 +116,17 @@ def _sweep(
     if labelled:
         for (align, line), its in best.group_by(["align", "line"], maintain_order=True):
             layers += plot.labels(its, "label", dy=18 + _LABEL * int(str(line)), align=str(align))
-    said = list(look.note)
+    subtitle = list(style.note)
     if not labelled:
-        said.insert(0, "Diamond: the best rate" + ", joined in grey over the widths" * joined + ".")
+        subtitle.insert(
+            0, "Diamond: the best rate" + ", joined in grey over the widths" * joined + "."
+        )
     if not best["edge"].is_null().all():
-        said.append("Hollow diamond: the best rate is at an edge of the grid.")
+        subtitle.append("Hollow diamond: the best rate is at an edge of the grid.")
     if not edge.is_empty():
-        said.append("Runs that diverged or lie above the axis are drawn at the top edge.")
-    said += summarized(notes, 4)
-    return facets(points, layers, title, said, look, rows, columns, tall)
+        subtitle.append("Runs that diverged or lie above the axis are drawn at the top edge.")
+    subtitle += summarized(notes, 4)
+    return facets(points, layers, title, subtitle, style, rows, columns, tall)
 
 
 def _diamonds(plot: Plot, best: pl.DataFrame, tooltip: list[Spec], size: int) -> list[Layer]:

@@ -11,7 +11,7 @@ from isolab.analysis.seeds import require_columns
 from isolab.charts import frames
 from isolab.charts.channels import axis, names_axis, padded, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure, panel_columns, panel_height
-from isolab.charts.layers import Layer, Plot, look_of
+from isolab.charts.layers import Layer, Plot, style_of
 from isolab.charts.theme import LINE, POINT, spelled, summarized, title_of
 
 _WIDTH = 400  # pixels of the ranking
@@ -40,11 +40,11 @@ def ranking(
     if len(widths) > 1:
         raise ValueError(f"a ranking is of one width, the frame has {widths}: keep one")
     points = spelled(frames.with_intervals(frame, [*keys, "width", "rate", "note"], "loss"))
-    look = look_of(points, color, orient="top", direction="horizontal")
-    frames.duplicates(look.frame, keys)
-    named = list(dict.fromkeys([*by, *(["origin"] if look.both else [])]))
+    style = style_of(points, color, orient="top", direction="horizontal")
+    frames.duplicates(style.frame, keys)
+    named = list(dict.fromkeys([*by, *(["origin"] if style.both else [])]))
     whole = pl.concat_str([pl.col(n).cast(pl.String) for n in named], separator="; ")
-    points = look.frame.with_columns(whole.alias("name"))
+    points = style.frame.with_columns(whole.alias("name"))
     ranked = points.filter(pl.col("value").is_not_null()).sort("value", "name")
     rest = points.filter(pl.col("value").is_null()).sort(pl.col("lost").not_(), "name")
     order = [*ranked["name"], *rest["name"]]
@@ -53,16 +53,15 @@ def ranking(
     bottom, top = frames.reach(ranked)
     pad = 0.04 * (top - bottom)
     x = axis("value", title_of("final_validation_loss"), (bottom - pad, top + pad))
-    plot = Plot(x, names_axis("name", order), look)
-    intervals, cut = frames.bars(ranked, bottom - pad, top + pad)
+    plot = Plot(x, names_axis("name", order), style)
     of_point = [*keys, ("value", ".4f", "loss at the best rate")]
     of_point += [("interval", "", "loss, 95% interval"), ("rate", ".4~g", "best rate"), "note"]
-    layers = plot.intervals(intervals, ranked, tips(*of_point), "x", 0.5, 80, 3)
+    layers, cut = plot.intervals(ranked, tips(*of_point), "x", (3, 0.5), 80)
     text = {"type": "text", "align": "left", "fontSize": 11, "color": "#333333"}
-    said = pl.DataFrame({"name": order, "text": texts})
-    layers += plot.draw(said, text, None, x=_WIDTH + 8, text="text")
+    numbers = pl.DataFrame({"name": order, "text": texts})
+    layers += plot.draw(numbers, text, None, x=_WIDTH + 8, text="text")
     notes = ["Point: mean over seeds at the rule's best rate; bar: 95% interval."]
-    notes += ["At the right: the loss, and the rate it is reached at.", *look.note, *cut]
+    notes += ["At the right: the loss, and the rate it is reached at.", *style.note, *cut]
     lost = rest.filter(pl.col("lost"))
     if not lost.is_empty():
         notes.append("Cross at the right edge: every rate diverged.")
@@ -70,7 +69,7 @@ def ranking(
         layers += plot.draw(lost, cross, x=_WIDTH - 8, split=False, tooltip=tips(*keys, "note"))
     panel = Panel("", layers, _WIDTH, max(20 * len(order), 60))
     heading = f"Loss at the best rate, width {widths[0]:g}"
-    return figure([panel], heading, notes, look, zoom=False)
+    return figure([panel], heading, notes, style, zoom=False)
 
 
 def regrets(
@@ -120,26 +119,25 @@ def _against_width(
     panel = panel_columns(rows, columns)
     keys = frames.keys_of(frame, *panel, color)
     require_columns(frame, [*keys, "width", "note"])
-    look = look_of(spelled(frames.with_intervals(frame, [*keys, "width", "note"], name)), color)
-    frames.duplicates(look.frame, look.groups(panel, "width"))
-    points = look.apart(look.frame).sort(*keys, "width")
+    style = style_of(spelled(frames.with_intervals(frame, [*keys, "width", "note"], name)), color)
+    frames.duplicates(style.frame, style.groups(panel, "width"))
+    points = style.apart(style.frame).sort(*keys, "width")
     found, gone = points.filter(pl.col("value").is_not_null()), points.filter("lost")
     gone = gone.with_columns(pl.lit("diverged").alias(frames.EDGE_MARK), pl.lit(0).alias("line"))
     height = panel_height(points, panel)
     domain = padded(*frames.reach(found, 0.0), 0 if gone.is_empty() else 1, 0, height)
-    plot = Plot(width_axis(points["width"], points["at"]), axis("value", y_title, domain), look)
-    intervals, cut = frames.bars(found, *domain)
+    plot = Plot(width_axis(points["width"], points["at"]), axis("value", y_title, domain), style)
     of_point = [*keys, ("width", "d"), ("value", ".4f", y_title)]
     of_point += [("interval", "", "95% interval"), "note"]
     layers: list[Layer] = plot.draw(found, LINE | {"strokeWidth": 1.5}, 0.5)
     layers += plot.rules([0.0], strokeWidth=1)
-    layers += plot.intervals(intervals, found, tips(*of_point))
-    layers += plot.top_edge(gone, tips(*keys, "width", "note"), size=60)
-    notes: list[Any] = ["Bar: 95% interval over seeds.", *cut, *look.note]
+    intervals, cut = plot.intervals(found, tips(*of_point))
+    layers += intervals + plot.top_edge(gone, tips(*keys, "width", "note"), size=60)
+    notes: list[Any] = ["Bar: 95% interval over seeds.", *cut, *style.note]
     if not gone.is_empty():
         notes.append(f"Cross at the top edge: {if_lost}.")
     missing = points.filter(pl.col("value").is_null() & ~pl.col("lost"))
     if not missing.is_empty():
         reasons = missing["note"].unique().sort().to_list()
         notes.append(f"{len(missing)} not drawn: {'; '.join(summarized(reasons, 1))}")
-    return facets(points, layers, title, notes, look, rows, columns, height)
+    return facets(points, layers, title, notes, style, rows, columns, height)

@@ -10,17 +10,9 @@ import polars as pl
 
 from isolab.analysis.seeds import require_columns
 from isolab.charts import frames
-from isolab.charts.channels import (
-    axis,
-    log_ticks,
-    names_axis,
-    offset_by,
-    spread,
-    tips,
-    width_axis,
-)
+from isolab.charts.channels import axis, log_ticks, names_axis, offset_by, spread, tips, width_axis
 from isolab.charts.figure import Chart, facets, panel_columns, panel_pixels
-from isolab.charts.layers import Look, Plot, look_of
+from isolab.charts.layers import Plot, Style, style_of
 from isolab.charts.theme import (
     BAND,
     CROSS,
@@ -72,12 +64,12 @@ def coordinates(
     points = _sizes(frame, keys)
     groups = list(dict.fromkeys([*panel, *named, "layer", "quantity", "width"]))
     frames.duplicates(points, [*groups, "step", "seed"])
-    look = _by_layer(points) if color == "layer" else look_of(points, color)
+    style = _by_layer(points) if color == "layer" else style_of(points, color)
     size, given = pl.col("size"), pl.col("given")
     not_finite = pl.when(size.is_null().any()).then(pl.lit("not finite"))
     means = frames.spread_of(
-        look.frame,
-        list(dict.fromkeys([*groups, *look.columns])),
+        style.frame,
+        list(dict.fromkeys([*groups, *style.columns])),
         "size",
         mean=size.log().mean().exp(),
         rms=pl.when((given == 0).any()).then(pl.lit("0")).otherwise(not_finite),
@@ -93,7 +85,7 @@ def coordinates(
         pad = max((high / low) ** 0.08, 1.3)
         ends = [low / pad, high * pad]
         y = axis("size", "rms (log10 axis)", ends, 10, format=".3~g", values=log_ticks(*ends))
-        plot = Plot(x, y, look)
+        plot = Plot(x, y, style)
         layers += plot.means(its, tips(*of_mean, *numbers), 40, detail="layer")
         for name, pixel in (("0", _HEIGHT - 7), ("not finite", 7)):
             mark = {"type": "point", "shape": _EDGE[name], "size": 45, "strokeWidth": 2}
@@ -105,7 +97,7 @@ def coordinates(
     if (edge["rms"] != "0").any():
         notes.append("Cross at the top edge: not finite for a seed at least.")
     heading = title or f"Sizes of activations against width{at}"
-    return facets(points, layers, heading, [*notes, *look.note], look, rows, columns, _HEIGHT)
+    return facets(points, layers, heading, [*notes, *style.note], style, rows, columns, _HEIGHT)
 
 
 def coordinate_slopes(
@@ -129,31 +121,29 @@ def coordinate_slopes(
     keys = frames.keys_of(slopes, *panel, color, "layer", "order", "step", "quantity")
     require_columns(slopes, [*keys, "slope", "slope_low", "slope_high", "note"])
     slopes, at = _at_step(slopes, panel, step)
-    points = spelled(frames.with_intervals(slopes, [*keys, "note"], "slope", digits=3)).sort(
-        "order"
-    )
-    look = look_of(points, color)
-    groups = look.groups(panel, "layer")
+    points = frames.with_intervals(slopes, [*keys, "note"], "slope", digits=3)
+    points = spelled(points).sort("order")
+    style = style_of(points, color)
+    groups = style.groups(panel, "layer")
     frames.duplicates(points, groups, "name the column that differs as rows, columns or color")
     names = points["layer"].unique(maintain_order=True).to_list()
     found = points.filter(pl.col("value").is_not_null())
     bottom, top = frames.reach(found, 0.0)
     pad = 0.06 * (top - bottom)
-    intervals, cut = frames.bars(found, bottom - pad, top + pad)
     x = axis("value", "slope of log rms on log width", (bottom - pad, top + pad))
-    plot = Plot(x, names_axis("layer", names, labelLimit=220), look)
-    apart = "origin" if look.both else color
+    plot = Plot(x, names_axis("layer", names, labelLimit=220), style)
+    apart = "origin" if style.both else color
     of_slope = tips(*groups, ("value", ".3f", "slope"), ("interval", "", "95% interval"))
-    layers = plot.rules([0.0], "x")
     offset = offset_by(apart, points[apart])
-    layers += plot.intervals(intervals, found, of_slope, "x", thick=3, **offset)
+    layers, cut = plot.intervals(found, of_slope, "x", (3, 0.55), **offset)
+    layers = plot.rules([0.0], "x") + layers
     notes = ["Bar: 95% interval over seeds. 0: the size does not depend on the width."]
     none = points.filter(pl.col("value").is_null()).select("layer", "quantity", "note")
     missing = [f"{layer}, {what}: {why}" for layer, what, why in none.rows()]
-    notes += [*cut, *look.note, *summarized(missing)]
+    notes += [*cut, *style.note, *summarized(missing)]
     height = max(len(names) * max(17, 9 * points[apart].n_unique() + 5), 80)
     heading = f"Slopes of sizes against width{at}"
-    return facets(points, layers, heading, notes, look, rows, columns, height, zoom=False)
+    return facets(points, layers, heading, notes, style, rows, columns, height, zoom=False)
 
 
 def alignment(
@@ -186,25 +176,25 @@ def alignment(
     points = points.filter(pl.col("alignment").is_not_null())
     if points.is_empty():
         raise ValueError("nothing to draw: no alignment of the frame is finite")
-    look = look_of(points, color)
-    on = look.groups(panel, "step")
-    means = frames.thinned(frames.spread_of(look.frame, on, "alignment", "values"), "step")
+    style = style_of(points, color)
+    on = style.groups(panel, "step")
+    means = frames.thinned(frames.spread_of(style.frame, on, "alignment", "values"), "step")
     low, high = frames.extent(means["low"])[0], frames.extent(means["high"])[1]
     domain = [min(low, _RULES[0]) - 0.05, max(high, _RULES[1]) + 0.05]
     ticks = [k / 4 for k in range(math.ceil(4 * domain[0]), math.floor(4 * domain[1]) + 1)]
     y = axis("mean", "alignment exponent", domain, values=ticks, format=".3~g")
-    plot = Plot(_steps(means["step"]), y, look)
+    plot = Plot(_steps(means["step"]), y, style)
     of_mean = [*keys, ("step", ",d"), ("mean", ".3f"), ("low", ".3f", "lowest")]
     of_mean += [("high", ".3f", "highest"), ("values", "", "values in the mean")]
     layers = plot.rules(_RULES) + plot.draw(means, BAND, 0.15, y="low", y2="high")
     layers += plot.means(means, tips(*of_mean), 26)
     rules = "Dashed: 1/2, no alignment, and 1, full alignment."
-    notes = [f"Line: mean; band: lowest to highest. {rules}", *look.note]
+    notes = [f"Line: mean; band: lowest to highest. {rules}", *style.note]
     if lost:
         notes.append(f"{lost} values are not finite and left out.")
     height = 110 if rows and points[rows].n_unique() > 3 else 170
     heading = "Alignment while training"
-    return facets(points, layers, heading, notes, look, rows, columns, height)
+    return facets(points, layers, heading, notes, style, rows, columns, height)
 
 
 def gradient_sizes(
@@ -232,19 +222,17 @@ def gradient_sizes(
     group = [*frames.keys_of(gradients, "parameterization", "step"), "role"]
     values = {"width": "width", "size": "gradient_rms"}
     points = frames.finite(gradients, [*group, "seed"], values, lossless=True)
-    frames.duplicates(
-        points, [*panel, "role", "width", "seed"], "name the column as rows or columns"
-    )
+    each = [*panel, "role", "width", "seed"]
+    frames.duplicates(points, each, "name the column as rows or columns")
     require_columns(exponents, [*group, "exponent", "exponent_low", "exponent_high", "theory"])
     means = _with_powers(points, exponents, group)
     points, means = spelled(points), spelled(means)
     share = _POWER / (panel_pixels(points, columns) - _POWER)  # for powers, right of the lines
     x = width_axis(points["width"], share=share)
-    domain = frames.log_domain(
-        "gradient", pl.concat([points["size"], means["by theory"].drop_nulls()])
-    )
+    sizes = pl.concat([points["size"], means["by theory"].drop_nulls()])
+    domain = frames.log_domain("gradient", sizes)
     y = axis("size", "rms of the gradient (log10 axis)", domain, 10, format=".0e", tickCount=6)
-    plot = Plot(x, y, look_of(points, "role"))
+    plot = Plot(x, y, style_of(points, "role"))
     where = [*group, ("width", "d")]
     of_mean = [*where, ("size", ".3~e", "geometric mean"), ("power", ".3f", "fitted power")]
     of_mean += [("interval", "", "95% interval")]
@@ -267,7 +255,7 @@ def gradient_sizes(
         "The number at a line's end is its power of the width, fitted, and by theory in brackets.",
     ]
     heading = "Root mean square of the gradient against width"
-    return facets(points, layers, heading, notes, plot.look, rows, columns, _GRADIENTS)
+    return facets(points, layers, heading, notes, plot.style, rows, columns, _GRADIENTS)
 
 
 def _with_powers(points: pl.DataFrame, exponents: pl.DataFrame, group: list[str]) -> pl.DataFrame:
@@ -300,8 +288,8 @@ def _steps(steps: pl.Series) -> Spec:
     middle = float(numbers[len(numbers) // 2])
     if last > 5 * max(middle, 1.0) and len(numbers) > 3:
         ticks = numbers.gather_every(math.ceil(len(numbers) / 6)).to_list()
-        look: Spec = {"values": ticks, "format": ",d", "labelOverlap": True}
-        return axis("step", "step (log axis)", [0, last], kind="symlog", **look)
+        style: Spec = {"values": ticks, "format": ",d", "labelOverlap": True}
+        return axis("step", "step (log axis)", [0, last], kind="symlog", **style)
     return axis("step", "step", [first, last], format=",d", tickCount=5)
 
 
@@ -335,10 +323,10 @@ def _sizes(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     )
 
 
-def _by_layer(points: pl.DataFrame) -> Look:
+def _by_layer(points: pl.DataFrame) -> Style:
     """Returns layers from dark at the input to light at the readout."""
     names = points["layer"].unique().sort().to_list()
     shades = {"domain": names, "scheme": {"name": "viridis", "extent": [0, 0.9]}}
     legend = {"symbolLimit": 0, "columns": math.ceil(len(names) / 24), "labelFontSize": 11}
     color = {"field": "layer", "type": "ordinal", "title": "layer, from the input on"}
-    return replace(look_of(points, "layer"), color=color | {"scale": shades, "legend": legend})
+    return replace(style_of(points, "layer"), color=color | {"scale": shades, "legend": legend})

@@ -152,8 +152,8 @@ def summary_view(
     colours = _line_colours(lines, line)
     others = itertools.cycle(_DASHES)
     dashes = {its.name: _SOLID if its is look.line else next(others) for its in lines}
-    titled = {"title": "width" if line == "width" else None, "titleOrient": "left"}
-    legend = _LEGEND | titled | {"columns": 2 if line == "variant" else 4}
+    heading = {"title": "width" if line == "width" else None, "titleOrient": "left"}
+    legend = _LEGEND | heading | {"columns": 2 if line == "variant" else 4}
     looks: Spec = {"color": colours, "strokeDash": dashes}
     series = {name: scaled("line", its, **legend) for name, its in looks.items()}
     layers: list[Layer] = []

@@ -174,7 +174,7 @@ REFUSED = {
     ),
     "eps must be positive": lambda: charts.root_histogram(root_histogram(moments()), [0.0]),
     "no share at an eps": lambda: charts.damped_shares(damped_shares(moments(), [0.0])),
-    r"the frame has steps \[40, 41\]; allowed: one look": lambda: charts.layers_inside(
+    r"the frame has steps \[40, 41\]; allowed: one step": lambda: charts.layers_inside(
         pl.concat([LAYERS, LAYERS.with_columns(pl.col("step") + 1)])
     ),
     "no eigenvalue of the frame is finite": lambda: charts.spectra(
@@ -187,3 +187,30 @@ REFUSED = {
 def test_what_cannot_be_drawn_is_refused(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
+
+
+def points(value):
+    """A plain specification of one point."""
+    encoding = {"x": {"field": "a", "type": "quantitative"}}
+    return {"data": {"values": [{"a": value}]}, "mark": {"type": "point"}, "encoding": encoding}
+
+
+def test_a_picture_is_drawn_once_and_another_chart_anew(tmp_path, monkeypatch):
+    calls = []
+    for name in ("vegalite_to_png", "vegalite_to_svg"):
+        real = getattr(renderer.vl_convert, name)
+
+        def counted(*arguments, real=real, **options):
+            calls.append(arguments)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(renderer.vl_convert, name, counted)
+    monkeypatch.setenv("ISOLAB_RUNS", str(tmp_path))
+    first = renderer.drawn(points(1), 1)
+    assert first.startswith(b"\x89PNG") and renderer.drawn(points(1), 1) == first
+    assert len(calls) == 1
+    assert renderer.drawn(points(2), 1) != first and renderer.drawn(points(1), 2) != first
+    assert len(calls) == 3
+    svg = renderer.to_svg(points(1))
+    assert svg.startswith("<svg") and renderer.to_svg(points(1)) == svg
+    assert len(calls) == 4 and len(list((tmp_path / renderer.FOLDER).iterdir())) == 4
