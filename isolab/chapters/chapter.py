@@ -27,6 +27,9 @@ REFERENCE = PACKAGE.parent / "data" / "reference"
 Origin = Literal["reference", "yours"]
 Measurement = functools.partial[pl.DataFrame]
 """A function that measures, with its arguments."""
+SMOKE_RUNS: dict[str, Any] = {"depth": 1, "context": 32, "batch_size": 8, "seeds": (0, 1)}
+FULL_RUNS: dict[str, Any] = {"depth": 4, "context": 256, "batch_size": 64}
+"""What presets of all chapters share."""
 
 
 @dataclass(frozen=True)

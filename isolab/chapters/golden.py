@@ -77,19 +77,9 @@ def sections(golden: dict[str, Any]) -> dict[str, str]:
     environment.filters["wrap"] = lambda text: textwrap.fill(
         " ".join(text.split()), 105, break_long_words=False, break_on_hyphens=False
     )
-    words = (
-        column,
-        number,
-        cell,
-        span,
-        interval,
-        claim,
-        verdicts,
-        hidden_gain,
-        diverges_from,
-        degraded,
-    )
-    environment.globals |= {function.__name__: function for function in words} | {"zip": zip}
+    environment.globals |= _by_name(
+        column, number, cell, span, interval, claim, verdicts, hidden_gain, diverges_from, degraded
+    ) | {"zip": zip}
     found = environment.get_template("results.md.j2").make_module({"golden": golden})
     return {
         name: getattr(found, name)().strip()
@@ -220,6 +210,10 @@ def main(
     elif old:
         typer.echo(f"README.md: stale sections {', '.join(old)}; run make results", err=True)
         raise typer.Exit(1)
+
+
+def _by_name(*functions: Any) -> dict[str, Any]:
+    return {function.__name__: function for function in functions}
 
 
 def _columns(table: pl.DataFrame) -> dict[str, list[Any]]:

@@ -10,7 +10,15 @@ import polars as pl
 
 from isolab.analysis import speedup
 from isolab.analysis.claim import Claim
-from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, require_several
+from isolab.chapters.chapter import (
+    FULL_RUNS,
+    SMOKE_RUNS,
+    Chapter,
+    Evidence,
+    Measurement,
+    Question,
+    require_several,
+)
 from isolab.measure import invariance, step_time
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
@@ -73,23 +81,17 @@ class Settings:
 
 PRESETS = {
     "smoke": Settings(
+        **SMOKE_RUNS,
         width=16,
-        depth=1,
-        context=32,
-        batch_size=8,
         horizons=(20, 40, 80),
         evaluate_every=20,
         log2_rates_adam=(-6, -2),
-        log2_rates_isoadam=(-6, -2),
-        seeds=(0, 1),
         timing_rounds=2,
     ),
     "laptop": Settings(),
     "full": Settings(
+        **FULL_RUNS,
         width=256,
-        depth=4,
-        context=256,
-        batch_size=64,
         horizons=(1000, 2000, 4000, 8000),
         evaluate_every=250,
         log2_rates_adam=(-10, -4),
@@ -142,7 +144,6 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
             measured=difference.mean,
             interval=difference.interval,
             threshold=0.0,
-            direction="above",
             unit="nats/byte",
             source=SOURCE,
             inconclusive=difference.reason,
@@ -153,7 +154,6 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
             measured=steps.value,
             interval=steps.interval,
             threshold=1.1,
-            direction="above",
             unit="times",
             source=SOURCE,
             inconclusive=steps.reason,
@@ -164,7 +164,6 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
             measured=seconds.value,
             interval=seconds.interval,
             threshold=1.0,
-            direction="above",
             unit="times",
             source="isolab; step times interleaved in one process",
             inconclusive=seconds.reason,
@@ -184,32 +183,25 @@ def fewer_steps(evidence: Evidence) -> speedup.Speedup:
 
 def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
     """Returns the numbers that README and the notebook quote."""
-    runs, steps, times = (
-        evidence.runs("horizons"),
-        fewer_steps(evidence),
-        evidence.table("step_time"),
-    )
-    law = steps.law
-    rows = []
+    runs, steps, rows = evidence.runs("horizons"), fewer_steps(evidence), []
     for name in ("isoadam", "muon"):
-        ratio, (low, high) = step_time.ratio(times, name, "adam")
+        ratio, (low, high) = step_time.ratio(evidence.table("step_time"), name, "adam")
         rows.append({"optimizer": name, "ratio_to_adam": ratio, "low": low, "high": high})
+    horizons = {"steps": steps.horizons, "rate": steps.rates, "loss": steps.losses}
     challenger = {
         "steps": steps.challenger_steps,
         "rate": steps.challenger_rate,
         "loss": steps.challenger_loss,
         "baseline_steps": steps.baseline_steps,
-        "law_exponent": None if law is None else law.exponent,
-        "law_residual": None if law is None else law.residual,
+        "law_exponent": steps.law and steps.law.exponent,
+        "law_residual": steps.law and steps.law.residual,
     }
     return {
         "losses": runs.filter(pl.col("steps") == pl.col("steps").max())
         .group_by("optimizer", "steps", "learning_rate")
         .agg(pl.col("final_validation_loss").mean().alias("loss"))
         .sort("optimizer", "learning_rate"),
-        "horizons": pl.DataFrame(
-            {"steps": steps.horizons, "rate": steps.rates, "loss": steps.losses}
-        ),
+        "horizons": pl.DataFrame(horizons),
         "challenger": pl.DataFrame([challenger]),
         "step_time": pl.DataFrame(rows),
         "runs": evidence.counted(),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import polars as pl
 
 from isolab.analysis import optimum, transfer
 from isolab.analysis.claim import Claim
+from isolab.chapters import grids
 from isolab.chapters.chapter import (
     Chapter,
     Evidence,
@@ -22,6 +22,7 @@ from isolab.chapters.chapter import (
     lab_setting,
     require_several,
 )
+from isolab.chapters.grids import CENTRES, at_centre, log2_centre
 from isolab.measure.alignment import measure as measure_alignment
 from isolab.measure.coordinates import coordinate_check_runs
 from isolab.measure.coordinates import slopes as coordinate_slopes
@@ -30,7 +31,7 @@ from isolab.optimizers.catalog import entry
 from isolab.sweeps.sweep import Sweep
 from isolab.theory.parameterization import parameterization
 from isolab.theory.shifts import equivalence_classes
-from isolab.training.config import RateRule, RunConfig
+from isolab.training.config import RunConfig
 
 SOURCE = "arXiv:2407.05872"
 KIND = ["parameterization", "optimizer", "rate_rule"]
@@ -38,59 +39,38 @@ KIND = ["parameterization", "optimizer", "rate_rule"]
 NAMES = {"standard": "Standard", "ntk": "NTK", "mup": "muP", "mean_field": "mean-field",
          "sgd": "SGD", "adam": "Adam", "adafactor": "Adafactor"}  # fmt: skip
 SCALINGS = ("standard", "ntk", "mup", "mean_field")
-CENTRES = {
-    ("standard", "adam"): -5, ("ntk", "adam"): -3, ("mup", "adam"): -6, ("mean_field", "adam"): -3,
-    ("standard", "sgd"): -2, ("ntk", "sgd"): 1, ("mup", "sgd"): 1, ("mean_field", "sgd"): 4,
-    ("standard", "adafactor"): -4, ("ntk", "adafactor"): -4, ("mup", "adafactor"): -4,
-    ("mean_field", "adafactor"): -4,
-}  # fmt: skip
-"""Log2 of the best rate at width 32 in a first scan of factor-2 grids; the grids are laid around
-it, and a best rate at the edge of its grid is told, so that a wrong centre cannot pass unseen."""
-CENTRE_WIDTH = 32
+RULES = ("global", "full", "none")
 ROLES = ("embedding", "hidden", "readout")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What chapter 2 trains and measures.
+class Settings(grids.GridSettings):
+    """What chapter 2 trains and measures; ``further`` trains every rule everywhere.
+
+    And two more seeds of Adam under per-layer rates, and the changes of one role's rate.
 
     Attributes:
-        widths: of the sweeps; the narrowest is the base, where all rules are one.
         parameterizations: "standard", under one global rate and per-layer rates, and others, under
             per-layer rates.
-        optimizers: of :data:`CENTRES`.
-        depth, context, batch_size, steps: of every run.
-        reach: rates to each side of a grid's centre, a factor of 2 apart.
-        seeds: of every run.
+        optimizers: of :data:`isolab.chapters.grids.CENTRES`.
         check_widths: of the coordinate check.
         digits_widths: of the MLP on digits.
         twins: optimizers of the runs that must be equal within a class of parameterizations.
-        processes: that train at the same time.
-        further: also what the reference holds beyond the story: every rule everywhere, two more
-            seeds of Adam under per-layer rates, and the changes of one role's rate.
 
     Raises:
-        ValueError: fewer than two widths or seeds, no "standard" among the parameterizations, an
-            optimizer without a centre, or a reach below 1.
+        ValueError: as :class:`isolab.chapters.grids.GridSettings`; fewer than two widths of a list,
+            no "standard" among the parameterizations, or an optimizer without a centre.
     """
 
-    widths: tuple[int, ...] = (32, 64, 128)
     parameterizations: tuple[str, ...] = ("standard", "mup")
     optimizers: tuple[str, ...] = ("adam",)
-    depth: int = 2
-    context: int = 64
-    batch_size: int = 16
-    steps: int = 200
-    reach: int = 2
-    seeds: tuple[int, ...] = (0, 1, 2)
     check_widths: tuple[int, ...] = (32, 64, 128, 256)
     digits_widths: tuple[int, ...] = (64, 128, 256)
     twins: tuple[str, ...] = ("sgd", "adam")
-    processes: int | Literal["auto"] | None = "auto"
-    further: bool = False
 
     def __post_init__(self) -> None:
-        require_several(self, "widths", "seeds", "check_widths", "digits_widths")
+        super().__post_init__()
+        require_several(self, "check_widths", "digits_widths")
         if "standard" not in self.parameterizations:
             raise ValueError(
                 f"parameterizations is {list(self.parameterizations)}; allowed: a list with"
@@ -100,47 +80,22 @@ class Settings:
         for optimizer in self.optimizers:
             if optimizer not in known:
                 raise ValueError(f"optimizer is {optimizer!r}; allowed in this chapter: {known}")
-        if self.reach < 1:
-            raise ValueError(f"reach is {self.reach}; allowed: 1 or more rates to each side")
-
-    @property
-    def base(self) -> RunConfig:
-        """What all runs share; width and base width are the narrowest."""
-        return RunConfig(
-            base_width=min(self.widths),
-            width=min(self.widths),
-            depth=self.depth,
-            context=self.context,
-            batch_size=self.batch_size,
-            steps=self.steps,
-            evaluate_every=self.steps // 2 if self.steps % 2 == 0 else self.steps,
-            warmup_steps=self.steps // 10,
-        )
 
 
 PRESETS = {
     "smoke": Settings(
+        **grids.SMOKE,
         widths=(16, 32, 48),
-        depth=1,
-        context=32,
-        batch_size=8,
-        steps=20,
-        reach=1,
-        seeds=(0, 1),
         check_widths=(16, 32, 64),
         digits_widths=(64, 128),
         twins=("adam",),
-        processes=None,
     ),
     "laptop": Settings(),
     "full": Settings(
+        **grids.FULL,
         widths=(128, 256, 512, 1024, 2048, 4096),
         parameterizations=SCALINGS,
         optimizers=("adam", "adafactor", "sgd"),
-        depth=4,
-        context=256,
-        batch_size=64,
-        steps=2000,
         reach=4,
         check_widths=(32, 64, 128, 256, 512, 1024, 2048, 4096),
         digits_widths=(64, 256, 1024, 4096),
@@ -153,22 +108,21 @@ def sweeps(s: Settings) -> dict[str, Sweep]:
     """Returns grids of rates at every width, and what changes one thing in them."""
     base, widths, seeds, reach = s.base, sorted(set(s.widths)), s.seeds, s.reach
     if not s.further:
-        rules = {name: ["full"] for name in s.parameterizations} | {"standard": ["global", "full"]}
+        rules = {"standard": ["global", "full"]}
         rates = Sweep.union(
-            grids(base, [name], s.optimizers, rules[name], widths, seeds, reach)
+            rate_grids(base, [name], s.optimizers, rules.get(name, ["full"]), widths, seeds, reach)
             for name in ["standard", *s.parameterizations]
         )
         return {"rates": rates, "twins": twins(s.twins)}
 
     def full(widths: Sequence[int], reach: int, **changes: Any) -> Sweep:
-        found = grids(base, ["standard", "mup"], ["adam"], ["full"], widths, seeds, reach)
+        found = rate_grids(base, ["standard", "mup"], ["adam"], ["full"], widths, seeds, reach)
         return Sweep.union([[dataclasses.replace(config, **changes) for config in found]])
 
-    rules_ = ["global", "full", "none"]
-    every = grids(base, s.parameterizations, s.optimizers, rules_, widths, seeds, reach)
+    names = s.parameterizations
     return {
-        "rates": every
-        + grids(base, s.parameterizations, ["adam"], ["full"], widths, [3, 4], reach),
+        "rates": rate_grids(base, names, s.optimizers, RULES, widths, seeds, reach)
+        + rate_grids(base, names, ["adam"], ["full"], widths, [3, 4], reach),
         "embedding as prescribed": full(widths, reach),
         "embedding falls as 1/n": Sweep.union(
             full([width], reach, gamma_embedding=widths[0] / width) for width in widths
@@ -187,28 +141,11 @@ def sweeps(s: Settings) -> dict[str, Sweep]:
     }
 
 
-def log2_centre(
-    scaling: str, optimizer: str, rule: str, width: int, base_width: int = CENTRE_WIDTH
-) -> float:
-    """Returns where a grid of log2 rates is centred.
-
-    Under "global" it falls with the width by the largest stable exponent of any role; under "full"
-    it stays; under "none" it falls half as fast as it would have to if alignment were full.
-    """
-    p, family = parameterization(scaling), entry(optimizer).rule
-    falls = p.global_rate_exponent(family)
-    start = CENTRES[scaling, optimizer] - falls * math.log2(base_width / CENTRE_WIDTH)
-    octaves = math.log2(width / base_width)
-    if rule == "global":
-        return start - falls * octaves
-    if rule == "full":
-        return start
-    roles = ("hidden", "readout")
-    excess = max(p.rate_exponent(r, family) - p.rate_exponent(r, family, "none") for r in roles)
-    return start - excess / 2 * octaves
+def _kind(*values: str) -> dict[str, Any]:
+    return dict(zip(KIND, values, strict=True))
 
 
-def grids(
+def rate_grids(
     base: RunConfig,
     scalings: Iterable[str],
     optimizers: Sequence[str],
@@ -217,24 +154,14 @@ def grids(
     seeds: Sequence[int],
     reach: int = 3,
 ) -> Sweep:
-    """Returns factor-2 grids of rates, ``reach`` to each side of :func:`log2_centre`."""
+    """Returns grids of rates, ``reach`` to each side of :func:`log2_centre`."""
     return Sweep.union(
-        Sweep(
-            dataclasses.replace(
-                base,
-                parameterization=scaling,
-                optimizer=optimizer,
-                rate_rule=cast(RateRule, rule),
-                width=width,
-            ),
-            learning_rate=[2.0**k for k in range(centre - reach, centre + reach + 1)],
-            seed=seeds,
-        )
+        Sweep(at, learning_rate=grids.around(log2_centre(at), reach), seed=seeds)
         for width in widths
         for rule in rules
         for optimizer in optimizers
         for scaling in scalings
-        for centre in [round(log2_centre(scaling, optimizer, rule, width, base.base_width))]
+        for at in [dataclasses.replace(base, width=width, **_kind(scaling, optimizer, rule))]
     )
 
 
@@ -245,44 +172,29 @@ def twins(optimizers: Sequence[str]) -> Sweep:
     the second as :func:`isolab.measure.twins.equivalent_config` says.  The width is a power of 4,
     so that every factor is a power of 2.
     """
+    small = RunConfig(
+        width=16, depth=1, context=32, mlp_ratio=1, batch_size=8, validation_windows=16,
+        steps=40, evaluate_every=10, warmup_steps=4,
+    )  # fmt: skip
     runs = []
     for optimizer in optimizers:
         for names in equivalence_classes(SCALINGS):
-            start = RunConfig(
-                parameterization=names[0],
-                optimizer=optimizer,
-                learning_rate=2.0 ** log2_centre(names[0], optimizer, "full", 16, 16),
-                eps=1e-30 if optimizer == "adam" else None,
-                width=16, depth=1, context=32, mlp_ratio=1, batch_size=8, validation_windows=16,
-                steps=40, evaluate_every=10, warmup_steps=4,
-            )  # fmt: skip
-            runs += [equivalent_config(start, name) for name in names]
+            eps = 1e-30 if optimizer == "adam" else None
+            kind = {"parameterization": names[0], "optimizer": optimizer, "eps": eps}
+            first = at_centre(small, **kind, base_width=small.width)
+            first = dataclasses.replace(first, base_width=small.base_width)
+            runs += [equivalent_config(first, name) for name in names]
     return Sweep.union([runs])
 
 
 def tables(s: Settings) -> dict[str, Measurement]:
     """Returns the coordinate check and, in the reference, the alignment while training."""
-    pairs = [("standard", "global"), ("standard", "full")]
-    if not s.further:
-        return {"coordinates": Measurement(coordinates, s.base, pairs, s.check_widths, s.seeds)}
-    pairs = [(name, rule) for name in SCALINGS for rule in ("global", "full", "none")]
-    return {
-        "coordinates": Measurement(coordinates, s.base, pairs, s.check_widths, s.seeds),
-        "alignment": Measurement(alignments, s.base, SCALINGS, s.widths, s.seeds[:2]),
-    }
-
-
-def _centred(base: RunConfig, scaling: str, rule: str, **changes: Any) -> RunConfig:
-    """Returns Adam's run at the centre of the base width's grid."""
-    centre = log2_centre(scaling, "adam", "full", base.width, base.base_width)
-    rate = 2.0**centre
-    return dataclasses.replace(
-        base,
-        parameterization=scaling,
-        rate_rule=cast(RateRule, rule),
-        learning_rate=rate,
-        **changes,
-    )
+    scalings, rules = (SCALINGS, RULES) if s.further else (("standard",), RULES[:2])
+    pairs = [(name, rule) for name in scalings for rule in rules]
+    found = {"coordinates": Measurement(coordinates, s.base, pairs, s.check_widths, s.seeds)}
+    if s.further:
+        found["alignment"] = Measurement(alignments, s.base, SCALINGS, s.widths, s.seeds[:2])
+    return found
 
 
 def coordinates(
@@ -294,7 +206,8 @@ def coordinates(
     """
     frames = []
     for scaling, rule in pairs:
-        config = _centred(base, scaling, rule, batch_size=4, context=32)
+        kind = _kind(scaling, "adam", rule)
+        config = at_centre(base, **kind, batch_size=4, context=32)
         frame = coordinate_check_runs(config, widths, seeds=seeds)
         frames.append(frame.with_columns(parameterization=pl.lit(scaling), rate_rule=pl.lit(rule)))
     return pl.concat(frames)
@@ -309,10 +222,10 @@ def alignments(
     """
     steps = sorted({0, 1, *(max(1, base.steps >> k) for k in range(6))})
     return pl.concat(
-        measure_alignment(_centred(base, scaling, "full"), widths, steps, seeds).with_columns(
-            parameterization=pl.lit(scaling)
+        measure_alignment(at, widths, steps, seeds).with_columns(
+            parameterization=pl.lit(at.parameterization)
         )
-        for scaling in scalings
+        for at in (at_centre(base, **_kind(scaling, "adam", "full")) for scaling in scalings)
     )
 
 
@@ -356,10 +269,7 @@ def either(evidence: Evidence, name: str, values: dict[str, str]) -> pl.DataFram
     return common_seeds(runs.filter(all_there), ["parameterization"], [name, "width"])
 
 
-EMBEDDING = {
-    "embedding as prescribed": "as prescribed",
-    "embedding falls as 1/n": "falls as 1/n",
-}
+EMBEDDING = {"embedding as prescribed": "as prescribed", "embedding falls as 1/n": "falls as 1/n"}
 HIDDEN = {"hidden as the others": "as the others", "hidden at 1/4": "1/4 of the others"}
 
 
@@ -410,13 +320,10 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
         )
     optimizer = "adam" if "adam" in s.optimizers else s.optimizers[0]
     for name in s.parameterizations:
-        found[f"shift_{name}"] = claim_of(
+        found[f"shift_{name}"] = grids.shift_claim(
             shifts,
             _kind(name, optimizer, "full"),
-            "grid_steps",
-            f"{NAMES[name]}, {NAMES[optimizer]}, per-layer rates: how many factors of 2 from the"
-            " narrowest width's best rate lies that of width {width}?",
-            threshold=1.0,
+            f"{NAMES[name]}, {NAMES[optimizer]}, per-layer rates",
             direction="within",
             unit="grid steps",
             source=SOURCE,
@@ -436,10 +343,6 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
             prediction="its loss is lower",
         )
     return found
-
-
-def _kind(*values: str) -> dict[str, str]:
-    return dict(zip(KIND, values, strict=True))
 
 
 def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:

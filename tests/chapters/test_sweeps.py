@@ -10,8 +10,9 @@ import pytest
 
 from isolab import chapters
 from isolab.chapters import CHAPTERS, transfer
-from isolab.chapters.epsilon import TINY_EPS, damping, eps_by_scale, large_eps
-from isolab.chapters.transfer import CENTRES, log2_centre
+from isolab.chapters.eps_sweeps import TINY_EPS, by_scale, large_eps
+from isolab.chapters.epsilon import damping
+from isolab.chapters.grids import CENTRES, log2_centre
 from isolab.theory.parameterization import parameterization
 from isolab.training.program import program_of
 
@@ -56,12 +57,14 @@ def test_grids_are_factors_of_two_around_the_centre():
     runs = planned("transfer", reach=2).sweeps["rates"]
     runs = [c for c in runs if c.rate_rule == "global" and c.width == 128]
     logs = sorted({math.log2(c.learning_rate) for c in runs})
-    assert logs == [k + log2_centre("standard", "adam", "global", 128) for k in range(-2, 3)]
+    wide, centre = runs[0], CENTRES["standard", "adam"]
+    assert logs == [k + log2_centre(wide) for k in range(-2, 3)]
     # one rate for all falls with the width as the hidden matrices need it
-    assert log2_centre("standard", "adam", "global", 128) == CENTRES["standard", "adam"] - 2
-    assert log2_centre("standard", "adam", "full", 128) == CENTRES["standard", "adam"]
+    assert log2_centre(wide) == centre - 2
+    per_layer = dataclasses.replace(wide, rate_rule="full")
+    assert log2_centre(per_layer) == centre
     # a base of 64 is one octave down the same line
-    assert log2_centre("standard", "adam", "full", 128, 64) == CENTRES["standard", "adam"] - 1
+    assert log2_centre(dataclasses.replace(per_layer, base_width=64)) == centre - 1
 
 
 def test_the_reference_of_chapter_2_changes_one_thing_at_a_time():
@@ -160,7 +163,7 @@ def test_the_reference_of_chapter_3_asks_of_all_alike():
 
 
 def test_a_scale_map_of_tiny_eps_alone_has_no_per_layer_rows():
-    runs = eps_by_scale(planned("epsilon").settings.base, [TINY_EPS, 0.0], [1.0, 0.5], [0])
+    runs = by_scale(planned("epsilon").settings.base, [TINY_EPS, 0.0], [1.0, 0.5], [0])
     assert {c.eps_rule for c in runs} == {"same"}
 
 

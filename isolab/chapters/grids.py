@@ -1,0 +1,123 @@
+"""What chapters 2 and 3 share: settings of sweeps over widths, and grids of rates at each width."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from isolab.analysis.claim import Claim
+from isolab.chapters.chapter import FULL_RUNS, SMOKE_RUNS, claim_of, require_several
+from isolab.optimizers.catalog import entry
+from isolab.theory.parameterization import parameterization
+from isolab.training.config import RunConfig
+
+CENTRES = {
+    ("standard", "adam"): -5, ("ntk", "adam"): -3, ("mup", "adam"): -6, ("mean_field", "adam"): -3,
+    ("standard", "sgd"): -2, ("ntk", "sgd"): 1, ("mup", "sgd"): 1, ("mean_field", "sgd"): 4,
+    ("standard", "adafactor"): -4, ("ntk", "adafactor"): -4, ("mup", "adafactor"): -4,
+    ("mean_field", "adafactor"): -4,
+}  # fmt: skip
+"""Log2 of the best rate at width 32 in a first scan of factor-2 grids; the grids are laid around
+it, and a best rate at the edge of its grid is told, so that a wrong centre cannot pass unseen."""
+CENTRE_WIDTH = 32
+SMOKE: dict[str, Any] = SMOKE_RUNS | {"steps": 20, "reach": 1, "processes": None}
+FULL: dict[str, Any] = FULL_RUNS | {"steps": 2000}
+"""What the presets of both chapters share."""
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """What chapters 2 and 3 train.
+
+    Attributes:
+        widths: of the sweeps; the narrowest is the base, where all rules are one.
+        depth, context, batch_size, steps: of every run.
+        reach: rates to each side of a grid's centre, a factor of 2 apart.
+        seeds: of every run.
+        processes: that train at the same time.
+        further: also what the reference holds beyond the story.
+
+    Raises:
+        ValueError: fewer than two widths or seeds, or a reach below 1.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    depth: int = 2
+    context: int = 64
+    batch_size: int = 16
+    steps: int = 200
+    reach: int = 2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    processes: int | Literal["auto"] | None = "auto"
+    further: bool = False
+
+    def __post_init__(self) -> None:
+        require_several(self, "widths", "seeds")
+        if self.reach < 1:
+            raise ValueError(f"reach is {self.reach}; allowed: 1 or more rates to each side")
+
+    @property
+    def base(self) -> RunConfig:
+        """What all runs share; width and base width are the narrowest."""
+        return RunConfig(
+            base_width=min(self.widths),
+            width=min(self.widths),
+            depth=self.depth,
+            context=self.context,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            evaluate_every=self.steps // 2 if self.steps % 2 == 0 else self.steps,
+            warmup_steps=self.steps // 10,
+        )
+
+
+def log2_centre(config: RunConfig) -> float:
+    """Returns where the grid of log2 rates for a run's kind and width is centred.
+
+    Under "global" it falls with the width by the largest stable exponent of any role; under "full"
+    it stays; under "none" it falls half as fast as it would have to if alignment were full.
+    """
+    p, family = parameterization(config.parameterization), entry(config.optimizer).rule
+    falls = p.global_rate_exponent(family)
+    start = CENTRES[config.parameterization, config.optimizer]
+    at_base = start - falls * math.log2(config.base_width / CENTRE_WIDTH)
+    octaves = math.log2(config.width / config.base_width)
+    if config.rate_rule == "global":
+        return at_base - falls * octaves
+    if config.rate_rule == "full":
+        return at_base
+    roles = ("hidden", "readout")
+    excess = max(p.rate_exponent(r, family) - p.rate_exponent(r, family, "none") for r in roles)
+    return at_base - excess / 2 * octaves
+
+
+def around(centre: float, reach: int, above: int = 0) -> list[float]:
+    """Returns rates 2**k, ``reach`` to each side of the rounded centre and ``above`` more above."""
+    middle = round(centre)
+    return [2.0**k for k in range(middle - reach, middle + reach + above + 1)]
+
+
+def at_centre(base: RunConfig, **changes: Any) -> RunConfig:
+    """Returns a changed run at the rate at the centre of its grid, unrounded."""
+    config = dataclasses.replace(base, **changes)
+    return dataclasses.replace(config, learning_rate=2.0 ** log2_centre(config))
+
+
+def shift_claim(shifts: pl.DataFrame, where: Mapping[str, str], who: str, **claim: Any) -> Claim:
+    """Makes a claim on how far the best rate moved; the threshold is a factor of 2.
+
+    Args:
+        shifts: of :func:`isolab.analysis.transfer.worst_shift`.
+        where: as of :func:`claim_of`, which says what is raised.
+        who: whose rate, as the question begins.
+        **claim: of :class:`isolab.Claim`.
+    """
+    question = f"{who}: how many factors of 2 from the narrowest width's best rate lies that of"
+    return claim_of(
+        shifts, where, "grid_steps", question + " width {width:g}?", threshold=1.0, **claim
+    )
