@@ -27,9 +27,6 @@ REFERENCE = PACKAGE.parent / "data" / "reference"
 Origin = Literal["reference", "yours"]
 Measurement = functools.partial[pl.DataFrame]
 """A function that measures, with its arguments."""
-SMOKE_RUNS: dict[str, Any] = {"depth": 1, "context": 32, "batch_size": 8, "seeds": (0, 1)}
-FULL_RUNS: dict[str, Any] = {"depth": 4, "context": 256, "batch_size": 64}
-"""What presets of all chapters share."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,6 @@ class Question:
     start: RunConfig
     x: Literal["learning_rate", "eps"] = "learning_rate"
     line: Literal["optimizer", "width", "variant"] = "width"
-
-
-def lab_setting(parameterization: str, log2_rate: int) -> RunConfig:
-    """Returns a lab's first setting: one of the reference runs, at width 64, base width 32."""
-    return RunConfig(
-        parameterization=parameterization, rate_rule="full", base_width=32, width=64,
-        learning_rate=2.0**log2_rate, batch_size=16, steps=200, warmup_steps=20, evaluate_every=10,
-    )  # fmt: skip
 
 
 def _nothing(_: Any) -> dict[str, Any]:
@@ -302,14 +291,6 @@ def claim_of(
 def ends(name: str) -> list[str]:
     """Returns the columns of a number and of its interval."""
     return [name, f"{name}_low", f"{name}_high"]
-
-
-def require_several(settings: Any, *names: str) -> None:
-    """Raises ValueError, by name and value, where a list has fewer than two different members."""
-    for name in names:
-        values = getattr(settings, name)
-        if len(set(values)) < 2:
-            raise ValueError(f"{name} is {list(values)}; allowed: two different ones or more")
 
 
 def _checked(name: str, value: Any, usual: Any) -> Any:

@@ -46,7 +46,9 @@ def eps_map(
     **axes: Sequence[Any],
 ) -> Sweep:
     """Returns Adam's runs at every eps, the same for all layers or per layer, and Adam-atan2's."""
-    layered = Sweep(at, eps_rule=["per_layer"], eps=per_layer, **axes) if per_layer else []
+    layered: Iterable[RunConfig] = (
+        Sweep(at, eps_rule=["per_layer"], eps=per_layer, **axes) if per_layer else ()
+    )
     return Sweep.union([Sweep(at, eps=epsilons, **axes), layered, Sweep(atan2(at), **axes)])
 
 

@@ -14,16 +14,7 @@ import polars as pl
 from isolab.analysis import epsilon, transfer
 from isolab.analysis.claim import Claim
 from isolab.chapters import eps_sweeps, grids
-from isolab.chapters.chapter import (
-    Chapter,
-    Evidence,
-    Measurement,
-    Question,
-    claim_of,
-    ends,
-    lab_setting,
-    require_several,
-)
+from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, claim_of, ends
 from isolab.chapters.eps_sweeps import GRADIENT_RMS, PARAMETERIZATION, TINY_EPS
 from isolab.measure import gradients
 from isolab.sweeps.sweep import Sweep
@@ -74,7 +65,7 @@ class Settings(grids.GridSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_several(self, "gradient_widths")
+        grids.require_several(self, "gradient_widths")
         for name in ("log2_loss_scales", "log2_loss_scales_bfloat16"):
             logs = getattr(self, name)
             if 0 not in logs or len(set(logs)) < 2:
@@ -377,7 +368,7 @@ CHAPTER = Chapter(
         "Raise eps, widen the model or shrink the loss until Adam stops learning; then Adam-atan2.",
         ("eps", "width", "loss_scale", "optimizer"),
         ("eps_rule", "learning_rate", "parameterization", "rate_rule", "steps", "seed", "corpus"),
-        lab_setting("mean_field", -3),
+        grids.lab_setting("mean_field", -3),
         x="eps",
         line="variant",
     ),

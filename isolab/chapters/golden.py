@@ -48,19 +48,16 @@ def load() -> dict[str, Any]:
 
 def text(golden: dict[str, Any]) -> str:
     """Returns what ``golden.json`` holds: a line per claim's field and per column."""
-    chapters = []
-    for name, chapter in golden.items():
-        groups = []
-        for group, entries in chapter.items():
-            items = (
-                f"   {json.dumps(key)}: {{\n"
-                + ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in entry.items())
-                + "\n   }"
-                for key, entry in entries.items()
-            )
-            groups.append(f"  {json.dumps(group)}: {{\n" + ",\n".join(items) + "\n  }")
-        chapters.append(f" {json.dumps(name)}: {{\n" + ",\n".join(groups) + "\n }")
-    return "{\n" + ",\n".join(chapters) + "\n}\n"
+    return _opened(golden) + "\n"
+
+
+def _opened(value: Any, depth: int = 0) -> str:
+    """Returns JSON whose objects are opened down to chapter, group, entry and field."""
+    if depth == 4:
+        return json.dumps(value)
+    lines = (f"{json.dumps(key)}: {_opened(its, depth + 1)}" for key, its in value.items())
+    indent = "\n" + " " * depth
+    return "{" + indent + " " + f",{indent} ".join(lines) + indent + "}"
 
 
 def sections(golden: dict[str, Any]) -> dict[str, str]:

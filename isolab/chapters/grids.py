@@ -1,4 +1,4 @@
-"""What chapters 2 and 3 share: settings of sweeps over widths, and grids of rates at each width."""
+"""What the chapters share: presets, checks of settings, grids of rates, the claim on shifts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from isolab.analysis.claim import Claim
-from isolab.chapters.chapter import FULL_RUNS, SMOKE_RUNS, claim_of, require_several
+from isolab.chapters.chapter import claim_of
 from isolab.optimizers.catalog import entry
 from isolab.theory.parameterization import parameterization
 from isolab.training.config import RunConfig
@@ -25,9 +25,28 @@ CENTRES = {
 """Log2 of the best rate at width 32 in a first scan of factor-2 grids; the grids are laid around
 it, and a best rate at the edge of its grid is told, so that a wrong centre cannot pass unseen."""
 CENTRE_WIDTH = 32
-SMOKE: dict[str, Any] = SMOKE_RUNS | {"steps": 20, "reach": 1, "processes": None}
-FULL: dict[str, Any] = FULL_RUNS | {"steps": 2000}
-"""What the presets of both chapters share."""
+SMOKE_RUNS: dict[str, Any] = {"depth": 1, "context": 32, "batch_size": 8, "seeds": (0, 1)}
+FULL_RUNS: dict[str, Any] = {"depth": 4, "context": 256, "batch_size": 64}
+"""What presets of all chapters share."""
+SMOKE = SMOKE_RUNS | {"steps": 20, "reach": 1, "processes": None}
+FULL = FULL_RUNS | {"steps": 2000}
+"""And of those with grids."""
+
+
+def require_several(settings: Any, *names: str) -> None:
+    """Raises ValueError, by name and value, where a list has fewer than two different members."""
+    for name in names:
+        values = getattr(settings, name)
+        if len(set(values)) < 2:
+            raise ValueError(f"{name} is {list(values)}; allowed: two different ones or more")
+
+
+def lab_setting(parameterization: str, log2_rate: int) -> RunConfig:
+    """Returns a lab's first setting: one of the reference runs, at width 64, base width 32."""
+    return RunConfig(
+        parameterization=parameterization, rate_rule="full", base_width=32, width=64,
+        learning_rate=2.0**log2_rate, batch_size=16, steps=200, warmup_steps=20, evaluate_every=10,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,8 @@ import polars as pl
 
 from isolab.analysis import speedup
 from isolab.analysis.claim import Claim
-from isolab.chapters.chapter import (
-    FULL_RUNS,
-    SMOKE_RUNS,
-    Chapter,
-    Evidence,
-    Measurement,
-    Question,
-    require_several,
-)
+from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question
+from isolab.chapters.grids import FULL_RUNS, SMOKE_RUNS, require_several
 from isolab.measure import invariance, step_time
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig

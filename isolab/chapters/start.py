@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isolab.chapters.chapter import Chapter, Question, lab_setting
+from isolab.chapters.chapter import Chapter, Question
+from isolab.chapters.grids import lab_setting
 
 
 @dataclass(frozen=True)

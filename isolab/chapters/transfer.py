@@ -12,16 +12,7 @@ import polars as pl
 from isolab.analysis import optimum, transfer
 from isolab.analysis.claim import Claim
 from isolab.chapters import grids
-from isolab.chapters.chapter import (
-    Chapter,
-    Evidence,
-    Measurement,
-    Question,
-    claim_of,
-    ends,
-    lab_setting,
-    require_several,
-)
+from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, claim_of, ends
 from isolab.chapters.grids import CENTRES, at_centre, log2_centre
 from isolab.measure.alignment import measure as measure_alignment
 from isolab.measure.coordinates import coordinate_check_runs
@@ -70,7 +61,7 @@ class Settings(grids.GridSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_several(self, "check_widths", "digits_widths")
+        grids.require_several(self, "check_widths", "digits_widths")
         if "standard" not in self.parameterizations:
             raise ValueError(
                 f"parameterizations is {list(self.parameterizations)}; allowed: a list with"
@@ -206,8 +197,7 @@ def coordinates(
     """
     frames = []
     for scaling, rule in pairs:
-        kind = _kind(scaling, "adam", rule)
-        config = at_centre(base, **kind, batch_size=4, context=32)
+        config = at_centre(base, **_kind(scaling, "adam", rule), batch_size=4, context=32)
         frame = coordinate_check_runs(config, widths, seeds=seeds)
         frames.append(frame.with_columns(parameterization=pl.lit(scaling), rate_rule=pl.lit(rule)))
     return pl.concat(frames)
@@ -355,6 +345,7 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
     alignment, last = pl.col("alignment"), pl.col("step") == pl.col("step").max()
     changes = slopes(evidence.table("coordinates")).filter(quantity="change")
     name, pair = "parameterization", ["parameterization", "rate_rule"]
+    of = [name, "embedding"]
     return {
         "optima": optimum.optima(adam, by=[*KIND, "width"]).select(*pair, "width", "rate", "loss"),
         "exponents": exponents(runs).select(*KIND, "theory", *ends("exponent"), "residual"),
@@ -366,16 +357,12 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
             by_constant(evidence.runs("one role's constant")), [name, "role", "gamma"]
         ).select(name, "role", "gamma", "width", "loss"),
         "hidden": pl.concat(
-            transfer.ranking(hidden, [name, "hidden"], width=width).select(
-                name, "hidden", "width", "loss"
-            )
+            transfer.ranking(hidden, [name, "hidden"], width=width)
             for width in hidden["width"].unique().sort()
-        ),
-        "embedding": transfer.ranking(embedding, [name, "embedding"]).select(
-            name, "embedding", "width", *ends("loss")
-        ),
-        "embedding_regrets": transfer.regrets(embedding, [name, "embedding"]).select(
-            name, "embedding", "width", "grid_steps", *ends("regret")
+        ).select(name, "hidden", "width", "loss"),
+        "embedding": transfer.ranking(embedding, of).select(*of, "width", *ends("loss")),
+        "embedding_regrets": transfer.regrets(embedding, of).select(
+            *of, "width", "grid_steps", *ends("regret")
         ),
         "alignment": aligned.agg(
             alignment.filter(pl.col("step") == 0).mean().alias("first"),
@@ -397,7 +384,7 @@ CHAPTER = Chapter(
         "Find the best rate at a narrow width, keep it, and widen the model.",
         ("width", "learning_rate", "parameterization", "rate_rule"),
         ("optimizer", "steps", "seed", "corpus"),
-        lab_setting("mup", -6),
+        grids.lab_setting("mup", -6),
     ),
     sweeps,
     tables,
