@@ -161,15 +161,10 @@ def sweeps(s: Settings) -> dict[str, Sweep]:
 def tables(s: Settings) -> dict[str, Measurement]:
     """Returns the gradients by width, and what eps is compared with in Adam's denominator."""
     base, widths, step = s.base, s.gradient_widths, s.gradient_step
-    epsilons = [10.0**-k for k in range(2, 13)]
+    names, epsilons = s.gradient_parameterizations, [10.0**-k for k in range(2, 13)]
     return {
         "gradients": Measurement(
-            gradients.gradient_sizes,
-            base,
-            widths,
-            s.gradient_parameterizations,
-            steps=[step],
-            seeds=s.seeds,
+            gradients.gradient_sizes, base, widths, names, steps=[step], seeds=s.seeds
         ),
         "damping": Measurement(damping, base, widths, step, epsilons),
     }
@@ -185,10 +180,8 @@ def damping(
         :func:`isolab.measure.gradients.damped_shares`, which alone have an ``eps``.
     """
     moments = gradients.second_moments(config, widths, step)
-    return pl.concat(
-        [gradients.root_histogram(moments), gradients.damped_shares(moments, epsilons)],
-        how="diagonal",
-    )
+    shares = gradients.damped_shares(moments, epsilons)
+    return pl.concat([gradients.root_histogram(moments), shares], how="diagonal")
 
 
 def claims(evidence: Evidence) -> dict[str, Claim]:
