@@ -78,23 +78,18 @@ def test_every_file_is_in_exactly_one_part(tmp_path_factory, sizes):
     assert held_out <= 0.1 or len(set(validation)) == 1
 
 
-def test_split_depends_on_names_not_on_the_folders_place(tmp_path):
+def test_split_depends_on_names_alone_and_hidden_and_empty_files_do_not_count(tmp_path):
     files = {f"sub/{i}.txt": f"text {i}\n" * 20 for i in range(30)}
+    more = {".DS_Store": b"\0", ".git/x": b"\0", "empty.txt": ""}
     first = load_corpus(write(tmp_path / "here", files))
-    second = load_corpus(write(tmp_path / "there", dict(reversed(files.items()))))
+    second = load_corpus(write(tmp_path / "there", dict(reversed(files.items())) | more))
     assert first == second and hash(first) == hash(second) and first is not second
     assert first.name == "here" and second.name == "there"
+    two = load_corpus(write(tmp_path / "two", {"a.txt": "a" * 100, "b.txt": "b" * 10}))
+    assert (text_of(two.train), text_of(two.validation)) == ("a" * 100, "b" * 10)
 
 
-def test_hidden_and_empty_files_do_not_count(tmp_path):
-    files = {"a.txt": "a" * 100, "b.txt": "b" * 10}
-    plain = load_corpus(write(tmp_path / "plain", files))
-    more = {".DS_Store": b"\0", ".git/x": b"\0", "empty.txt": ""}
-    assert load_corpus(write(tmp_path / "more", files | more)) == plain
-    assert (text_of(plain.train), text_of(plain.validation)) == ("a" * 100, "b" * 10)
-
-
-def test_single_files_tail_is_held_out(tmp_path, monkeypatch):
+def test_single_files_tail_is_held_out_and_a_changed_file_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     text = "".join(chr(ord("a") + i % 26) for i in range(1009))
     path = write(tmp_path, {"one.txt": text}) / "one.txt"
@@ -102,17 +97,12 @@ def test_single_files_tail_is_held_out(tmp_path, monkeypatch):
         corpus = load_corpus(source)
         assert text_of(corpus.train) == text[:909] and text_of(corpus.validation) == text[909:]
         assert corpus.name == "one.txt" and corpus.vocab_size == 256
-
-
-def test_changed_file_is_read_again(tmp_path):
-    path = write(tmp_path, {"one.txt": "before" * 10}) / "one.txt"
-    first = load_corpus(path)
-    assert load_corpus(path) is first
+    assert load_corpus(path) is load_corpus(path)
     path.write_text("after it" * 10)
     assert text_of(load_corpus(path).train).startswith("after it")
 
 
-def test_fingerprint_tells_content_split_and_vocabulary_apart():
+def test_fingerprint_is_sha256_of_content_split_and_vocabulary():
     tokens = np.arange(100, dtype=np.uint8)
     corpora = [
         Corpus("a", tokens[:90], tokens[90:], 256),
@@ -123,9 +113,6 @@ def test_fingerprint_tells_content_split_and_vocabulary_apart():
     ]
     assert len({corpus.fingerprint for corpus in corpora}) == len(set(corpora)) == 5
     assert corpora[0] == Corpus("another name", tokens[:90].copy(), tokens[90:], 256)
-
-
-def test_fingerprint_is_sha256_of_what_it_says_and_tokens_are_read_only():
     tokens = np.frombuffer(b"trainval", np.uint8).copy()
     corpus = Corpus("a", tokens[:5], tokens[5:], 256)
     assert corpus.fingerprint == hashlib.sha256(b"256 5\ntrainval").hexdigest()
@@ -274,26 +261,7 @@ def test_bad_paths_are_named(tmp_path, files, source, error, message):
         load_corpus(tmp_path / source)
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("zipf_markov:order=2", "unknown option 'order' of zipf_markov; known: ['exponent'"),
-        ("zipf_markov:vocab_size", "option vocab_size of zipf_markov must be int, got ''"),
-        ("zipf_markov:exponent=big", "option exponent of zipf_markov must be float, got 'big'"),
-        ("zipf_markov:vocab_size=257", "vocab_size of zipf_markov must lie in [2, 256], got 257"),
-        ("zipf_markov:exponent=nan", "exponent of zipf_markov must lie in [0, 8], got nan"),
-        ("zipf_markov:length=9", "length of zipf_markov must lie in [10, 2147483647], got 9"),
-        ("hub:", "needs a dataset's name"),
-    ],
-)
-def test_bad_options_are_named(source, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        load_corpus(source)
-
-
 BYTES = np.arange(10, dtype=np.uint8)
-
-
 KEY = jax.random.key(0)
 
 
@@ -309,8 +277,21 @@ KEY = jax.random.key(0)
         (lambda: Corpus("a", BYTES[:0], BYTES, 256), "'a' is empty: it has no train tokens"),
         (lambda: Corpus("a", BYTES, BYTES, 9), "holds token 9, allowed are those below"),
         (lambda: Corpus("a", BYTES.astype(int), BYTES, 256), "must be (N,) uint8, got (10,) int64"),
+        (lambda: load_corpus("zipf_markov:order=2"),
+         "unknown option 'order' of zipf_markov; known: ['exponent'"),
+        (lambda: load_corpus("zipf_markov:vocab_size"),
+         "option vocab_size of zipf_markov must be int, got ''"),
+        (lambda: load_corpus("zipf_markov:exponent=big"),
+         "option exponent of zipf_markov must be float, got 'big'"),
+        (lambda: load_corpus("zipf_markov:vocab_size=257"),
+         "vocab_size of zipf_markov must lie in [2, 256], got 257"),
+        (lambda: load_corpus("zipf_markov:exponent=nan"),
+         "exponent of zipf_markov must lie in [0, 8], got nan"),
+        (lambda: load_corpus("zipf_markov:length=9"),
+         "length of zipf_markov must lie in [10, 2147483647], got 9"),
+        (lambda: load_corpus("hub:"), "needs a dataset's name"),
     ],
 )  # fmt: skip
-def test_impossible_lengths_and_tokens_are_named(call, message):
+def test_impossible_options_lengths_and_tokens_are_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()

@@ -42,17 +42,14 @@ class MLP(nnx.Module):
 
 
 ROLES = {"enter": "embedding", "layers": "hidden", "norm": "vector", "head": "readout"}
+NESTED = {
+    "enter": {"bias": "vector", "kernel": "embedding"},
+    "head": {"bias": "fixed", "kernel": "readout"},
+    "layers": {i: {"bias": "vector", "kernel": "hidden"} for i in range(2)},
+    "norm": {"bias": "vector", "scale": "vector"},
+}
 BY_PATH = {
-    "enter/bias": "vector",
-    "enter/kernel": "embedding",
-    "head/bias": "fixed",
-    "head/kernel": "readout",
-    "layers/0/bias": "vector",
-    "layers/0/kernel": "hidden",
-    "layers/1/bias": "vector",
-    "layers/1/kernel": "hidden",
-    "norm/bias": "vector",
-    "norm/scale": "vector",
+    "/".join(map(str, path)): role for path, role in nnx.traversals.flatten_mapping(NESTED).items()
 }
 RATES = {"sgd": 0.1, "adafactor": 0.1}
 X = jax.random.normal(jax.random.key(1), (64, 8))
@@ -244,12 +241,6 @@ def test_metadata_gives_the_roles_of_our_own_models():
 
 def test_roles_by_pattern_by_pytree_and_by_function_agree():
     model = model_of(4)
-    nested = {
-        "enter": {"bias": "vector", "kernel": "embedding"},
-        "head": {"bias": "fixed", "kernel": "readout"},
-        "layers": {i: {"bias": "vector", "kernel": "hidden"} for i in range(2)},
-        "norm": {"bias": "vector", "scale": "vector"},
-    }
     seen = {}
 
     def by_function(path, leaf):
@@ -258,7 +249,7 @@ def test_roles_by_pattern_by_pytree_and_by_function_agree():
 
     patterns = {"head/bias": "fixed", "*bias": "vector", "norm": "vector", "enter": "embedding",
                 "layers/*": "hidden", "*": "readout"}  # fmt: skip
-    for given_roles in (ROLES, nested, BY_PATH, by_function, patterns):
+    for given_roles in (ROLES, NESTED, BY_PATH, by_function, patterns):
         assert parameter_roles(model, given_roles) == BY_PATH
     assert seen["enter/kernel"] == (8, 4)
     first = parameter_roles(model, {"layers/0/bias": "hidden", "layers/1": "readout", **ROLES})
@@ -280,23 +271,17 @@ def test_a_function_or_a_transformation_with_a_rule_will_do():
     assert not np.allclose(steps(other, model)[-1]["enter/kernel"], expected["enter/kernel"])
 
 
-def test_updates_keep_their_dtype_under_traced_factors():
-    tx = scale_by_role({"hidden": jnp.float32(0.5)}, {"w": "hidden", "v": "fixed"})
-    updates = {"w": jnp.ones(2, jnp.bfloat16), "v": jnp.ones(2, jnp.float16)}
+def test_updates_keep_their_dtype_and_a_missing_gradient_stays_missing():
+    tx = scale_by_role({"hidden": jnp.float32(0.5)}, {"w": "hidden", "v": "fixed", "u": "hidden"})
+    updates = {"w": jnp.ones(2, jnp.bfloat16), "v": jnp.ones(2, jnp.float16), "u": None}
     scaled, _ = tx.update(updates, tx.init(updates))
-    assert scaled["w"].dtype == jnp.bfloat16
-    assert scaled["v"].dtype == jnp.float16
-    assert scaled["w"].tolist() == [0.5, 0.5]
+    assert (scaled["w"].dtype, scaled["v"].dtype) == (jnp.bfloat16, jnp.float16)
+    assert scaled["w"].tolist() == [0.5, 0.5] and scaled["u"] is None
 
 
-def test_a_missing_gradient_stays_missing_and_an_unknown_parameter_is_named():
-    tx = call()
-    other = {**GRADS, "new": jnp.ones(2)}
-    with pytest.raises(ValueError, match="'new' has no role: it was not in the model"):
-        tx.update(other, tx.init(other), other)
-    updates, _ = tx.update({**GRADS, "b": None}, tx.init(PARAMS), PARAMS)
-    assert updates["b"] is None
-    assert np.all(np.asarray(updates["a"]["kernel"]) != 0)
+def update_of_an_unknown_parameter():
+    tx, other = call(), {**GRADS, "new": jnp.ones(2)}
+    tx.update(other, tx.init(other), other)
 
 
 # --- refusals ---
@@ -312,12 +297,9 @@ def call(optimizer="adam", rate=0.1, model=PARAMS, **changes):
     [
         (lambda: call(roles={"a": "hidden"}), "no role for 'b'; give one of ['embedding', 'fixed'"),
         (lambda: call(roles=None), "no role for 'a/kernel', 'b'"),
-        (lambda: call(model=model_of(4), roles=None), "no role for 'enter/bias', 'enter/kernel'"),
-        (lambda: call(roles=lambda path, leaf: None), "no role for 'a/kernel', 'b'"),
         (lambda: call(roles={"a": "head", "b": "vector"}), "'a/kernel' has unknown role 'head'"),
         (lambda: call(roles={"a": "hidden", "c": "vector"}), "roles name 'c', no parameter"),
         (lambda: call(roles={"a": {"w": "hidden"}, "b": "vector"}), "roles name 'a/w', no param"),
-        (lambda: call(roles={"a": {"kernel": "hidden"}}), "no role for 'b'"),
         (lambda: call(model={}), "the model has no parameters: dict"),
         (lambda: call(width=0), "width must be a positive number, got 0"),
         (lambda: call(base_width=math.nan), "base_width must be a positive number, got nan"),
@@ -328,10 +310,8 @@ def call(optimizer="adam", rate=0.1, model=PARAMS, **changes):
         (lambda: call(optax.adam, rule="lion"), "unknown rule 'lion'; known: ['adafactor', 'adam'"),
         (lambda: call(optax.adam(0.1), rule="adam"), "learning_rate was given with a transfor"),
         (lambda: call(optax.adam(0.1), None, rule="adam", b1=0.5), "b1 was given with a transfor"),
-        (lambda: call("sgd", eps=1e-8), "sgd has no eps"),
-        (lambda: call(parameterization="sp"), "unknown parameterization 'sp'"),
-        (lambda: call(alignment="half"), "unknown alignment 'half'"),
         (lambda: call(gamma={"head": 2.0}), "unknown role 'head'"),
+        (update_of_an_unknown_parameter, "'new' has no role: it was not in the model"),
         (lambda: scale_by_role({"hidden": 1.0}, {"w": "readout"}), "'w' has role 'readout'; known"),
     ],
 )  # fmt: skip
