@@ -41,9 +41,13 @@ def compiled(graphdef):
 
 
 @nnx.jit
-def forward(model, tokens=TOKENS, targets=TARGETS):
-    """Returns logits and loss."""
+def compiled_forward(model, tokens, targets):
     return model(tokens), next_token_loss(model, tokens, targets)[1]
+
+
+def forward(model, tokens=TOKENS, targets=TARGETS):
+    """Returns logits and loss, by one program however it is called."""
+    return compiled_forward(model, tokens, targets)
 
 
 def run(model, tokens=TOKENS, targets=TARGETS):

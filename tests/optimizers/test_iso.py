@@ -99,20 +99,6 @@ def test_singular_values_do_not_change_under_invertible_maps(name, seed, log_con
 
 
 @settings(max_examples=20)
-@given(seed=SEEDS, log_condition=st.floats(0, 2))
-def test_float32_loses_eps_times_the_condition_number_of_the_factors(seed, log_condition):
-    x, g, P, Q = drawn(seed, 10**log_condition)
-
-    def worst(rows):  # condition number of the factors of single batches; averages are better
-        return max(np.linalg.cond(r.T @ r) for r in rows)
-
-    # Rounding A by eps changes A^-1/2 by half of eps times A's condition number, about the square
-    # of P's; A is a sum rounded some times over, so a few eps, on either side.
-    limit = 4 * np.finfo(np.float32).eps * (worst(x @ P) + worst(g @ Q) + worst(x) + worst(g))
-    assert change("iso", "float32", x, g, P, Q) < limit
-
-
-@settings(max_examples=20)
 @given(seed=SEEDS, log_condition=st.floats(0, 1.3))
 def test_float32_keeps_1e_3_up_to_condition_number_20(seed, log_condition):
     # largest seen in 40 draws each: 3e-6 at condition 3, 4e-5 at 10, 3e-4 at 30, 3e-3 at 100
@@ -151,41 +137,43 @@ def test_singular_values_of_one_gradient_are_canonical_correlations(seed):
 # --- IsoAdam and Adam ---
 
 
-@pytest.mark.parametrize("b2", [0.99, 0.999])
-def test_isoadam_is_adam_where_covariances_are_diagonal(b2):
+def test_isoadam_is_adam_where_covariances_are_diagonal():
     tokens, n, m, steps, b1 = 32, 8, 6, 6000, 0.9
     sd_x, sd_g = (jnp.float32(np.geomspace(1, 100, k))[None] for k in (n, m))
-    rules = {
-        "isoadam": scale_by_isoadam(b1, b2, refresh_every=1),
-        "adam": optax.with_extra_args_support(optax.scale_by_adam(b1, b2, 1e-30)),
-    }
     params = {"w": jnp.zeros((n, m))}
 
-    def step(states, key):
-        key_x, key_g = jax.random.split(key)
-        x = sd_x * jax.random.normal(key_x, (tokens, n))
-        g = sd_g * jax.random.normal(key_g, (tokens, m))
-        factors = {"w": Factors((x.T @ x / tokens)[None], (g.T @ g / tokens)[None])}
-        grads = {"w": x.T @ g / tokens}
-        out = {k: r.update(grads, states[k], params, factors=factors) for k, r in rules.items()}
-        return {k: out[k][1] for k in out}, {k: out[k][0]["w"] for k in out}
-
     @jax.jit
-    def run(key):
-        states = {name: rule.init(params) for name, rule in rules.items()}
-        return jax.lax.scan(step, states, jax.random.split(key, steps))[1]
+    def run(b2):
+        rules = {
+            "isoadam": scale_by_isoadam(b1, b2, refresh_every=1),
+            "adam": optax.with_extra_args_support(optax.scale_by_adam(b1, b2, 1e-30)),
+        }
 
-    updates = run(jax.random.key(0))
-    ours, adams = (np.asarray(updates[name])[steps // 2 :] for name in ("isoadam", "adam"))
-    error = np.sqrt(np.mean((ours - adams) ** 2) / np.mean(adams**2))
-    # An average with decay b is worth (1 + b) / (1 - b) independent samples.
-    samples_v, samples_m = (1 + b2) / (1 - b2), (1 + b1) / (1 - b1)
-    adams_v = 1 / (2 * samples_v)  # relative variance of the root of a mean of squares, per entry
-    our_v = max(1.0, samples_m / 2) / (2 * samples_v * n * m)  # of U, whose samples are correlated
-    roots = (n + m) / (4 * tokens * samples_v) * 2  # a row of A^-1/2 mixes in n errors of A / 2
-    expected = np.sqrt(adams_v + our_v + roots)
-    assert 0.5 * expected < error < 1.5 * expected
-    assert np.sqrt(np.mean(adams**2)) == pytest.approx(samples_m**-0.5, rel=0.1)
+        def step(states, key):
+            key_x, key_g = jax.random.split(key)
+            x = sd_x * jax.random.normal(key_x, (tokens, n))
+            g = sd_g * jax.random.normal(key_g, (tokens, m))
+            factors = {"w": Factors((x.T @ x / tokens)[None], (g.T @ g / tokens)[None])}
+            grads = {"w": x.T @ g / tokens}
+            out = {k: r.update(grads, states[k], params, factors=factors) for k, r in rules.items()}
+            return {k: out[k][1] for k in out}, {k: out[k][0]["w"] for k in out}
+
+        states = {name: rule.init(params) for name, rule in rules.items()}
+        return jax.lax.scan(step, states, jax.random.split(jax.random.key(0), steps))[1]
+
+    for b2 in (0.99, 0.999):
+        updates = run(b2)
+        ours, adams = (np.asarray(updates[name])[steps // 2 :] for name in ("isoadam", "adam"))
+        error = np.sqrt(np.mean((ours - adams) ** 2) / np.mean(adams**2))
+        # An average with decay b is worth (1 + b) / (1 - b) independent samples.
+        samples_v, samples_m = (1 + b2) / (1 - b2), (1 + b1) / (1 - b1)
+        adams_v = 1 / (2 * samples_v)  # relative variance of the root of a mean of squares
+        # of U, whose samples are correlated
+        our_v = max(1.0, samples_m / 2) / (2 * samples_v * n * m)
+        roots = (n + m) / (4 * tokens * samples_v) * 2  # a row of A^-1/2 mixes in n errors of A / 2
+        expected = np.sqrt(adams_v + our_v + roots)
+        assert 0.5 * expected < error < 1.5 * expected
+        assert np.sqrt(np.mean(adams**2)) == pytest.approx(samples_m**-0.5, rel=0.1)
 
 
 # --- by hand, in NumPy and float64 ---
@@ -324,7 +312,7 @@ def refreshed(rule_of_steps, steps):
             yield [0, *(int(t) + 1 for t in jnp.flatnonzero(changed))]
 
 
-@pytest.mark.parametrize("every", [1, 7, 10])
+@pytest.mark.parametrize("every", [1, 7])
 def test_roots_change_on_refresh_steps_only(every):
     wanted = [t for t in range(40) if t < 10 or t % every == 0]
     for steps in refreshed(every, 40):
@@ -381,16 +369,6 @@ def test_factors_are_averaged_per_step_between_refreshes():
         u, state = update(g, state, factors={"w": seen})
         v, plain = update(g, plain, factors={"w": hidden})
         np.testing.assert_array_equal(u["w"], v["w"])
-
-
-def test_newton_and_eigh_give_the_same_update():
-    grads = {"w": jax.random.normal(jax.random.key(3), (6, 6))}
-    factors = {"w": Factors(jnp.diag(jnp.geomspace(1, 1e3, 6))[None], jnp.eye(6)[None] + 1)}
-    a, b = (
-        jax.jit(rule.update)(grads, rule.init(grads), factors=factors)[0]["w"]
-        for rule in (scale_by_isoadam(root=root) for root in ("eigh", "newton"))
-    )
-    np.testing.assert_allclose(a, b, atol=1e-3 * float(jnp.abs(a).max()))
 
 
 # --- errors ---

@@ -94,30 +94,6 @@ def test_zero_and_nan_stay_in_their_own_matrix(name):
     np.testing.assert_allclose(got[3], alone / 2, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ROOTS)
-def test_vmap_equals_loop(name):
-    matrices = jnp.float32(np.stack([spd(seed, 6, 2.0) for seed in range(6)])).reshape(3, 2, 6, 6)
-    root = INVERSE_SQRT[name]
-    mapped = jax.jit(jax.vmap(root, in_axes=(0, None)))(matrices, 1e-6)
-    looped = jnp.stack([jax.jit(root)(m, 1e-6) for m in matrices])
-    assert mapped.shape == matrices.shape
-    np.testing.assert_allclose(mapped, looped, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ROOTS)
-def test_compiles_once_for_every_damping(name):
-    traces = []
-
-    @jax.jit
-    def root(a, damping):
-        traces.append(1)
-        return INVERSE_SQRT[name](a, damping)
-
-    results = [root(jnp.eye(3), jnp.float32(damping)) for damping in (1e-7, 1e-3, 0.0)]
-    assert len(traces) == 1
-    assert float(results[1][0, 0]) == pytest.approx(1.001**-0.5, rel=1e-6)
-
-
 def test_many_batched_decompositions_in_one_program_do_not_deadlock():
     # jaxlib 0.10.2 hung here on a CPU, for good, when each of the sixteen was one batched call.
     script = """

@@ -140,44 +140,6 @@ def test_elsewhere_each_update_is_multiplied_by_its_roles_factor(
     np.testing.assert_allclose(ours["b"], factors[named["b"]] * theirs["b"], rtol=1e-6)
 
 
-def moves(width, base_width):
-    """rms by which one step of Adam moves each layer's output through that layer's own weights."""
-    model = model_of(width)
-    tx = per_layer_optimizer(
-        model, "adam", 1e-3, width=width, base_width=base_width, roles=ROLES, eps=1e-30
-    )
-
-    @nnx.jit
-    def changes_of(model):
-        grads = nnx.as_pure(nnx.grad(loss_of)(model))
-        updates, _ = tx.update(grads, tx.init(grads), grads)
-        first = nnx.relu(model.enter(X))
-        second = nnx.relu(model.layers[0](first))
-        third = model.norm(nnx.relu(model.layers[1](second)))
-        return {
-            "enter": X @ updates["enter"]["kernel"],
-            "layers/0": first @ updates["layers"][0]["kernel"],
-            "layers/1": second @ updates["layers"][1]["kernel"],
-            "head": third @ updates["head"]["kernel"],
-        }
-
-    return {
-        name: float(np.sqrt(np.mean(np.square(change))))
-        for name, change in changes_of(model).items()
-    }
-
-
-def test_a_step_moves_every_layer_alike_at_every_width():
-    """Widths 32 and 256: eight times as many inputs whose updates add up.
-
-    Measured ratios are within 10% of 1 at 64 and 512, and with one rate for all within 10% of 8.
-    """
-    narrow, wide, one_rate = moves(32, 32), moves(256, 32), moves(256, 256)
-    for name, move in narrow.items():
-        assert 0.7 < wide[name] / move < 1.4
-        assert (one_rate[name] / move > 5) == (name != "enter")
-
-
 # --- forms of model, roles and optimizer ---
 
 

@@ -23,8 +23,6 @@ from isolab.theory.parameterization import (
     MATRIX_ROLES,
     PARAMETERIZATIONS,
     RULES,
-    Parameterization,
-    Scaling,
 )
 from isolab.theory.tables import exponents, rate_lines, solve
 
@@ -76,14 +74,6 @@ def test_every_cell_of_the_table():
     assert len(expected) == 4 * 3 * 2 * 3 == found.height
     assert set(found.select(columns).iter_rows()) == expected
     assert (found["c"] + found["power"] == 0).all()
-
-
-def test_a_moved_exponent_moves_its_cell():
-    other = Parameterization("other", Scaling(0, 0), Scaling(0.25, 0.25), Scaling(0, 0.5))
-    found = exponents([other], ["adam"], [0.75])
-    assert found.filter(role="hidden").row(0) == (
-        "other", "adam", "3/4", "hidden", 0.25, 0.25, 0.75, 0.5, -0.5
-    )  # fmt: skip
 
 
 def test_rate_lines_are_straight_with_the_slope_of_the_table():
