@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from isolab.analysis.seeds import require_columns
 from isolab.lab.questions import LINE_FIELDS, Line
@@ -36,6 +37,7 @@ _SHORT = 3  # a line of fewer points is chosen only ...
 _PENALTY = 3.0  # ... before one that is so much further away
 
 Setting = Mapping[str, Any]
+Octaves = NDArray[np.float64]
 Curve = tuple[tuple[int, ...], tuple[float, ...]]  # steps and validation losses
 
 
@@ -106,21 +108,29 @@ class Stored:
     """
 
     def __init__(self, runs: pl.DataFrame, x: str = "learning_rate", line: Line = "width") -> None:
-        self.x, self.line = x, line
-        self._runs = runs
+        self.x, self.line, self._runs = x, line, runs
         free = LINE_FIELDS[line]
         self._kind = [name for name in _EXACT if name not in free]
         if "optimizer" in free:  # how IsoAdam works is nothing that Adam could share
             self._kind = [name for name in self._kind if not name.startswith("iso_")]
         self._kind += ["rule"] if line == "variant" else []
-        self._size = [name for name in NEAR if name not in (*free, x, "eps")]
-        self._size += ["unusual_eps"] if x != "eps" else []
-        self._alike: dict[tuple[Any, ...], pl.DataFrame] = {}
-        self._comparable: dict[tuple[Any, ...], pl.DataFrame] = {}
-        if not runs.is_empty():
-            cells = _cells(runs, x)
-            self._alike = cells.partition_by(_EXACT, as_dict=True)
-            self._comparable = cells.partition_by(self._kind, as_dict=True)
+        size = [name for name in NEAR if name not in (*free, x, "eps")]
+        size += ["unusual_eps"] if x != "eps" else []
+        self._alike: dict[tuple[Any, ...], list[int]] = {}
+        self._comparable: dict[tuple[Any, ...], list[int]] = {}
+        if runs.is_empty():
+            return
+        cells = _cells(runs, x)
+        self._alike = _groups(cells, _EXACT, "cell")
+        self._comparable = _groups(cells, self._kind, "cell")
+        self._cells = [_cell(row) for row in cells.iter_rows(named=True)]
+        self._octaves = cells.select(f"log2_{name}" for name in NEAR).to_numpy()  # NaN: no part
+        self._line_of, self._points = cells["line"].to_numpy(), cells["points"].to_numpy()
+        self._short = (self._points < _SHORT) & cells[x].is_not_null().to_numpy()
+        lines = _groups(cells.sort(x, maintain_order=True), ["line"], "cell").items()
+        self._lines = {number: self._stored_line(places) for (number,), places in lines}
+        groups = _groups(cells.unique("line", maintain_order=True), [*self._kind, *size], "line")
+        self._beside = {number: group for group in groups.values() for number in group}
 
     def joined(self, runs: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
@@ -134,32 +144,33 @@ class Stored:
         comparable = self._comparable.get(tuple(asked[name] for name in self._kind))
         if comparable is None:
             return Nearest(None, None, ())
+        octaves = np.array([asked[f"log2_{name}"] for name in NEAR], float)
+        nearest = self._on_nearest_line(comparable if alike is None else alike, octaves)
+        number = self._line_of[nearest]
         line, cell = None, None
         if alike is not None:
-            line = self._nearest_line(alike, asked)
-            order = _distance(asked).round(9), pl.col("line") != line["line"]
-            cell = _cell(alike.sort(order, maintain_order=True).row(0, named=True))
-        centre = line or self._nearest_line(comparable, asked)
-        same_size = comparable.filter(_equal(self._size, centre))
-        lines = {
-            rows["line"][0]: self._line(rows)
-            for rows in same_size.partition_by("line", maintain_order=True)
+            line, away = self._lines[number], self._distance(alike, octaves)
+            cell = self._cells[alike[np.lexsort((self._line_of[alike] != number, away))[0]]]
+        others = {
+            each.name: each
+            for other in self._beside[number]
+            if (each := self._lines[other]) != line
         }
-        chosen = lines.pop(line["line"]) if line is not None else None
-        names = {each.name: each for each in lines.values()}
-        names.pop(chosen.name if chosen else "", None)
-        return Nearest(cell, chosen, tuple(sorted(names.values(), key=lambda each: each.value)))
+        others.pop(line.name if line else "", None)
+        return Nearest(cell, line, tuple(sorted(others.values(), key=lambda each: each.value)))
 
-    def _nearest_line(self, cells: pl.DataFrame, asked: Setting) -> Setting:
-        """Returns a cell of the nearest line; of two, the one with more points."""
-        short = (pl.col("points") < _SHORT) & pl.col(self.x).is_not_null()
-        far = (_distance(asked, self.x) + _PENALTY * short).round(9)
-        return cells.sort(far, -pl.col("points").cast(pl.Int64), maintain_order=True).row(
-            0, named=True
-        )
+    def _on_nearest_line(self, places: list[int], octaves: Octaves) -> int:
+        """Returns a cell of the nearest line; of two, of the one with more points."""
+        far = self._distance(places, octaves, self.x) + _PENALTY * self._short[places]
+        return places[np.lexsort((-self._points[places], far))[0]]
 
-    def _line(self, rows: pl.DataFrame) -> StoredLine:
-        cells = tuple(_cell(row) for row in rows.sort(self.x).iter_rows(named=True))
+    def _distance(self, places: list[int], octaves: Octaves, without: str = "") -> Octaves:
+        """Returns the weighted sum of the fields' octaves, where they apply to both."""
+        weights = np.array([0.0 if name == without else NEAR[name] for name in NEAR])
+        return np.nansum(weights * abs(self._octaves[places] - octaves), axis=1).round(9)
+
+    def _stored_line(self, places: list[int]) -> StoredLine:
+        cells = tuple(self._cells[place] for place in places)
         setting = cells[0].setting
         value = setting[LINE_FIELDS[self.line][0]]
         return StoredLine(line_name(setting, self.line), value, setting, cells)
@@ -247,20 +258,19 @@ def _cells(runs: pl.DataFrame, x: str) -> pl.DataFrame:
     )
     along = [pl.col(name) for name in _SETTING if name != x]
     line = pl.col("cell").first().over(*along, pl.col(x).is_null())
-    return cells.with_columns(line=line).with_columns(points=pl.len().over("line"))
+    return cells.with_columns(line=line).with_columns(points=pl.len().over("line").cast(pl.Int64))
 
 
 def _under_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
     """Returns the runs, those at the base width under each rule, as all are one there."""
     at_base = pl.col("width") == pl.col("base_width")
     layered = [name for name in runs["optimizer"].unique() if entry(name).takes_eps_by_parameter]
-    copies = [
-        runs.filter(at_base, (pl.lit(eps_rule) == "same") | pl.col("optimizer").is_in(layered))
-        .with_columns(rate_rule=pl.lit(rate_rule), eps_rule=pl.lit(eps_rule))
-        for rate_rule in CHOICES["rate_rule"]
-        for eps_rule in CHOICES["eps_rule"]
-    ]  # fmt: skip
-    return pl.concat([runs.filter(~at_base), *copies])
+    rules = [pl.DataFrame({name: list(CHOICES[name])}) for name in ("rate_rule", "eps_rule")]
+    applies = (pl.col("eps_rule") == "same") | pl.col("optimizer").is_in(layered)
+    copies = runs.filter(at_base).drop("rate_rule", "eps_rule")
+    for rule in rules:
+        copies = copies.join(rule, how="cross")
+    return pl.concat([runs.filter(~at_base), copies.filter(applies).select(runs.columns)])
 
 
 def _comparable(runs: pl.DataFrame) -> pl.DataFrame:
@@ -295,21 +305,10 @@ def _asked(config: RunConfig) -> dict[str, Any]:
     return _comparable(pl.DataFrame([config.row()])).row(0, named=True)
 
 
-def _distance(asked: Setting, without: str = "") -> pl.Expr:
-    """Returns the weighted sum of the fields' factors, as octaves, where they apply to both."""
-    terms = [
-        weight * (pl.col(f"log2_{name}") - asked[f"log2_{name}"]).abs()
-        for name, weight in NEAR.items()
-        if name != without and asked[name] is not None
-    ]
-    return pl.sum_horizontal(terms)
-
-
-def _equal(names: Iterable[str], setting: Setting) -> list[pl.Expr]:
-    return [
-        pl.col(name).is_null() if setting[name] is None else pl.col(name) == setting[name]
-        for name in names
-    ]
+def _groups(cells: pl.DataFrame, names: list[str], column: str) -> dict[tuple[Any, ...], list[int]]:
+    """Returns a column's values where these fields are equal, by the fields' values."""
+    groups = cells.group_by(names, maintain_order=True).agg(column)
+    return {tuple(key): values for *key, values in groups.iter_rows()}
 
 
 def _cell(row: Setting) -> Cell:
