@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from isolab.analysis.seeds import require_columns
 from isolab.lab.questions import LINE_FIELDS, Line
-from isolab.lab.words import CHOICES, choice, difference, label, plural
+from isolab.lab.words import CHOICES, choice, label, plural
 from isolab.optimizers.catalog import entry
 from isolab.training.config import RunConfig, with_later_fields
 
@@ -130,7 +130,7 @@ class Stored:
         lines = _groups(cells.sort(x, maintain_order=True), ["line"], "cell").items()
         self._lines = {number: self._stored_line(places) for (number,), places in lines}
         groups = _groups(cells.unique("line", maintain_order=True), [*self._kind, *size], "line")
-        self._beside = {number: group for group in groups.values() for number in group}
+        self._comparable_lines = {number: group for group in groups.values() for number in group}
 
     def joined(self, runs: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
@@ -151,23 +151,21 @@ class Stored:
         if alike is not None:
             line, away = self._lines[number], self._distance(alike, octaves)
             cell = self._cells[alike[np.lexsort((self._line_of[alike] != number, away))[0]]]
-        others = {
-            each.name: each
-            for other in self._beside[number]
-            if (each := self._lines[other]) != line
-        }
+        lines = [self._lines[other] for other in self._comparable_lines[number]]
+        others = {each.name: each for each in lines}
         others.pop(line.name if line else "", None)
         return Nearest(cell, line, tuple(sorted(others.values(), key=lambda each: each.value)))
 
     def _on_nearest_line(self, places: list[int], octaves: Octaves) -> int:
         """Returns a cell of the nearest line; of two, of the one with more points."""
         far = self._distance(places, octaves, self.x) + _PENALTY * self._short[places]
-        return places[np.lexsort((-self._points[places], far))[0]]
+        return places[int(np.lexsort((-self._points[places], far))[0])]
 
     def _distance(self, places: list[int], octaves: Octaves, without: str = "") -> Octaves:
         """Returns the weighted sum of the fields' octaves, where they apply to both."""
         weights = np.array([0.0 if name == without else NEAR[name] for name in NEAR])
-        return np.nansum(weights * abs(self._octaves[places] - octaves), axis=1).round(9)
+        apart: Octaves = weights * abs(self._octaves[places] - octaves)
+        return np.asarray(np.nansum(apart, axis=1).round(9))
 
     def _stored_line(self, places: list[int]) -> StoredLine:
         cells = tuple(self._cells[place] for place in places)
@@ -202,6 +200,8 @@ def differences(config: RunConfig, setting: Setting, without: str = "") -> dict[
         >>> asked = RunConfig(width=96)
         >>> differences(asked, RunConfig(width=64).row())
         {'width': 'width 64 instead of 96 (1.5x)'}
+        >>> differences(RunConfig(eps=0.0), RunConfig(eps=1e-20).row())
+        {'eps': 'eps 1e-20 instead of 0'}
     """
     asked, found = _asked(config), {}
     for name in NEAR:
@@ -210,7 +210,11 @@ def differences(config: RunConfig, setting: Setting, without: str = "") -> dict[
             continue
         scaled = name == "warmup_steps" and ours * setting["steps"] == theirs * asked["steps"]
         if not scaled:
-            found[name] = difference(name, ours, theirs)
+            text = f"{label(name)} {choice(name, theirs)} instead of {choice(name, ours)}"
+            if ours and theirs:
+                factor = max(ours / theirs, theirs / ours)
+                text += f" ({f'{factor:.2g}' if factor < 100 else f'{factor:.4g}'}x)"
+            found[name] = text
     return found
 
 

@@ -48,13 +48,18 @@ def choice(field: str, value: Any) -> str:
     Example:
         >>> choice("optimizer", "isoadam"), choice("learning_rate", 2**-6.5), choice("eps", 1e-8)
         ('IsoAdam', '2^-6.5', '1e-8')
+        >>> choice("eps", 2.3e-6), choice("eps", 0.0), choice("eps", None)
+        ('2.3e-6', '0', 'none')
     """
     if field in CHOICES:
         return CHOICES[field].get(value, str(value))
     if field in ("learning_rate", "loss_scale"):
         return power_of_two(value)
     if field == "eps":
-        return "none" if value is None else decimal(value)
+        if not value:
+            return "none" if value is None else "0"
+        head, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(head):g}e{int(exponent)}"
     return str(value)
 
 
@@ -69,17 +74,6 @@ def power_of_two(value: float) -> str:
     if abs(quarters - round(quarters)) > 1e-6:
         return f"{value:.3g}"
     return f"2^{round(quarters) / 4:g}" if round(quarters) else "1"
-
-
-def decimal(value: float) -> str:
-    """Returns a small number briefly.
-
-    Example:
-        >>> decimal(1e-8), decimal(0.0), decimal(2.3e-6)
-        ('1e-8', '0', '2.3e-6')
-    """
-    head, _, exponent = f"{value:.2e}".partition("e")
-    return f"{float(head):g}e{int(exponent)}" if value else "0"
 
 
 def run_label(config: RunConfig, usual: RunConfig) -> str:
@@ -98,22 +92,6 @@ def run_label(config: RunConfig, usual: RunConfig) -> str:
             named = field in CHOICES or field == "corpus"
             parts.append(("" if named else f"{label(field)} ") + choice(field, ours[field]))
     return ", ".join(parts)
-
-
-def difference(field: str, asked: Any, stored: Any) -> str:
-    """Returns what is stored in place of what was asked, with the factor between them.
-
-    Example:
-        >>> difference("width", 96, 64), difference("eps", 0.0, 1e-20)
-        ('width 64 instead of 96 (1.5x)', 'eps 1e-20 instead of 0')
-        >>> difference("steps", 100_000, 200)
-        'steps 200 instead of 100000 (500x)'
-    """
-    text = f"{label(field)} {choice(field, stored)} instead of {choice(field, asked)}"
-    if not asked or not stored:
-        return text
-    factor = max(asked / stored, stored / asked)
-    return f"{text} ({f'{factor:.2g}' if factor < 100 else f'{factor:.4g}'}x)"
 
 
 def plural(count: int, noun: str) -> str:

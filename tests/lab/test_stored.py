@@ -1,4 +1,4 @@
-"""The stored runs nearest to a setting, and what is said of them."""
+"""The stored runs nearest to a setting, and how they are described."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ def test_a_single_run_nearby_is_the_curve_but_not_the_line():
     near = more.nearest(asked)
     assert near.cell.mean == 2.7
     assert near.line.value == 96 and len(near.line.cells) == len(RATES)
-    said = in_words(asked, near, "learning_rate")
-    assert "just what was asked" in said and "Line at the right: width 96 instead of 80" in said
+    text = in_words(asked, near, "learning_rate")
+    assert "just what was asked" in text and "Line at the right: width 96 instead of 80" in text
 
 
-def test_lines_of_other_optimizers_stand_beside_also_where_nothing_is_stored():
+def test_lines_of_other_optimizers_are_shown_also_where_nothing_is_stored():
     runs = frame(*((at(optimizer=o, learning_rate=r), 2.0) for o in ("adam", "sgd") for r in RATES))
     stored = Stored(runs, line="optimizer")
     near = stored.nearest(at(optimizer="isoadam"))
