@@ -22,6 +22,11 @@ from isolab.optimizers.labels import FALLBACK, MATRIX
 from isolab.optimizers.leaves import by_path
 from isolab.optimizers.linear import BlockRule, block_sizes
 
+__all__ = [
+    "Labels", "Seen", "View", "fold", "resolve", "sides", "stack_axes", "structures", "unfold",
+    "views",
+]  # fmt: skip
+
 Labels = Callable[[Any], Any] | Any
 """None, a function of the parameters, or a pytree matched by path: "matrix", "vector" or a View."""
 
@@ -50,7 +55,9 @@ _READOUTS = {
 _EMBEDDING_LAYERS = {"embed_tokens", "embed_positions", "embed_in", "embedder", "pos", "shared"}
 _READOUT_LAYERS = {"output", "decoder", "output_layer", "predictions", "score", "to_logits"}
 _EMBEDDING_END = re.compile(r"(embedding|embeddings|embed|embedder|emb)$")
-_READOUT_END = re.compile(r"(^logits_(dense|proj|projection|layer)|_(logits?|head|readout|classifier|unembed))$")
+_READOUT_END = re.compile(
+    r"(^logits_(dense|proj|projection|layer)|_(logits?|head|readout|classifier|unembed))$"
+)
 _QUERIES = {
     f"{before}{name}{after}"
     for name in ("query", "key", "value", "q", "k", "v", "qkv", "kv")
@@ -248,8 +255,10 @@ class _Neighbours:
 
     def stack(self, array: _Array) -> tuple[int | None, str]:
         """Returns how many axes are stacked by the nearest gains, and which; or None."""
-        scopes = (array.names[:end] for end in reversed(range(len(array.names))))
-        return next((self.stacks[scope] for scope in scopes if self.stacks[scope]), (None, ""))
+        for end in reversed(range(len(array.names))):
+            if found := self.stacks[array.names[:end]]:
+                return found
+        return None, ""
 
 
 def _stack_by_gains(inside: list[_Array]) -> tuple[int, str] | None:
