@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Final
 
 import polars as pl
 
-EXAMPLE: Final = "optimizer = 'adam' AND learning_rate < POWER(2.0, -7)"
-SHOWN: Final = 12  # of the values that a column holds, in a message
+EXAMPLE = "optimizer = 'adam' AND learning_rate < POWER(2.0, -7)"
+SHOWN = 12  # of the values that a column holds, in a message
+COMPARABLE = {
+    pl.String: "text in single quotes, such as 'adam'",
+    pl.Boolean: "true or false",
+    pl.Datetime: "a UTC time, such as DATE '2026-01-31' or TIMESTAMP '2026-01-31T18:30'",
+    pl.List: "a list in each run",
+}
+"""What columns may be compared with, where it is no number."""
 
 
 def matching(frame: pl.DataFrame, conditions: Sequence[str]) -> pl.DataFrame:
-    """Returns the rows that satisfy every condition.
+    """Returns the rows that satisfy every condition, a polars SQL expression over the columns.
 
-    Args:
-        frame: a row per run.
-        conditions: polars SQL expressions over the columns; as in SQL, a comparison with NULL is
-            not satisfied.
+    As in SQL, a comparison with NULL is not satisfied.
 
     Raises:
         ValueError: no expression, one that names no column or one that is not there (with the
@@ -31,31 +34,30 @@ def matching(frame: pl.DataFrame, conditions: Sequence[str]) -> pl.DataFrame:
 
     Example:
         >>> runs = pl.DataFrame({"width": [32, 64, 128], "diverged": [False, True, False]})
-        >>> matching(runs, ["width >= POWER(2.0, 6)"])["width"].to_list()
-        [64, 128]
-        >>> matching(runs, ["NOT diverged", "width IN (32, 64)"])["width"].to_list()
-        [32]
-        >>> matching(runs, ["widht = 64"])
-        Traceback (most recent call last):
-        ValueError: 'widht = 64': no column 'widht'; did you mean width?; allowed: ...
+        >>> matching(runs, ["NOT diverged", "width >= POWER(2.0, 6)"])["width"].to_list()
+        [128]
     """
     for text in conditions:
-        names: list[str] = []
+        names: set[str] = set()
         try:
             expression = pl.sql_expr(text)
-            names = list(dict.fromkeys(expression.meta.root_names()))
+            names |= set(expression.meta.root_names())
             check_columns(names, frame.columns)
             if not names:
                 raise ValueError("it names no column")
             frame = frame.filter(expression)
         except (pl.exceptions.PolarsError, ValueError) as error:
+            types = {name: kind.base_type() for name, kind in frame.schema.items() if name in names}
+            number = "a number, such as 64 or POWER(2.0, -7)"
+            allowed = [f"{name} is {COMPARABLE.get(t, number)}" for name, t in types.items()]
+            known = "; ".join(allowed) or f"allowed: SQL over columns, such as {EXAMPLE}"
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{text!r}: {reason}; {_allowed(frame, names)}") from error
+            raise ValueError(f"{text!r}: {reason}; {known}") from error
     return frame
 
 
 def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
-    """Raises ValueError for the first name that is not known, with the nearest ones that are."""
+    """Raises ValueError for a name that is not known, with the nearest ones that are."""
     for name in names:
         if name not in known:
             near = get_close_matches(name, known)
@@ -72,17 +74,3 @@ def stored_texts(frame: pl.DataFrame, conditions: Iterable[str]) -> list[str]:
         rest = ["..."] if len(texts) > SHOWN else []
         found.append(f"{values.name} is one of {', '.join(texts[:SHOWN] + rest)}")
     return found
-
-
-def _allowed(frame: pl.DataFrame, names: Iterable[str]) -> str:
-    """Returns what the columns may be compared with, or where there are none, an example."""
-    allowed = {
-        pl.String: "text in single quotes, such as 'adam'",
-        pl.Boolean: "true or false",
-        pl.Datetime: "a UTC time, such as DATE '2026-01-31' or TIMESTAMP '2026-01-31T18:30'",
-        pl.List: "a list in each run",
-    }
-    number = "a number, such as 64 or POWER(2.0, -7)"
-    types = {name: frame.schema[name].base_type() for name in names if name in frame.columns}
-    known = "; ".join(f"{name} is {allowed.get(kind, number)}" for name, kind in types.items())
-    return known or f"allowed: SQL over columns, such as {EXAMPLE}"

@@ -13,47 +13,31 @@ import html
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-_VIEW: Final = "application/vnd.jupyter.widget-view+json"
-_STATE: Final = "application/vnd.jupyter.widget-state+json"
+_VIEW = "application/vnd.jupyter.widget-view+json"
+_STATE = "application/vnd.jupyter.widget-state+json"
+_ADDRESSES = (
+    "mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url", "mermaid_layout_elk_js_url",
+    "jupyter_widgets_base_url",
+)  # fmt: skip
 
 
 def write_page(notebook: Any, path: Path, images: Path) -> None:
     """Writes an executed notebook as a self-contained HTML page.
 
-    Args:
-        notebook: an nbformat 4 notebook node; left as it is.
-        path: the file to write.
-        images: the folder that pictures named in Markdown cells are relative to; they are embedded.
+    Pictures that Markdown cells name, relative to the folder ``images``, are embedded.
     """
     flat = copy.deepcopy(notebook)
     _replace_widgets(flat)
-    exporter = _exporter_class()(
-        embed_images=True,
-        mathjax_url="",
-        require_js_url="",
-        jquery_url="",
-        mermaid_js_url="",
-        mermaid_layout_elk_js_url="",
-        jupyter_widgets_base_url="",
-    )
+    exporter = _exporter_class()(embed_images=True, **dict.fromkeys(_ADDRESSES, ""))
     resources = {"metadata": {"name": path.stem, "path": str(images)}}
     body, _ = exporter.from_notebook_node(flat, resources=resources)
     path.write_text(body, encoding="utf-8")
 
 
 def mathml(tex: str, display: str) -> str:
-    """Returns a TeX formula as MathML; one that cannot be read stays as it is, set as code.
-
-    Args:
-        tex: the formula, without its dollar signs.
-        display: "inline" or "block".
-
-    Example:
-        >>> mathml("n^2", "inline").count("<msup>")
-        1
-    """
+    """Returns TeX as MathML, "inline" or "block"; what cannot be read stays as it is, as code."""
     from latex2mathml.converter import convert
 
     try:  # it does not know aligned, which sets its lines as split does
@@ -97,8 +81,7 @@ def _exporter_class() -> Any:
 
 def _replace_widgets(notebook: Any) -> None:
     """Puts in place of each widget what it showed when the notebook was saved."""
-    widgets = notebook.metadata.pop("widgets", {})
-    state = widgets.get(_STATE, {}).get("state", {})
+    state = notebook.metadata.pop("widgets", {}).get(_STATE, {}).get("state", {})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [flat for output in cell.outputs for flat in _flatten(output, state)]
@@ -107,23 +90,20 @@ def _replace_widgets(notebook: Any) -> None:
 def _flatten(output: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[Any]:
     from nbformat import from_dict
 
-    view = output.get("data", {}).get(_VIEW)
-    if view is None:
+    data = output.get("data", {})
+    if _VIEW not in data:
         yield from_dict(output)
-    elif "image/png" in output["data"]:  # made to stand for the widget
-        rest = {mime: data for mime, data in output["data"].items() if mime != _VIEW}
+    elif "image/png" in data or data[_VIEW]["model_id"] not in state:
+        # a picture made to stand for the widget; or one that was closed, and whatever else is there
+        rest = {mime: its for mime, its in data.items() if mime != _VIEW}
         yield _display(rest, output.get("metadata", {}))
-    elif view["model_id"] in state:
-        yield from _shown(view["model_id"], state)
-    else:  # a widget that was closed: whatever else the output holds, such as a picture
-        rest = {mime: data for mime, data in output["data"].items() if mime != _VIEW}
-        yield _display(rest)
+    else:
+        yield from _shown(data[_VIEW]["model_id"], state)
 
 
 def _shown(model_id: str, state: Mapping[str, Any]) -> Iterator[Any]:
     model = state.get(model_id, {})
-    values = model.get("state", {})
-    kind = model.get("model_name", "")
+    values, kind = model.get("state", {}), model.get("model_name", "")
     value = values.get("value")
     if kind == "OutputModel":
         for output in values.get("outputs", ()):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import polars as pl
 import typer
 
 from isolab.cli.conditions import check_columns, matching, stored_texts
+from isolab.cli.options import one_line_errors
 from isolab.results.folder import runs_folder
-from isolab.results.store import STORED_AT, Store, StoreError, StoreWarning, export
+from isolab.results.store import STORED_AT, Store, StoreWarning, export
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,6 +54,7 @@ UNLIMITED = 1 << 15  # characters a line, where the output is no terminal
 
 
 @app.command("list")
+@one_line_errors("isolab runs list")
 def list_runs(
     where: Where = None,
     columns: Columns = None,
@@ -65,24 +66,23 @@ def list_runs(
     store: Place = None,
 ) -> None:
     """Show what varies among the runs that match, and how they ended."""
-    with _one_line_errors("list"):
-        frame, _ = _matching_runs(_open(store), where)
-        if not frame.height:
-            return
-        names = _names(columns) or _varying(frame)
-        check_columns([*names, *([sort] if sort else [])], frame.columns)
-        if sort and frame.schema[sort].is_nested():
-            raise ValueError(f"cannot sort by {sort}, which holds a list in each run")
-        order = [sort] if sort else [name for name in names if not frame.schema[name].is_nested()]
-        if order:
-            frame = frame.sort(order, descending=descending, nulls_last=True, maintain_order=True)
-        shown = frame.select(names).head(limit or frame.height)
-        typer.echo(_table(shown, may_drop=not columns))
-        if 0 < limit < frame.height:
-            typer.echo(f"{limit} of {frame.height:,} runs; --limit 0 shows all", err=True)
+    frame = _matching_runs(_open(store), where)
+    if not frame.height:
+        return
+    names = _names(columns) or _varying(frame)
+    check_columns([*names, *([sort] if sort else [])], frame.columns)
+    if sort and frame.schema[sort].is_nested():
+        raise ValueError(f"cannot sort by {sort}, which holds a list in each run")
+    order = [sort] if sort else [name for name in names if not frame.schema[name].is_nested()]
+    if order:
+        frame = frame.sort(order, descending=descending, nulls_last=True, maintain_order=True)
+    typer.echo(_table(frame.select(names).head(limit or frame.height), may_drop=not columns))
+    if 0 < limit < frame.height:
+        typer.echo(f"{limit} of {frame.height:,} runs; --limit 0 shows all", err=True)
 
 
 @app.command("export")
+@one_line_errors("isolab runs export")
 def export_runs(
     out: Annotated[str, typer.Argument(help="File or fsspec address, .csv or .parquet.")],
     where: Where = None,
@@ -93,17 +93,17 @@ def export_runs(
 
     Curves are included. Ends with 1, and writes nothing, where no run matches.
     """
-    with _one_line_errors("export"):
-        frame, _ = _matching_runs(_open(store), where)
-        if not frame.height:
-            raise typer.Exit(1)
-        names = _names(columns) or [name for name in frame.columns if name != STORED_AT]
-        check_columns(names, frame.columns)
-        export(frame.select(names), out)
-        typer.echo(f"wrote {_count(frame.height, 'run')} to {out}")
+    frame = _matching_runs(_open(store), where)
+    if not frame.height:
+        raise typer.Exit(1)
+    names = _names(columns) or [name for name in frame.columns if name != STORED_AT]
+    check_columns(names, frame.columns)
+    export(frame.select(names), out)
+    typer.echo(f"wrote {_count(frame.height, 'run')} to {out}")
 
 
 @app.command("prune")
+@one_line_errors("isolab runs prune")
 def prune_runs(
     where: Where = None,
     everything: Annotated[bool, typer.Option("--all", help="Prune every run.")] = False,
@@ -111,70 +111,50 @@ def prune_runs(
     store: Place = None,
 ) -> None:
     """Show the runs that match, ask, and remove them for good."""
-    with _one_line_errors("prune"):
-        if bool(where) == everything:
-            raise ValueError("say which runs: either --where CONDITION, or --all")
-        opened = _open(store)
-        frame, stored = _matching_runs(opened, where)
-        if not frame.height:
-            return
-        names = _varying(frame)
-        shown = frame.select(names).sort(names, nulls_last=True).head(10)
-        typer.echo(_table(shown, may_drop=True))
-        if frame.height > 10:
-            typer.echo(f"... and {frame.height - 10:,} more")
-        question = f"Prune {frame.height:,} of {_count(stored, 'run')} in {opened.folder.path}?"
-        if not yes and not typer.confirm(question):
-            typer.echo("nothing was pruned", err=True)
-            raise typer.Exit(1)
-        pruned = opened.prune(pl.col("key").is_in(frame["key"].to_list()))
-        typer.echo(f"pruned {_count(pruned, 'run')}")
+    if bool(where) == everything:
+        raise ValueError("say which runs: either --where CONDITION, or --all")
+    opened = _open(store)
+    frame = _matching_runs(opened, where)
+    if not frame.height:
+        return
+    names = _varying(frame)
+    typer.echo(_table(frame.select(names).sort(names, nulls_last=True).head(10), may_drop=True))
+    if frame.height > 10:
+        typer.echo(f"... and {frame.height - 10:,} more")
+    question = f"Prune {frame.height:,} of {_count(len(opened.keys()), 'run')}"
+    question += f" in {opened.folder.path}?"
+    if not yes and not typer.confirm(question):
+        typer.echo("nothing was pruned", err=True)
+        raise typer.Exit(1)
+    pruned = opened.prune(pl.col("key").is_in(frame["key"].to_list()))
+    typer.echo(f"pruned {_count(pruned, 'run')}")
 
 
 @app.command("compact")
+@one_line_errors("isolab runs compact")
 def compact_store(store: Place = None) -> None:
     """Merge small files into one."""
-    with _one_line_errors("compact"):
-        opened = _open(store)
-        before = _size(opened)
-        opened.compact()
-        typer.echo(f"{opened.folder.path}: {before} before, {_size(opened)} now")
+    opened = _open(store)
+    before = _size(opened)
+    opened.compact()
+    typer.echo(f"{opened.folder.path}: {before} before, {_size(opened)} now")
 
 
 @app.command("damaged")
+@one_line_errors("isolab runs damaged")
 def damaged_files(store: Place = None) -> None:
     """Name the damaged files; ends with 1 where there are any.
 
     Damaged is a file whose content does not match its name; its runs count as missing.
     """
-    with _one_line_errors("damaged"):
-        opened = _open(store)
-        warnings.simplefilter("ignore", StoreWarning)  # it names the same files
-        paths = opened.damaged()
-        for path in paths:
-            typer.echo(path)
-        if paths:
-            raise typer.Exit(1)
-        typer.echo(f"no damaged file in {opened.folder.path}", err=True)
-
-
-@contextlib.contextmanager
-def _one_line_errors(command: str) -> Iterator[None]:
-    """Tells errors and warnings in a line each; ends with 2 for a wrong argument, 1 otherwise."""
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        typer.echo(f"isolab runs {command}: warning: {message}", err=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", StoreWarning)
-        warnings.showwarning = show
-        try:
-            yield
-        except BrokenPipeError:  # `| head` has seen enough
-            raise
-        except (ValueError, StoreError, OSError) as error:
-            typer.echo(f"isolab runs {command}: {error}", err=True)
-            raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+    opened = _open(store)
+    warnings.simplefilter("ignore", StoreWarning)  # it names the same files
+    paths = opened.damaged()
+    for path in paths:
+        typer.echo(path)
+    if paths:
+        raise typer.Exit(1)
+    typer.echo(f"no damaged file in {opened.folder.path}", err=True)
 
 
 def _count(number: int, noun: str) -> str:
@@ -197,18 +177,18 @@ def _open(path: str | None) -> Store:
         raise ValueError(f"cannot open the store {path!r}: {error}") from error
 
 
-def _matching_runs(store: Store, where: Sequence[str] | None) -> tuple[pl.DataFrame, int]:
-    """Returns the runs that satisfy every condition, and how many are stored; says if none."""
+def _matching_runs(store: Store, where: Sequence[str] | None) -> pl.DataFrame:
+    """Returns the runs that satisfy every condition; says so where there are none."""
     frame = store.runs()
     if not frame.height:
         typer.echo(f"no runs in {store.folder.path}", err=True)
-        return frame, 0
+        return frame
     frame = store.runs(columns=[*frame.columns, STORED_AT])
     found = matching(frame, where or [])
     if not found.height:
         none = f"none of {_count(frame.height, 'run')} in {store.folder.path} matches"
         typer.echo("; ".join([none, *stored_texts(frame, where or [])]), err=True)
-    return found, frame.height
+    return found
 
 
 def _varying(frame: pl.DataFrame) -> list[str]:
@@ -216,21 +196,12 @@ def _varying(frame: pl.DataFrame) -> list[str]:
 
     The optimizer's hyperparameters are left out where they follow from its name.
     """
-    names = [
-        name
-        for name in frame.columns
-        if name not in (*OUTCOMES, *ALWAYS)
-        and not frame.schema[name].is_nested()
-        and frame[name].n_unique() > 1
-    ]
-    if "optimizer" in names:
-        optimizers = frame["optimizer"].n_unique()
-        names = [
-            name
-            for name in names
-            if name not in OPTIMIZER_DEFAULTS
-            or frame.select("optimizer", name).n_unique() > optimizers
-        ]
+    names = [name for name in frame.columns if name not in (*OUTCOMES, *ALWAYS)]
+    names = [name for name in names if frame[name].n_unique() > 1]
+    count = frame["optimizer"].n_unique() if "optimizer" in names else 0
+    for name in OPTIMIZER_DEFAULTS:
+        if name in names and frame.select("optimizer", name).n_unique() == count:
+            names.remove(name)
     return names + [name for name in ALWAYS if name in frame.columns] or ["key"]
 
 
@@ -241,14 +212,14 @@ def _table(frame: pl.DataFrame, may_drop: bool) -> str:
     """
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
     shown, dropped = frame.with_columns(map(_shown, frame.iter_columns())), list[str]()
-    text = _printed(shown, UNLIMITED)
-    while may_drop and len(text.partition("\n")[0]) > width and set(shown.columns) - set(ALWAYS):
-        dropped.insert(0, [name for name in shown.columns if name not in ALWAYS][-1])
+    if not may_drop:
+        return _printed(shown, width)
+    others = [name for name in frame.columns if name not in ALWAYS]
+    while len((text := _printed(shown, UNLIMITED)).partition("\n")[0]) > width and others:
+        dropped.insert(0, others.pop())
         shown = shown.drop(dropped[0])
-        text = _printed(shown, UNLIMITED)
-    if dropped:
-        text += f"\ntoo wide for this terminal, see --columns: {', '.join(dropped)}"
-    return text if may_drop else _printed(shown, width)
+    more = f"\ntoo wide for this terminal, see --columns: {', '.join(dropped)}"
+    return text + more if dropped else text
 
 
 def _shown(values: pl.Series) -> pl.Series:

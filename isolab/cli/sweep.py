@@ -5,36 +5,38 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-Values = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="NAME=VALUE",
-        help="A field of isolab.RunConfig, such as width=32; may be repeated.",
-    ),
-]
-Axes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--axis",
-        "-a",
-        metavar="NAME=V,V,...",
-        help="A field that varies, such as learning_rate=2**-7,2**-6 (or, where values hold commas,"
-        " a list in Python's form); axes are crossed. May be repeated.",
-    ),
-]
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+from isolab.cli.options import one_line_errors, pairs
+
+WORDS = {
+    "none": None, "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False
+}  # fmt: skip
 
 
+@one_line_errors("isolab sweep")
 def sweep(
-    values: Values = None,
-    axes: Axes = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="NAME=VALUE",
+            help="A field of isolab.RunConfig, such as width=32; may be repeated.",
+        ),
+    ] = None,
+    axes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis",
+            "-a",
+            metavar="NAME=V,V,...",
+            help="A field that varies, such as learning_rate=2**-7,2**-6 (or, where values hold"
+            " commas, a list in Python's form); axes are crossed. May be repeated.",
+        ),
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -66,59 +68,31 @@ def sweep(
     Ends with 2, before anything runs, where an argument is wrong; with 1 where training or storing
     failed; with 130 after Ctrl-C.
     """
-    try:
-        _run(
-            values or [],
-            axes or [],
-            store,
-            scheduler=scheduler,
-            resources=dict(map(_resource, resource or [])) or None,
-            memory_bytes=memory_bytes,
-            processes=processes,
-        )
-    except (
-        ValueError,
-        ImportError,
-        OSError,
-        MemoryError,
-        RuntimeError,
-        KeyboardInterrupt,
-    ) as error:
-        typer.echo(f"isolab sweep: {error}", err=True)
-        wrong = 2 if isinstance(error, ValueError | ImportError) else 1
-        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else wrong) from None
-
-
-def _run(values: Sequence[str], axes: Sequence[str], store: str | None, **options: Any) -> None:
-    """Trains the grid and prints its best run."""
+    fixed, varied = pairs("--set", values, "width=32"), pairs("--axis", axes, "seed=0,1")
+    resources = pairs("--resource", resource, "GPU=1", float)
     from isolab.sweeps.sweep import Sweep, run
     from isolab.training.config import RunConfig
 
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    given = {name: _value(text, defaults[name]) for name, text in _settings(values, defaults)}
-    varied = {name: _values(text, defaults[name]) for name, text in _settings(axes, defaults)}
-    table = run(Sweep(RunConfig(**given), **varied), store or "default", **options)
+    for name in fixed | varied:
+        if name not in defaults:
+            raise ValueError(f"unknown field {name!r}; allowed: {list(defaults)}")
+    base = RunConfig(**{name: _value(text, defaults[name]) for name, text in fixed.items()})
+    grid = Sweep(base, **{name: _values(text, defaults[name]) for name, text in varied.items()})
+    table = run(
+        grid,
+        store or "default",
+        scheduler=scheduler,
+        resources=resources or None,
+        memory_bytes=memory_bytes,
+        processes=processes,
+    )
     best = table.sort("final_validation_loss").row(0, named=True)
     where = ", ".join(f"{name}={best[name]}" for name in varied)
     typer.echo(
         f"lowest final validation loss of {table.height}: {best['final_validation_loss']:.4f}"
         f"{f' at {where}' if where else ''}; `isolab runs list` shows them all"
     )
-
-
-def _settings(texts: Sequence[str], fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields each field's name and the text of its value."""
-    names = set[str]()
-    for text in texts:
-        name, _, value = text.partition("=")
-        if not value:
-            raise ValueError(f"{text!r} is not NAME=VALUE, such as width=32")
-        if name not in fields:
-            raise ValueError(f"unknown field {name!r}; allowed: {list(fields)}")
-        if name in names:
-            raise ValueError(f"{name} is given twice")
-        names.add(name)
-        yield name, value
 
 
 def _values(text: str, default: Any) -> list[Any]:
@@ -133,23 +107,13 @@ def _values(text: str, default: Any) -> list[Any]:
 def _value(text: str, default: Any) -> Any:
     """Reads a value as a field's default is typed; RunConfig refuses a wrong text."""
     word = text.strip().lower()
+    if isinstance(default, bool) or (default is None and word == "none"):
+        return WORDS.get(word, text)
     if isinstance(default, str):
         return text
-    with contextlib.suppress(ValueError, KeyError, ArithmeticError):
-        if default is None and word == "none":
-            return None
-        if isinstance(default, bool):
-            return TRUTH[word]
+    with contextlib.suppress(ValueError, ArithmeticError):
         if isinstance(default, int):
             return int(word)
-        base, power, exponent = word.partition("**")
-        return float(base) ** float(exponent) if power else float(base)
+        base, _, exponent = word.partition("**")
+        return float(base) ** float(exponent or 1)
     return text
-
-
-def _resource(text: str) -> tuple[str, float]:
-    name, _, number = text.partition("=")
-    try:
-        return name, float(number)
-    except ValueError:
-        raise ValueError(f"--resource {text!r} is not NAME=NUMBER, such as GPU=1") from None

@@ -13,50 +13,21 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
+from isolab.cli.options import one_line_errors, pairs
+
 # By preset: seconds that one cell may take, far beyond its budget, so that only a hang meets it.
-TIMEOUTS: Final = {"smoke": 600, "laptop": 3600, "full": 48 * 3600}
-
-# Seconds between saves while a cell runs, so that an interrupted run leaves its outputs behind.
-_AUTOSAVE: Final = 5
+TIMEOUTS = {"smoke": 600, "laptop": 3600, "full": 48 * 3600}
+AUTOSAVE = 5  # seconds between saves, so that an interrupted run leaves its outputs behind
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of one notebook.
-
-    Args:
-        executed: the executed notebook; where ``error`` is set, up to the cell that failed.
-        seconds: wall time, the page included.
-        claims: each claim shown, in order, in a line.
-        error: what went wrong, in one line, or None.
-    """
-
-    executed: Path
-    seconds: float
-    claims: list[str]
-    error: str | None
-
-    def __str__(self) -> str:
-        """Returns the verdicts, or what failed, and where the files are."""
-        if self.error is not None:
-            lines = [f"FAILED after {self.seconds:.0f} s at {self.error}"]
-            if self.executed.exists():
-                lines.append(f"as far as it got: {self.executed}")
-        else:
-            lines = self.claims or ["shows no claim"]
-            page = f"HTML page: {self.executed.with_suffix('.html')} ({self.seconds:.0f} s)"
-            lines = [*lines, f"executed notebook: {self.executed}", page]
-        return "\n".join(f"  {line}" for line in lines)
-
-
+@one_line_errors("isolab workbook")
 def workbook(
     notebooks: Annotated[
         list[Path] | None,
@@ -85,39 +56,31 @@ def workbook(
     Ends with 1 where a notebook failed (the others still run), and with 2, before anything runs,
     where the preset, a path or a parameter is wrong.
     """
-    try:
-        parameters = {"preset": preset, **dict(map(_parameter, parameter or ()))}
-        paths = notebooks or chapters(Path("notebooks"))
-        _check(paths, out, parameters)
-    except ValueError as error:
-        typer.echo(f"isolab workbook: {error}", err=True)
-        raise typer.Exit(2) from None
+    given = pairs("--parameter", parameter, "seeds=[0,1]", _literal)
+    parameters = {"preset": preset, **given}
+    paths = notebooks or chapters(Path("notebooks"))
+    _check(paths, out, parameters)
     out.mkdir(parents=True, exist_ok=True)
     settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
     typer.echo(f"{len(paths)} notebooks, {at_once} at a time, with {settings}")
     seconds = timeout or TIMEOUTS[parameters["preset"]]
-    jobs = [(path, out / path.name, parameters, seconds) for path in paths]
+    outcomes = _outcomes([(path, out / path.name, parameters, seconds) for path in paths], at_once)
     failed = []
-    outcomes = _outcomes(jobs, at_once)
     for path in paths:
         typer.echo(f"{path}:")
-        outcome = next(outcomes)
-        typer.echo(str(outcome))
-        if outcome.error is not None:
-            failed.append(path.stem)
+        lines, succeeded = next(outcomes)
+        typer.echo("\n".join(f"  {line}" for line in lines))
+        failed += [] if succeeded else [path.stem]
     if failed:
         typer.echo(f"{len(failed)} of {len(paths)} failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 
-def _parameter(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ValueError(f"parameter {text!r} is not NAME=VALUE, such as seeds=[0,1]")
+def _literal(text: str) -> Any:
     try:
-        return name, ast.literal_eval(value)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return name, value
+        return text
 
 
 def chapters(folder: Path) -> list[Path]:
@@ -159,7 +122,7 @@ def _check(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) 
             )
 
 
-def _outcomes(jobs: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[Outcome]:
+def _outcomes(jobs: list[tuple[Any, ...]], at_once: int) -> Iterator[tuple[list[str], bool]]:
     """Runs notebooks, several at a time in processes: papermill changes its process's folder."""
     if at_once == 1:
         yield from itertools.starmap(_run_one, jobs)
@@ -173,15 +136,17 @@ def _outcomes(jobs: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[Outcome
 
 def _run_one(
     notebook: Path, executed: Path, parameters: Mapping[str, Any], timeout: int
-) -> Outcome:
+) -> tuple[list[str], bool]:
+    """Returns the verdicts or what failed, where the files are, and whether it succeeded."""
     import papermill
 
     from isolab.cli.page import write_page
 
-    start = time.perf_counter()
-    claims: list[str] = []
-    problem = None
-    page = executed.with_suffix(".html")
+    start, folder, page = (
+        time.perf_counter(),
+        notebook.resolve().parent,
+        executed.with_suffix(".html"),
+    )
     for stale in (executed, page):
         stale.unlink(missing_ok=True)
     try:
@@ -191,18 +156,20 @@ def _run_one(
             parameters=dict(parameters),
             kernel_name="python3",
             language="python",
-            cwd=str(notebook.resolve().parent),
+            cwd=str(folder),
             engine_name=_engine(),
             execution_timeout=timeout,
-            autosave_cell_every=_AUTOSAVE,
+            autosave_cell_every=AUTOSAVE,
             progress_bar=sys.stderr.isatty(),
             config=_kernel_config(),
         )
-        claims = _claims(result)
-        write_page(result, page, images=notebook.resolve().parent)
+        lines = _claims(result) or ["shows no claim"]
+        write_page(result, page, images=folder)
     except Exception as error:  # whatever a notebook raised or a kernel died of: the next one runs
-        problem = _reason(error)
-    return Outcome(executed, time.perf_counter() - start, claims, problem)
+        lines = [f"FAILED after {time.perf_counter() - start:.0f} s at {_reason(error)}"]
+        return lines + [f"as far as it got: {executed}"] * executed.exists(), False
+    lines.append(f"executed notebook: {executed}")
+    return [*lines, f"HTML page: {page} ({time.perf_counter() - start:.0f} s)"], True
 
 
 @functools.cache
@@ -217,7 +184,12 @@ def _engine() -> str:
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, *arguments: Any, **options: Any) -> None:
             save = nb_man.save
-            nb_man.save = _Seldom(save)
+
+            def save_seldom(**_: Any) -> None:
+                if (nb_man.now() - nb_man.last_save_time).total_seconds() >= AUTOSAVE:
+                    save()
+
+            nb_man.save = save_seldom
             try:
                 super().execute_managed_notebook(nb_man, *arguments, **options)
             finally:
@@ -225,18 +197,6 @@ def _engine() -> str:
 
     papermill_engines.register("isolab", Engine)
     return "isolab"
-
-
-class _Seldom:
-    """Calls a function that saves, unless it did so in the last seconds."""
-
-    def __init__(self, save: Callable[..., None]) -> None:
-        self.save, self.saved = save, -float("inf")
-
-    def __call__(self, **changes: Any) -> None:
-        if time.monotonic() - self.saved >= _AUTOSAVE:
-            self.save(**changes)
-            self.saved = time.monotonic()
 
 
 def _kernel_config() -> Any:
@@ -262,12 +222,15 @@ def _reason(error: Exception) -> str:
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
+    message = [*str(error).strip().splitlines(), ""]
     if isinstance(error, PapermillExecutionError):
-        code = next((line for line in error.source.splitlines() if line.strip()), "").strip()
-        message = str(error.evalue).strip().partition("\n")[0]
-        return f"cell [{error.exec_count}] `{code}`: {error.ename}: {message}"
+        value = str(error.evalue).strip().partition("\n")[0]
+        cell = f"cell [{error.exec_count}] `{_first(error.source.splitlines())}`"
+        return f"{cell}: {error.ename}: {value}"
     if isinstance(error, CellTimeoutError):  # only its text names the cell
-        first, _, rest = str(error).partition("\n")
-        code = next((line for line in rest.splitlines()[3:] if line.strip()), "").strip()
-        return f"cell `{code}`: {first}"
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"cell `{_first(message[4:])}`: {message[0]}"
+    return f"{type(error).__name__}: {message[0]}"
+
+
+def _first(lines: Sequence[str]) -> str:
+    return next((line for line in lines if line.strip()), "").strip()

@@ -63,9 +63,6 @@ def store(frame: pl.DataFrame, tmp_path: Path) -> Path:
     return path
 
 
-# -- list
-
-
 def test_list_shows_what_varies_and_how_it_ended(store: Path) -> None:
     ended = ["steps", "seed", "final_validation_loss", "diverged"]
     heading, *rows = lines(invoke("list", store=store))
@@ -90,15 +87,13 @@ def test_list_shows_hyperparameters_that_do_not_follow_from_the_optimizer(tmp_pa
 
 def test_list_sorts_limits_and_takes_columns(store: Path) -> None:
     wanted = ("--columns", "seed, width,curve_step,stored_at", "--sort", "final_validation_loss")
-    rows = lines(invoke("list", *wanted, "--limit", 2, "-w", "NOT diverged", store=store))
-    assert [row[:4] for row in rows[:2]] == [
-        ["seed", "width", "curve_step", "stored_at"],
-        ["0", "32", "3", "values"],
-    ]
-    datetime.datetime.fromisoformat(" ".join(rows[1][4:]))
-    assert len(rows) == 3  # and a curve is only counted
-    result = invoke("list", "--sort", "final_validation_loss", "--descending", store=store)
-    assert [row[-2] for row in lines(result)[1:6]] == ["inf", "inf", "inf", "inf", "2.1380"]
+    result = invoke("list", *wanted, "--limit", 2, "-w", "NOT diverged", store=store)
+    heading, first, _ = lines(result)
+    assert heading == ["seed", "width", "curve_step", "stored_at"]
+    assert first[:4] == ["0", "32", "3", "values"]  # a curve is only counted
+    datetime.datetime.fromisoformat(" ".join(first[4:]))
+    assert result.stderr == "2 of 20 runs; --limit 0 shows all\n"
+    assert len(lines(invoke("list", "--limit", 0, store=store))) == 25
 
 
 @pytest.mark.parametrize("direction", [[], ["--descending"]])
@@ -106,13 +101,6 @@ def test_list_puts_absent_values_last(store: Path, direction: list[str]) -> None
     wanted = ("--columns", "divergence_step", "--sort", "divergence_step")
     rows = lines(invoke("list", *wanted, *direction, store=store))[1:]
     assert rows == [["50"]] * 4 + [["null"]] * 20
-
-
-def test_list_says_how_many_it_left_out(store: Path) -> None:
-    result = invoke("list", "--limit", 5, store=store)
-    assert len(lines(result)) == 6
-    assert result.stderr == "5 of 24 runs; --limit 0 shows all\n"
-    assert len(lines(invoke("list", "--limit", 0, store=store))) == 25
 
 
 @pytest.mark.parametrize(
@@ -142,32 +130,23 @@ def test_list_of_nothing_says_what_is_there(store: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--where", "widht = 64"], "no column 'widht'; did you mean width?"),
-        (["--columns", "seed,widht"], "no column 'widht'; did you mean width?"),
-        (["--sort", "sed"], "no column 'sed'; did you mean seed?"),
-        (["--sort", "curve_step"], "cannot sort by curve_step"),
-        (["--store", "nowhere://x"], "cannot open the store 'nowhere://x'"),
+        (["--where", "widht = 64"], 2, "no column 'widht'; did you mean width?"),
+        (["--columns", "seed,widht"], 2, "no column 'widht'; did you mean width?"),
+        (["--sort", "sed"], 2, "no column 'sed'; did you mean seed?"),
+        (["--sort", "curve_step"], 2, "cannot sort by curve_step"),
+        (["--store", "nowhere://x"], 2, "cannot open the store 'nowhere://x'"),
+        (["--store", __file__], 1, "is a file; allowed: a folder"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_ends_with_2(
-    store: Path, arguments: list[str], message: str
+def test_what_is_wrong_is_told_in_one_line(
+    store: Path, arguments: list[str], code: int, message: str
 ) -> None:
     result = invoke("list", *arguments, store=store)
-    assert (result.exit_code, result.stdout) == (2, "")
+    assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.startswith("isolab runs list: ") and message in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-def test_a_store_that_cannot_be_read_ends_with_1(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    result = invoke("list", store=tmp_path / "file")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("isolab runs list: ") and result.stderr.count("\n") == 1
-
-
-# -- export
 
 
 def test_export_writes_the_runs_that_match(
@@ -198,20 +177,15 @@ def test_export_that_fails_writes_nothing(
     assert not (tmp_path / name).exists()
 
 
-# -- prune, compact, damaged
-
-
 WHICH = "either --where CONDITION, or --all"
 
 
 @pytest.mark.parametrize(
     ("arguments", "answer", "code", "message", "left"),
     [
-        ([], "", 2, WHICH, 24),
         (["--yes"], "", 2, WHICH, 24),
         (["--all", "-w", "diverged", "--yes"], "", 2, WHICH, 24),
         (["-w", "diverged"], "n\n", 1, "Prune 4 of 24 runs in ", 24),
-        (["-w", "diverged"], "", 1, "Prune 4 of 24 runs in ", 24),
         (["-w", "diverged"], "y\n", 0, "pruned 4 runs", 20),
         (["-w", "diverged", "--yes"], "", 0, "pruned 4 runs", 20),
         (["-w", "seed = 7", "--yes"], "", 0, "none of 24 runs", 24),
@@ -246,9 +220,6 @@ def test_damaged_files_are_named(store: Path) -> None:
     assert f"isolab runs list: warning: {str(broken)!r} is damaged" in listed.stderr
 
 
-# -- what the command depends on
-
-
 def test_outcomes_are_the_columns_that_say_nothing_of_the_config(frame: pl.DataFrame) -> None:
     config = RunConfig(corpus=CORPUS).row()
     assert set(OUTCOMES) == set(frame.columns) - set(config) | {STORED_AT}
@@ -264,29 +235,3 @@ def test_the_command_starts_without_jax(store: Path, arguments: list[str]) -> No
     where = ["--store", str(store)] if arguments[0] == "runs" else []
     done = subprocess.run([sys.executable, "-c", program, *arguments, *where], timeout=100)
     assert done.returncode == 0
-
-
-def test_package_loads_jax_when_it_is_asked_for() -> None:
-    program = """
-import sys, types, isolab
-assert "jax" not in sys.modules
-assert {"isoadam", "run", "optimizers", "charts"} <= set(dir(isolab))
-assert callable(isolab.parameterization) and isolab.parameterization("mup")
-assert callable(isolab.isoadam) and isinstance(isolab.optimizers, types.ModuleType)
-assert "jax" in sys.modules
-from isolab import *
-import isolab.sweeps.sweep, isolab.theory.parameterization, isolab.optimizers.iso
-import isolab.model.transformer
-for name in isolab.__all__:
-    assert not isinstance(getattr(isolab, name), types.ModuleType), name
-    assert getattr(isolab, name) is globals()[name], name
-assert isolab.isoadam is isolab.optimizers.isoadam and isolab.run is isolab.sweeps.sweep.run
-try:
-    isolab.nothing
-except AttributeError as error:
-    assert "isoadam" in str(error)
-else:
-    raise SystemExit("isolab.nothing exists")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=100)
-    assert done.returncode == 0, done.stderr.decode()
