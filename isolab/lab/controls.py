@@ -10,24 +10,23 @@ import dataclasses
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
 
-from isolab.lab.questions import Question
+from isolab.chapters.chapter import Question
 from isolab.lab.words import CHOICES, choice, label
 from isolab.model.corpus import load_corpus, validation_windows
 from isolab.optimizers.catalog import entry
 from isolab.training.config import RunConfig
 
-WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 176, 208, 256, 304, 368, 432, 512)
-EPSILONS = (0.0, *(10.0**-k for k in range(20, 1, -1)))
-LOSS_SCALES = tuple(2.0**k for k in range(-80, 45, 5))
 LOG2_RATES = (-14, 10)
-POINTS, LONGEST = 20, 100  # of a live curve: how many intervals, and how long one may be
-MESSAGE = "isolab-lab-message"
-
+SLIDERS: dict[str, tuple[Any, ...]] = {
+    "width": (16, 32, 48, 64, 80, 96, 112, 128, 160, 176, 208, 256, 304, 368, 432, 512),
+    "eps": (0.0, *(10.0**-k for k in range(20, 1, -1))),
+    "loss_scale": tuple(2.0**k for k in range(-80, 45, 5)),
+}
 TOOLTIPS = {
     "width": "Features of the model; layers are this wide",
     "learning_rate": "Peak of the schedule, in half octaves",
@@ -41,9 +40,7 @@ TOOLTIPS = {
     "seed": "Fixes initialization and batches",
     "corpus": "stdlib, zipf_markov, or the path of a text file or folder",
 }
-SLIDERS: dict[str, tuple[Any, ...]] = {
-    "width": WIDTHS, "eps": EPSILONS, "loss_scale": LOSS_SCALES
-}  # fmt: skip
+POINTS, LONGEST = 20, 100  # of a live curve: how many intervals, and how long one may be
 _DROPPED: dict[str, Any] = {
     "b1": None, "b2": None, "weight_decay": None, "eps": None,
     "eps_rule": "same", "atan2_a": 1.0, "atan2_b": 1.0,
@@ -97,7 +94,7 @@ class Controls:
             if name in ("warmup_steps", "evaluate_every"):
                 raise ValueError(f"{name} follows from steps in the lab")
         try:
-            self._base = config = self._made({**self._read(), **values})
+            self._base = config = self._made(self._read() | values)
         except (OSError, ImportError) as error:
             raise ValueError(str(error)) from error
         self._moving = True
@@ -149,10 +146,8 @@ class Controls:
         Raises:
             ValueError, OSError, ImportError: an impossible value, or a corpus that is not there.
         """
-        changed: dict[str, Any] = {}
         optimizer = values.get("optimizer", self._base.optimizer)
-        if optimizer != self._base.optimizer:
-            changed |= _DROPPED
+        changed = dict(_DROPPED) if optimizer != self._base.optimizer else {}
         unused = _unused(optimizer)
         changed |= {name: value for name, value in values.items() if name not in unused}
         if "eps" in changed and changed["eps"] == entry(optimizer).defaults.get("eps"):
@@ -175,10 +170,9 @@ class Controls:
     def _grid(self, names: tuple[str, ...]) -> widgets.GridBox:
         rows = []
         for name in names:
-            row = widgets.VBox([self._controls[name], self._notes[name]])
-            row.layout = widgets.Layout(width="auto", overflow="hidden")
-            row.add_class(f"isolab-lab-control-{name}")
-            rows.append(row)
+            parts = [self._controls[name], self._notes[name]]
+            row = widgets.VBox(parts, layout={"width": "auto", "overflow": "hidden"})
+            rows.append(row.add_class(f"isolab-lab-control-{name}"))
         columns = "repeat(auto-fill, minmax(340px, 1fr))"
         layout = widgets.Layout(
             grid_template_columns=columns, grid_gap="2px 28px", width="100%", max_width="860px"
@@ -204,25 +198,23 @@ def interval(steps: int) -> int:
 def _control(name: str, value: Any) -> Any:
     kind: type[Any] = widgets.IntText
     given: dict[str, Any] = {}
-    if name in SLIDERS:
-        kind, given = widgets.SelectionSlider, {"options": _options(name, SLIDERS[name])}
-    elif name in CHOICES:
-        kind, given = widgets.Dropdown, {"options": _options(name, CHOICES[name])}
+    if name in SLIDERS or name in CHOICES:
+        kind = widgets.SelectionSlider if name in SLIDERS else widgets.Dropdown
+        given = {"options": _options(name, [*(SLIDERS | CHOICES)[name]])}
     elif name == "learning_rate":
         low, high = LOG2_RATES
         given = {"base": 2, "min": low, "max": high, "step": 0.5, "readout_format": ".3g"}
         kind = widgets.FloatLogSlider
     elif name == "corpus":
         kind, given = widgets.Text, {"continuous_update": False}
-    style, layout = {"description_width": "112px"}, {"width": "auto", "margin": "2px 0"}
-    control = kind(
-        description=label(name), tooltip=TOOLTIPS[name], style=style, layout=layout, **given
-    )
+    given["style"] = {"description_width": "112px"}
+    given["layout"] = {"width": "auto", "margin": "2px 0"}
+    control = kind(description=label(name), tooltip=TOOLTIPS[name], **given)
     _show(control, name, value)
     return control
 
 
-def _options(name: str, values: Iterable[Any]) -> list[tuple[str, Any]]:
+def _options(name: str, values: list[Any]) -> list[tuple[str, Any]]:
     return [(choice(name, value), value) for value in values]
 
 
@@ -247,9 +239,8 @@ def _value(config: RunConfig, name: str) -> Any:
 
 def _unused(optimizer: str) -> dict[str, str]:
     """Returns why fields play no part for an optimizer."""
-    chosen, name, unused = entry(optimizer), choice("optimizer", optimizer), {}
-    if "eps" not in chosen.defaults:
-        unused["eps"] = f"{name} has no eps"
+    chosen, name = entry(optimizer), choice("optimizer", optimizer)
+    unused = {} if "eps" in chosen.defaults else {"eps": f"{name} has no eps"}
     if not chosen.takes_eps_by_parameter:
         unused["eps_rule"] = f"{name} has no eps for each layer"
     return unused
@@ -257,16 +248,12 @@ def _unused(optimizer: str) -> dict[str, str]:
 
 def _write(note: widgets.HTML, text: str, refusal: str) -> None:
     """Writes a refusal below a control, or else a text."""
+    indented = "margin-left:120px;line-height:1.3;"
     if refusal:
         named = re.sub(r"^(\w+) is ", lambda found: f"{label(found[1])} is ", refusal)
-        note.add_class(MESSAGE)
-        note.value = (
-            '<div role="alert" style="margin:1px 0 4px 120px;padding-left:8px;line-height:1.3;'
-            'border-left:3px solid var(--jp-error-color1, #d32f2f)">'
-            f"&#9888; {html.escape(named)}</div>"
-        )
+        edge = "padding-left:8px;border-left:3px solid var(--jp-error-color1, #d32f2f)"
+        text, role = f"&#9888; {html.escape(named)}", 'role="alert" '
     else:
-        note.remove_class(MESSAGE)
-        style = "margin-left:120px;line-height:1.3;opacity:0.75;font-size:0.92em"
-        note.value = f'<div style="{style}">{html.escape(text)}</div>' if text else ""
-    note.layout.display = None if note.value else "none"
+        edge, text, role = "opacity:0.75;font-size:0.92em", html.escape(text), ""
+    note.value = f'<div {role}style="{indented}{edge}">{text}</div>' if text else ""
+    note.layout.display = None if text else "none"

@@ -15,16 +15,14 @@ would be without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 from isolab.charts.renderer import VEGALITE_MIME, offline_bundle, to_svg
+from isolab.charts.theme import Spec
 
-VIEW = "application/vnd.jupyter.widget-view+json"
-_PNG = "image/png"
 # JupyterLab draws a chart twice where no picture comes with it: the second time to make one.  A
 # white pixel is taken for the picture.
 _PIXEL = (
@@ -45,69 +43,46 @@ class FrontEnd:
 
     def __init__(self) -> None:
         self.draws = False
-        button = widgets.Button(layout=widgets.Layout(display="none"))
-        button.add_class("isolab-lab-draws")
+        button = widgets.Button(layout={"display": "none"}).add_class("isolab-lab-draws")
         button.on_click(lambda _: setattr(self, "draws", True))
         script = Path(__file__).with_name("front_end.js").read_text()
-        data = {"application/javascript": script, "text/plain": ""}
-        output = widgets.Output(
-            outputs=({"output_type": "display_data", "data": data, "metadata": {}},)
-        )
-        layout = widgets.Layout(height="0", margin="0", overflow="hidden")
-        self.widget = widgets.Box([button, output], layout=layout)
+        output = _output({"application/javascript": script, "text/plain": ""}, {})
+        layout = {"height": "0", "margin": "0", "overflow": "hidden"}
+        self.widget = widgets.Box([button, widgets.Output(outputs=output)], layout=layout)
 
 
 class LiveChart:
-    """A chart that is redrawn in place.
+    """A chart that is redrawn in place; as pictures until the front end draws it itself.
 
     An output's contents are replaced as a whole, which is safe in a thread and under papermill;
     ``with Output(): clear_output()`` is not.
 
     Args:
-        front_end: where it is shown: one that draws charts itself is sent no pictures.
-        size: width, and height at the least, pixels, so that the page does not jump.
-        name: a CSS class of the box.
+        front_end: where it is shown.
+        **layout: of the box: with a width and a least height the page does not jump.
 
     Attributes:
         widget: what to lay out.
         spec: the Vega-Lite specification shown last, or None.
     """
 
-    def __init__(
-        self, front_end: FrontEnd, size: tuple[int, int] | None = None, name: str = ""
-    ) -> None:
+    def __init__(self, front_end: FrontEnd, **layout: str) -> None:
         self._front_end = front_end
-        self.spec: Mapping[str, Any] | None = None
-        layout = {"width": f"{size[0]}px", "min_height": f"{size[1]}px"} if size else {}
+        self.spec: Spec | None = None
         self.widget = widgets.Output(layout=layout)
-        if name:
-            self.widget.add_class(name)
 
-    def show(self, spec: Mapping[str, Any]) -> None:
+    def show(self, spec: Spec) -> None:
         """Draws a chart in place of the last one, if it is another."""
         if spec == self.spec:
             return
         self.spec = spec
-        data, _ = offline_bundle(dict(spec), png=False)
+        data, _ = offline_bundle(spec, png=False)
         if self._front_end.draws:
-            data[_PNG] = _PIXEL
+            data["image/png"] = _PIXEL
         else:
             data["image/svg+xml"] = to_svg(spec)
-        self.widget.outputs = ({"output_type": "display_data", "data": data, "metadata": _EMBED},)
+        self.widget.outputs = _output(data, _EMBED)
 
 
-def bundle(
-    view: widgets.Widget, spec: Mapping[str, Any], text: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the mime bundle and metadata of a live view with a picture in the same output.
-
-    A notebook run by papermill, exported or opened again shows the picture.
-
-    Args:
-        view: the outermost widget.
-        spec: Vega-Lite of what the picture shows.
-        text: what a plain-text front end shows.
-    """
-    drawn, metadata = offline_bundle(dict(spec))
-    widget_view = {"version_major": 2, "version_minor": 0, "model_id": view.model_id}
-    return {"text/plain": text, _PNG: drawn[_PNG], VIEW: widget_view}, metadata
+def _output(data: dict[str, Any], metadata: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return ({"output_type": "display_data", "data": data, "metadata": metadata},)

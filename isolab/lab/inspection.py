@@ -11,10 +11,10 @@ from typing import Any
 from isolab.lab.words import error_line
 from isolab.measure.inside import inspect_run, prepare_inspection
 from isolab.model.corpus import Corpus
+from isolab.training import writing
 from isolab.training.config import RunConfig
 from isolab.training.program import TrainState
 from isolab.training.train import Snapshot
-from isolab.training.writing import is_text, prepare_writing, write
 
 INSPECTION_SECONDS = 1.0  # least time from one inspection to the next
 INSPECTION_SHARE = 0.2  # largest share of a run's time that inspections take, but for the last
@@ -29,21 +29,18 @@ class Inspections:
     Their programs are compiled in threads of their own, so that training does not wait for them;
     until they are compiled there is nothing to see.  What fails here is noted, and ends nothing.
 
-    Args:
-        config: the run.
-        report: called with ``inside``, ``before`` or ``after`` as they come.
-
     Attributes:
         problems: what failed, in words; of one kind, the first.
     """
 
     def __init__(self, config: RunConfig, report: Callable[..., None]) -> None:
         self.problems: dict[str, str] = {}
-        self._config, self._report = config, report
+        self._config = config
+        self._report = report  # called with ``inside``, ``before`` or ``after`` as they come
         self._length = sample_length(config)
         self._compilations: dict[str, threading.Thread] = {}
         self._corpus: Corpus | None = None
-        self._first: Any = None  # parameters, until they have written
+        self._writers: dict[str, Any] = {}  # parameters that are still to write
         self._last: TrainState | None = None
         self._due = 0.0  # when to inspect again
         self._inspected = -1  # the step at which it was
@@ -52,13 +49,14 @@ class Inspections:
         """Inspects a run after an interval, where it is time to."""
         if snapshot.step == 0:
             self._corpus = corpus
-            if is_text(corpus):
-                self._first = snapshot.run().params
-                self._compile("sample", prepare_writing, self._config, self._length, corpus)
+            if writing.is_text(corpus):
+                self._writers["before"] = snapshot.run().params
+                sample = self._config, self._length, corpus
+                self._compile("sample", writing.prepare_writing, *sample)
             self._compile("inspection", prepare_inspection, self._config, corpus)
         if snapshot.step == self._config.steps:
             self._last = snapshot.run()
-        self._write_first()
+        self._write()
         if self._ready("inspection") and time.monotonic() >= self._due:
             self._inspect(snapshot.step, snapshot.run())
 
@@ -72,9 +70,8 @@ class Inspections:
             return
         if self._inspected < self._config.steps and self._ready("inspection"):
             self._inspect(self._config.steps, self._last)
-        self._write_first()
-        if self._ready("sample"):
-            self._write("after", self._last.params)
+        self._writers["after"] = self._last.params
+        self._write()
 
     @property
     def threads(self) -> list[threading.Thread]:
@@ -89,10 +86,8 @@ class Inspections:
             self.problems.setdefault(what, f"{what} failed: {error_line(error)}")
             return None
 
-    def _compile(self, what: str, prepare: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(
-            target=self.attempt, args=(what, prepare, *arguments), daemon=True
-        )
+    def _compile(self, what: str, *call: Any) -> None:
+        thread = threading.Thread(target=self.attempt, args=(what, *call), daemon=True)
         self._compilations[what] = thread
         thread.start()
         thread.join(PROMPT_SECONDS)
@@ -110,20 +105,18 @@ class Inspections:
             self._due = now + max(INSPECTION_SECONDS, pause)
             self._report(inside=inside)
 
-    def _write_first(self) -> None:
-        if self._first is not None and self._ready("sample"):
-            params, self._first = self._first, None
-            self._write("before", params)
-
-    def _write(self, when: str, params: Any) -> None:
-        writes = functools.partial(write, length=self._length, corpus=self._corpus)
-        text = self.attempt("sample", writes, self._config, params)
-        if text is not None:
-            self._report(**{when: printable(text)})
+    def _write(self) -> None:
+        """Lets the parameters write that have not yet, if their program is compiled."""
+        while self._writers and self._ready("sample"):
+            when = next(iter(self._writers))
+            write = functools.partial(writing.write, length=self._length, corpus=self._corpus)
+            text = self.attempt("sample", write, self._config, self._writers.pop(when))
+            if text is not None:
+                self._report(**{when: printable(text)})
 
 
 def sample_length(config: RunConfig) -> int:
-    """Returns how many bytes a sample of this run's model has.
+    """Returns how many bytes a sample of this run's model has: fewer of a large model.
 
     Example:
         >>> sample_length(RunConfig(width=64)), sample_length(RunConfig(width=512))
@@ -133,12 +126,7 @@ def sample_length(config: RunConfig) -> int:
 
 
 def operations_per_window(config: RunConfig) -> int:
-    """Returns how many multiplications the layers' matrices make for one window of context.
-
-    Example:
-        >>> operations_per_window(RunConfig(width=64, depth=2, context=64))
-        6291456
-    """
+    """Returns how many multiplications the layers' matrices make for one window of context."""
     matrices = (4 + 2 * config.mlp_ratio) * config.width**2
     return config.context * config.depth * matrices
 

@@ -21,19 +21,19 @@ import polars as pl
 
 from isolab.chapters import CHAPTERS
 from isolab.chapters.chapter import load
+from isolab.charts.renderer import offline_bundle
 from isolab.lab.controls import Controls
-from isolab.lab.display import FrontEnd, LiveChart, bundle
-from isolab.lab.inspector import Inspector
-from isolab.lab.live import ENDS, Live, RunState
-from isolab.lab.questions import question as question_named
-from isolab.lab.run_list import EndedRun, RunList
+from isolab.lab.display import FrontEnd, LiveChart
+from isolab.lab.live import Live, RunState
+from isolab.lab.panels import EndedRun, Inspector, faint
 from isolab.lab.stored import Nearest, Stored, in_words
 from isolab.lab.views import TOTAL, curve_view, picture, summary_view
 from isolab.lab.words import run_label
 from isolab.results.store import Store
 from isolab.sweeps.sweep import default_store
-from isolab.training.config import RunConfig, with_later_fields
+from isolab.training.config import RunConfig
 
+VIEW = "application/vnd.jupyter.widget-view+json"
 REDRAW_SECONDS = 0.22  # least time between two drawings of a run that is training
 REDRAW_SHARE = 0.2  # largest share of a run's time that drawing it takes
 
@@ -54,6 +54,8 @@ class Lab:
 
     Attributes:
         widget: what is displayed.
+        status: the line below the charts: what stored runs are shown, how the last run ended.
+        runs: the runs of this session that have ended and were not removed.
 
     Raises:
         ValueError: an unknown question, or runs that lack columns.
@@ -72,26 +74,26 @@ class Lab:
         runs: pl.DataFrame | None = None,
         store: Store | str | os.PathLike[str] | None = "default",
     ) -> None:
-        self._question = question_named(question)
-        self._start = config or self._question.start
+        if question not in CHAPTERS:
+            raise ValueError(f"unknown question {question!r}; known: {sorted(CHAPTERS)}")
+        self._question = CHAPTERS[question].question
+        self._start = self._drawn = config or self._question.start
         self._lock = threading.RLock()
         self._live: Live | None = None
-        self._now: RunState | None = None  # of the run that is training
+        self._now: RunState | None = None  # of the newest run
         self._number = 0
         self._due = 0.0  # when to draw a run again
         self._end_text = ""
-        self._nearest = Nearest(None, None, ())
-        self._drawn = self._start  # the last setting that was not refused
+        self._nearest = Nearest()
+        self.status = ""
 
         store = default_store() if store == "default" else store
         self._store = store if store is None or isinstance(store, Store) else Store(store)
         self._controls = Controls(self._question, self._start, lambda: self._guard(self._moved))
-        self._runs = RunList()
         self._front_end = FrontEnd()
         self._inspector = Inspector(self._front_end)
-        size = TOTAL[0] + 8, TOTAL[1] + 24
-        self._curve = LiveChart(self._front_end, size, "isolab-lab-curve")
-        self._summary = LiveChart(self._front_end, size, "isolab-lab-summary")
+        size = {"width": f"{TOTAL[0] + 8}px", "min_height": f"{TOTAL[1] + 24}px"}
+        self._curve, self._summary = (LiveChart(self._front_end, **size) for _ in range(2))
         self._lay_out()
         frame = pl.DataFrame() if runs is None else runs
         self._stored = Stored(frame, self._question.x, self._question.line)
@@ -108,16 +110,6 @@ class Lab:
     def refusals(self) -> dict[str, str]:
         """Why the setting is refused, by field; empty if it is not."""
         return dict(self._controls.refusals)
-
-    @property
-    def runs(self) -> list[EndedRun]:
-        """The runs of this session that have ended and were not removed."""
-        return list(self._runs.runs)
-
-    @property
-    def status(self) -> str:
-        """The line below the charts: what stored runs are shown, how the last run ended."""
-        return self._status_text
 
     @property
     def running(self) -> bool:
@@ -153,7 +145,7 @@ class Lab:
             self._number += 1
             self._now, self._end_text = None, ""
             follow = functools.partial(self._guard, self._follow)
-            self._live = Live(config, follow, self._store, number=self._number)
+            self._live = Live(config, follow, self._store, self._number)
             self._enable()
             self._live.start()
 
@@ -165,7 +157,7 @@ class Lab:
         live.stop()
         with self._lock:
             if self._live is live:  # or it has ended by now, and said so
-                self._progress_text.value = _faint("stopping after this interval ...")
+                self._say("stopping after this interval ...")
 
     def join(self, timeout: float | None = None) -> None:
         """Waits for the run that is training, at most ``timeout`` seconds."""
@@ -177,10 +169,16 @@ class Lab:
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the live view with a picture of its charts, as one output."""
+        """Returns the live view with a picture of its charts, as one output.
+
+        A notebook run by papermill, exported or opened again shows the picture.
+        """
         with self._lock:
-            text = f"<isolab lab: {self._question.title} {self._status_text}>"
-            return bundle(self.widget, picture(*self._charts(), self._question.title), text)
+            title = self._question.title
+            drawn, metadata = offline_bundle(picture(*self._charts(), title))
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+            text = f"<isolab lab: {title} {self.status}>"
+            return {"text/plain": text, "image/png": drawn["image/png"], VIEW: view}, metadata
 
     def _lay_out(self) -> None:
         question, controls = self._question, self._controls
@@ -189,9 +187,8 @@ class Lab:
             f"{html.escape(question.title)}</div><div>{html.escape(question.sentence)}</div>",
             layout={"margin": "0 0 8px 0"},
         )
-        self._more = widgets.Accordion(
-            children=[controls.more], titles=("More settings",), selected_index=None
-        )
+        folded = {"titles": ("More settings",), "selected_index": None}
+        self._more = widgets.Accordion([controls.more], **folded)
         button = {"width": "96px", "margin": "0 8px 0 0"}
         self._train_button = widgets.Button(
             description="Train", button_style="primary", layout=button,
@@ -206,22 +203,26 @@ class Lab:
         self._progress = widgets.IntProgress(layout={"width": "150px", "margin": "2px 8px 2px 0"})
         self._progress_text = widgets.HTML()
         bar = [self._train_button, self._stop_button, self._progress, self._progress_text]
-        self._alert = widgets.HTML(layout={"display": "none", "width": "100%"})
-        self._alert.add_class("isolab-lab-alert")
-        self._status = widgets.HTML(layout={"width": "100%", "margin": "0 0 6px 0"})
-        self._status.add_class("isolab-lab-status")
-        self._inspector.widget.observe(
-            lambda _: self._guard(self._inspector.draw), names="selected_index"
-        )
+        wide = {"width": "100%", "margin": "0 0 6px 0"}
+        self._alert, self._status = widgets.HTML(layout=wide), widgets.HTML(layout=wide)
+        self._warn("")
+        self._list = widgets.VBox(layout={"width": "100%"})
+        self._list_runs([])
+        inside = self._inspector.widget
+        inside.observe(lambda _: self._guard(self._inspect), names="selected_index")
         row = {"flex_flow": "row wrap", "align_items": "center", "margin": "8px 0"}
         flow = {"flex_flow": "row wrap", "width": "100%", "align_items": "flex-start"}
+        charts = [
+            self._curve.widget.add_class("isolab-lab-curve"),
+            self._summary.widget.add_class("isolab-lab-summary"),
+        ]
         parts = [
             heading, controls.front, controls.general, self._more, widgets.Box(bar, layout=row),
-            self._alert, widgets.Box([self._curve.widget, self._summary.widget], layout=flow),
-            self._status, self._runs.widget, self._inspector.widget, self._front_end.widget,
+            self._alert.add_class("isolab-lab-alert"), widgets.Box(charts, layout=flow),
+            self._status, self._list.add_class("isolab-lab-runs"),
+            inside.add_class("isolab-lab-inside"), self._front_end.widget,
         ]  # fmt: skip
-        self.widget = widgets.VBox(parts, layout={"width": "100%"})
-        self.widget.add_class("isolab-lab")
+        self.widget = widgets.VBox(parts, layout={"width": "100%"}).add_class("isolab-lab")
 
     def _guard(self, action: Callable[..., None], *arguments: Any) -> None:
         """Does something alone; what it raises is shown in the lab, which stays usable."""
@@ -239,9 +240,9 @@ class Lab:
             with contextlib.suppress(FileNotFoundError):
                 frames.append(load(folder))
         if self._store is not None and not (own := self._store.runs()).is_empty():
-            frames.append(with_later_fields(own))
+            frames.append(own)
         if frames:
-            self._stored = self._stored.joined(pl.concat(frames, how="diagonal_relaxed"))
+            self._stored = self._stored.joined(*frames)
 
     def _moved(self) -> None:
         self._warn("")
@@ -262,59 +263,63 @@ class Lab:
         self._curve.show(curve)
         self._summary.show(summary)
         stored = in_words(self._drawn, self._nearest, self._question.x)
-        self._status_text = f"{stored} {self._end_text}".strip()
+        self.status = f"{stored} {self._end_text}".strip()
         style = 'role="status" aria-live="polite" style="line-height:1.4"'
-        self._status.value = f"<div {style}>{html.escape(self._status_text)}</div>"
+        self._status.value = f"<div {style}>{html.escape(self.status)}</div>"
 
     def _charts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         config, nearest = self._drawn, self._nearest
-        runs = [run.end for run in self._runs.runs if run.shown]
+        runs = [run.end for run in self.runs if run.check_box.value]
         if self._live is not None and self._now is not None:
             runs.append(self._now)
-        x, line = self._question.x, self._question.line
         label = run_label(config, self._start)
         curve = curve_view(label, nearest.cell, runs, config.steps)
-        return curve, summary_view(config, nearest, runs, x, line)
+        return curve, summary_view(config, nearest, runs, self._question.x, self._question.line)
 
     def _follow(self, run: RunState) -> None:
         """Shows a run, not more often than a browser can draw; called in its thread."""
-        self._now = run
-        if run.state in ENDS:
-            self._end(run)
-        elif time.monotonic() >= self._due or len(run.curve_step) == 1:
-            begun = time.monotonic()
-            self._progress.max, self._progress.value = run.config.steps, run.step
-            self._progress_text.value = _faint(f"run {run.number}: {run.message}")
+        self._now, begun = run, time.monotonic()
+        if run.live and begun < self._due and len(run.curve_step) != 1:
+            return
+        self._progress.max, self._progress.value = run.config.steps, run.step
+        self._say(f"run {run.number}: {run.message}")
+        if run.live:
             self._draw()
-            self._inspector.show(run)
-            now = time.monotonic()
-            self._due = now + max(REDRAW_SECONDS, (now - begun) * (1 / REDRAW_SHARE - 1))
+        else:
+            self._end(run)
+            self._redraw()
+        self._inspect()
+        now = time.monotonic()
+        self._due = now + max(REDRAW_SECONDS, (now - begun) * (1 / REDRAW_SHARE - 1))
 
     def _end(self, run: RunState) -> None:
         """Lists a run that has ended, and makes room for the next one."""
         self._live = None
         if run.state == "failed":
             self._end_text = f"Run {run.number} failed."
-            self._progress_text.value = ""  # the alert says why
+            self._say("")  # the alert says why
             self._warn(f"Run {run.number} failed: {run.message}")
-        else:
-            ended = EndedRun(run_label(run.config, self._start), run)
-            self._end_text = f"Run {run.number}: {ended.outcome}."
-            self._progress_text.value = _faint(f"run {run.number}: {run.message}")
-            self._list(ended)
+            return
+        ended = EndedRun(run_label(run.config, self._start), run)
+        self._end_text = f"Run {run.number}: {ended.outcome}."
+        ended.check_box.observe(lambda _: self._guard(self._redraw), names="value")
+        ended.remove_button.on_click(lambda _: self._guard(self._remove, ended))
+        self._list_runs([*self.runs, ended])
         if run.row is not None:
-            self._stored = self._stored.joined(with_later_fields(run.row))
-        self._redraw()
-        self._inspector.show(run)
-
-    def _list(self, run: EndedRun) -> None:
-        run.check_box.observe(lambda _: self._guard(self._redraw), names="value")
-        run.remove_button.on_click(lambda _: self._guard(self._remove, run))
-        self._runs.show([*self._runs.runs, run])
+            self._stored = self._stored.joined(run.row)
 
     def _remove(self, run: EndedRun) -> None:
-        self._runs.show([other for other in self._runs.runs if other is not run])
+        self._list_runs([other for other in self.runs if other is not run])
         self._redraw()
+
+    def _list_runs(self, runs: list[EndedRun]) -> None:
+        self.runs = runs
+        rows = [run.row for run in runs] or [widgets.HTML(faint("None yet: press Train."))]
+        self._list.children = [widgets.HTML("<b>Your runs</b>"), *rows]
+
+    def _inspect(self) -> None:
+        if self._now is not None:
+            self._inspector.show(self._now)
 
     def _enable(self) -> None:
         """Enables the buttons that can be pressed now."""
@@ -322,6 +327,9 @@ class Lab:
         self._train_button.disabled = training or self._controls.config is None
         self._stop_button.disabled = not training
         self._progress.layout.display = None if training else "none"
+
+    def _say(self, text: str) -> None:
+        self._progress_text.value = faint(text)
 
     def _warn(self, text: str, details: str = "") -> None:
         """Shows an alert, or with an empty text none."""
@@ -334,7 +342,3 @@ class Lab:
         alert = f"<div {style}>&#9888; {html.escape(text)}{details}</div>"
         self._alert.value = alert if text else ""
         self._alert.layout.display = None if text else "none"
-
-
-def _faint(text: str) -> str:
-    return f'<span style="opacity:0.85">{html.escape(text)}</span>'

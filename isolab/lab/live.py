@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import functools
 import math
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from isolab.lab.inspection import Inspections, operations_per_window
 from isolab.lab.words import error_line
@@ -30,12 +31,6 @@ from isolab.training.program import arguments_of
 from isolab.training.result import Result
 from isolab.training.train import Snapshot, train
 
-if TYPE_CHECKING:
-    import polars as pl
-
-ENDS = ("finished", "stopped", "diverged", "failed")
-"""States of a run that has ended."""
-
 FIRST_WINDOWS = 8  # validation windows behind the first point, until all are evaluated
 LONG_OPERATIONS = 2e10  # multiplications of an evaluation that begins with a few windows
 EXIT_SECONDS = 2.0  # longest that the end of the program waits for a run that it stops
@@ -47,7 +42,7 @@ class RunState:
 
     config: RunConfig
     number: int = 1  # of the session's runs
-    state: str = "compiling"  # or "training", or one of ENDS
+    state: str = "compiling"  # then "training", at last finished, stopped, diverged or failed
     step: int = 0  # updates done
     curve_step: tuple[int, ...] = ()  # from 0
     curve_train_loss: tuple[float, ...] = ()  # nats/token; at 0 NaN until an interval is over
@@ -60,8 +55,8 @@ class RunState:
 
     @property
     def live(self) -> bool:
-        """Whether it is training."""
-        return self.state not in ENDS
+        """Whether it has not ended."""
+        return self.state in ("compiling", "training")
 
     @property
     def diverged(self) -> bool:
@@ -92,7 +87,6 @@ class Live(threading.Thread):
             ``FIRST_WINDOWS`` windows of the one at step 0.  What it raises is noted in the last
             message and disturbs nothing.
         store: where the result is kept; None to keep nothing.
-        inspect: measure the inside now and then, and let the model write before and after.
         number: of the session's runs.
 
     Attributes:
@@ -105,18 +99,16 @@ class Live(threading.Thread):
         config: RunConfig,
         on_change: Callable[[RunState], None],
         store: Store | None = None,
-        inspect: bool = True,
         number: int = 1,
     ) -> None:
         super().__init__(name="isolab-live", daemon=True)
         self.now = RunState(config, number)
         self.inspections = Inspections(config, self._report)
-        self._on_change, self._store, self._inspect = on_change, store, inspect
+        self._on_change, self._store = on_change, store
         self._stopping = threading.Event()
 
     def start(self) -> None:
         """Starts to train, and returns at once; RuntimeError if it was started before."""
-        _end_with_program()
         super().start()
         _started.add(self)
 
@@ -137,8 +129,7 @@ class Live(threading.Thread):
                 self._record(snapshot, time.perf_counter() - started)
                 if self._stopping.is_set() and snapshot.step < config.steps:
                     raise _Stopped
-                if self._inspect:
-                    self.inspections.follow(snapshot, corpus)
+                self.inspections.follow(snapshot, corpus)
 
             (result,) = train([config], corpus, on_snapshot=on_snapshot)
             ended = self._outcome(result, time.perf_counter() - started)
@@ -157,31 +148,22 @@ class Live(threading.Thread):
         few = dataclasses.replace(self.now.config, validation_windows=min(FIRST_WINDOWS, every))
         program, (traced, _, validation) = arguments_of([few], corpus)
         _, (loss,) = program.init(traced, validation)
-        self._report(
-            state="training",
-            curve_step=(0,),
-            curve_train_loss=(math.nan,),
-            curve_validation_loss=(float(loss),),
-            message=f"step 0: {few.validation_windows} of {every} validation windows",
-        )
+        message = f"step 0: {few.validation_windows} of {every} validation windows"
+        self._report(state="training", message=message, **_curve([0], [math.nan], [float(loss)]))
 
     def _record(self, snapshot: Snapshot, seconds: float) -> None:
         """Adds a point to the curve, and reports it."""
         now, losses, step = self.now, snapshot.losses[0], snapshot.step
         if step == 0:  # in place of an estimate
             now = RunState(now.config)
-        train_loss: tuple[float, ...] = (math.nan,)
+        train_losses = [math.nan]
         if losses.size:
             before = now.curve_train_loss if step > losses.size else (float(losses[0]),)
-            train_loss = (*before, float(losses.mean()))
-        self._report(
-            state="training",
-            step=step,
-            curve_step=(*now.curve_step, step),
-            curve_train_loss=train_loss,
-            curve_validation_loss=(*now.curve_validation_loss, float(snapshot.validation_loss[0])),
-            message=f"step {step} of {now.config.steps}, {seconds:.1f} s",
-        )
+            train_losses = [*before, float(losses.mean())]
+        validation_losses = [*now.curve_validation_loss, float(snapshot.validation_loss[0])]
+        curve = _curve([*now.curve_step, step], train_losses, validation_losses)
+        message = f"step {step} of {now.config.steps}, {seconds:.1f} s"
+        self._report(state="training", message=message, **curve)
 
     def _outcome(self, result: Result, seconds: float) -> dict[str, Any]:
         """Stores a result, and returns what the last state says of it."""
@@ -200,23 +182,29 @@ class Live(threading.Thread):
         message = f"finished {after}: validation loss {result.final_validation_loss:.3f}; {stored}"
         if result.diverged:
             message = f"diverged at step {result.divergence_step}, ended {after}; {stored}"
-        return {
-            "state": "diverged" if result.diverged else "finished",
-            "step": result.curve_step[-1],
-            "curve_step": tuple(result.curve_step),
-            "curve_train_loss": tuple(result.curve_train_loss),
-            "curve_validation_loss": tuple(result.curve_validation_loss),
-            "message": message,
-            "row": row,
-        }
+        state = "diverged" if result.diverged else "finished"
+        curve = _curve(result.curve_step, result.curve_train_loss, result.curve_validation_loss)
+        return {"state": state, "message": message, "row": row, **curve}
 
     def _report(self, **changes: Any) -> None:
         """Makes a new state, and hands it out."""
-        if changes.get("state") in ENDS:
-            problems = self.inspections.problems.values()
-            changes["message"] = "; ".join([changes["message"], *problems])
-        self.now = dataclasses.replace(self.now, **changes)
-        self.inspections.attempt("showing the run", self._on_change, self.now)
+        now = dataclasses.replace(self.now, **changes)
+        if not now.live:
+            message = "; ".join([now.message, *self.inspections.problems.values()])
+            now = dataclasses.replace(now, message=message)
+        self.now = now
+        self.inspections.attempt("showing the run", self._on_change, now)
+
+
+def _curve(
+    steps: Sequence[int], train_losses: Sequence[float], validation_losses: Sequence[float]
+) -> dict[str, Any]:
+    return {
+        "step": steps[-1],
+        "curve_step": tuple(steps),
+        "curve_train_loss": tuple(train_losses),
+        "curve_validation_loss": tuple(validation_losses),
+    }
 
 
 class _Stopped(Exception):
@@ -226,12 +214,7 @@ class _Stopped(Exception):
 _started: weakref.WeakSet[Live] = weakref.WeakSet()
 
 
-@functools.cache
-def _end_with_program() -> None:
-    """Registers, once and after JAX's own, what to do with runs when the program ends."""
-    atexit.register(_end_runs)
-
-
+@atexit.register  # after JAX's own, so called before it
 def _end_runs() -> None:
     """Stops all runs; leaves at once where a device or the compiler does not stop in time.
 

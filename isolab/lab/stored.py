@@ -19,7 +19,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from isolab.analysis.seeds import require_columns
-from isolab.lab.questions import LINE_FIELDS, Line
 from isolab.lab.words import CHOICES, choice, label, plural
 from isolab.optimizers.catalog import entry
 from isolab.training.config import RunConfig, with_later_fields
@@ -29,6 +28,12 @@ NEAR = {
     "depth": 2.0, "base_width": 0.5, "eps": 0.3, "loss_scale": 0.2, "warmup_steps": 0.1,
 }  # fmt: skip
 """Fields in which a near run will do, with what a factor of two weighs."""
+LINE_FIELDS = {
+    "optimizer": ("optimizer",),
+    "width": ("width",),
+    "variant": ("optimizer", "eps_rule"),
+}
+"""Fields whose values tell the lines of a question's right-hand chart apart."""
 _SETTING = [f.name for f in fields(RunConfig) if f.name not in ("seed", "evaluate_every", "remat")]
 _EXACT = [name for name in _SETTING if name not in NEAR]
 _TAKEN = ["seed", "final_validation_loss", "diverged", "curve_step", "curve_validation_loss"]
@@ -38,7 +43,6 @@ _PENALTY = 3.0  # ... before one that is so much further away
 
 Setting = Mapping[str, Any]
 Octaves = NDArray[np.float64]
-Curve = tuple[tuple[int, ...], tuple[float, ...]]  # steps and validation losses
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Cell:
 
     setting: Setting  # every field but those that seeds share; None for what plays no part
     losses: dict[int, float] = field(compare=False)  # final, by seed, nats/token; inf: diverged
-    curves: dict[int, Curve] = field(compare=False)  # by seed
+    curves: list[tuple[list[int], list[float]]] = field(compare=False)  # steps, validation losses
 
     @property
     def finite(self) -> list[float]:
@@ -70,11 +74,11 @@ class Cell:
         Of several kinds the one with most seeds, then most points; means of finite losses, NaN
         where there are none.
         """
-        counts = Counter(steps for steps, _ in self.curves.values())
+        counts = Counter(tuple(steps) for steps, _ in self.curves)
         steps = max(counts, key=lambda steps: (counts[steps], len(steps)))
-        losses = [losses for at, losses in self.curves.values() if at == steps]
+        losses = [np.array(losses, float) for at, losses in self.curves if tuple(at) == steps]
         means = np.ma.masked_invalid(losses).mean(0)
-        return steps, [float(mean) for mean in np.ma.filled(means, math.nan)]
+        return steps, np.ma.filled(means, math.nan).tolist()
 
 
 class StoredLine(NamedTuple):
@@ -82,16 +86,15 @@ class StoredLine(NamedTuple):
 
     name: str  # what tells it from other lines, in words
     value: Any  # the same as it is stored: of the first field of the question's line
-    setting: Setting  # what its cells share
     cells: tuple[Cell, ...]  # ascending in that field; one cell where it does not apply
 
 
 class Nearest(NamedTuple):
     """What is stored near a setting."""
 
-    cell: Cell | None
-    line: StoredLine | None
-    others: tuple[StoredLine, ...]  # what differs from the line only in what lines differ in
+    cell: Cell | None = None
+    line: StoredLine | None = None
+    others: tuple[StoredLine, ...] = ()  # what differs from the line only in what lines differ in
 
 
 class Stored:
@@ -101,13 +104,13 @@ class Stored:
         runs: a row per run, with the columns of :func:`isolab.run`; more rows of one setting and
             seed than one: the first counts.
         x: the field along a line, "learning_rate" or "eps".
-        line: what tells lines apart, a key of :data:`~isolab.lab.questions.LINE_FIELDS`.
+        line: what tells lines apart, a key of :data:`LINE_FIELDS`.
 
     Raises:
         ValueError: missing columns.
     """
 
-    def __init__(self, runs: pl.DataFrame, x: str = "learning_rate", line: Line = "width") -> None:
+    def __init__(self, runs: pl.DataFrame, x: str = "learning_rate", line: str = "width") -> None:
         self.x, self.line, self._runs = x, line, runs
         free = LINE_FIELDS[line]
         self._kind = [name for name in _EXACT if name not in free]
@@ -132,9 +135,9 @@ class Stored:
         groups = _groups(cells.unique("line", maintain_order=True), [*self._kind, *size], "line")
         self._comparable_lines = {number: group for group in groups.values() for number in group}
 
-    def joined(self, runs: pl.DataFrame) -> Stored:
+    def joined(self, *more: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
-        frames = [runs] if self._runs.is_empty() else [self._runs, runs]
+        frames = [frame for frame in (self._runs, *more) if not frame.is_empty()]
         return Stored(pl.concat(frames, how="diagonal_relaxed"), self.x, self.line)
 
     def nearest(self, config: RunConfig) -> Nearest:
@@ -143,10 +146,12 @@ class Stored:
         alike = self._alike.get(tuple(asked[name] for name in _EXACT))
         comparable = self._comparable.get(tuple(asked[name] for name in self._kind))
         if comparable is None:
-            return Nearest(None, None, ())
+            return Nearest()
         octaves = np.array([asked[f"log2_{name}"] for name in NEAR], float)
-        nearest = self._on_nearest_line(comparable if alike is None else alike, octaves)
-        number = self._line_of[nearest]
+        # a cell of the nearest line; of two, of the one with more points
+        places = comparable if alike is None else alike
+        far = self._distance(places, octaves, self.x) + _PENALTY * self._short[places]
+        number = self._line_of[places[np.lexsort((-self._points[places], far))[0]]]
         line, cell = None, None
         if alike is not None:
             line, away = self._lines[number], self._distance(alike, octaves)
@@ -155,11 +160,6 @@ class Stored:
         others = {each.name: each for each in lines}
         others.pop(line.name if line else "", None)
         return Nearest(cell, line, tuple(sorted(others.values(), key=lambda each: each.value)))
-
-    def _on_nearest_line(self, places: list[int], octaves: Octaves) -> int:
-        """Returns a cell of the nearest line; of two, of the one with more points."""
-        far = self._distance(places, octaves, self.x) + _PENALTY * self._short[places]
-        return places[int(np.lexsort((-self._points[places], far))[0])]
 
     def _distance(self, places: list[int], octaves: Octaves, without: str = "") -> Octaves:
         """Returns the weighted sum of the fields' octaves, where they apply to both."""
@@ -171,37 +171,18 @@ class Stored:
         cells = tuple(self._cells[place] for place in places)
         setting = cells[0].setting
         value = setting[LINE_FIELDS[self.line][0]]
-        return StoredLine(line_name(setting, self.line), value, setting, cells)
-
-
-def line_name(setting: Setting, line: Line) -> str:
-    """Returns what tells a line from others, in words.
-
-    Example:
-        >>> line_name({"optimizer": "adam", "eps_rule": "per_layer"}, "variant")
-        'Adam, eps per layer'
-    """
-    if line == "width":
-        return str(setting["width"])
-    name = choice("optimizer", setting["optimizer"])
-    layered = line == "variant" and setting["eps_rule"] == "per_layer"
-    return f"{name}, {choice('eps_rule', 'per_layer')}" if layered else name
+        name = str(value) if self.line == "width" else choice("optimizer", value)
+        if self.line == "variant" and setting["eps_rule"] == "per_layer":
+            name += f", {choice('eps_rule', 'per_layer')}"
+        return StoredLine(name, value, cells)
 
 
 def differences(config: RunConfig, setting: Setting, without: str = "") -> dict[str, str]:
-    """Returns in what a stored setting is not as asked, in words, by field.
-
-    Args:
-        config: what was asked.
-        setting: what is stored.
-        without: a field to leave out.
+    """Returns in what a stored setting is not as asked, in words, by field but for ``without``.
 
     Example:
-        >>> asked = RunConfig(width=96)
-        >>> differences(asked, RunConfig(width=64).row())
+        >>> differences(RunConfig(width=96), RunConfig(width=64).row())
         {'width': 'width 64 instead of 96 (1.5x)'}
-        >>> differences(RunConfig(eps=0.0), RunConfig(eps=1e-20).row())
-        {'eps': 'eps 1e-20 instead of 0'}
     """
     asked, found = _asked(config), {}
     for name in NEAR:
@@ -234,14 +215,12 @@ def in_words(config: RunConfig, nearest: Nearest, x: str) -> str:
     )
     parts = [*away.values(), f"{same} as asked" if same else ""]
     found = ", ".join(filter(None, parts)) if away else f"just what was asked, {same}"
-    seeds = plural(len(cell.losses), "seed")
+    end = f"final loss {cell.mean:.3f}"
     if cell.diverged:
-        seeds += f", {'all' if not cell.finite else cell.diverged} diverged"
-    else:
-        seeds += f", final loss {cell.mean:.3f}"
-    text = f"Stored (dashed): {found}; {seeds}."
+        end = f"{cell.diverged if cell.finite else 'all'} diverged"
+    text = f"Stored (dashed): {found}; {plural(len(cell.losses), 'seed')}, {end}."
     if line is not None and cell not in line.cells:
-        other = ", ".join(differences(config, line.setting, x).values())
+        other = ", ".join(differences(config, line.cells[0].setting, x).values())
         text += f" Line at the right: {other or 'as asked'}."
     return text
 
@@ -266,21 +245,21 @@ def _cells(runs: pl.DataFrame, x: str) -> pl.DataFrame:
 
 
 def _under_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
-    """Returns the runs, those at the base width under each rule, as all are one there."""
+    """Returns the runs, those at the base width once for each rule: there all rules are one."""
     at_base = pl.col("width") == pl.col("base_width")
     layered = [name for name in runs["optimizer"].unique() if entry(name).takes_eps_by_parameter]
-    rules = [pl.DataFrame({name: list(CHOICES[name])}) for name in ("rate_rule", "eps_rule")]
-    applies = (pl.col("eps_rule") == "same") | pl.col("optimizer").is_in(layered)
-    copies = runs.filter(at_base).drop("rate_rule", "eps_rule")
-    for rule in rules:
-        copies = copies.join(rule, how="cross")
-    return pl.concat([runs.filter(~at_base), copies.filter(applies).select(runs.columns)])
+    for rule, applies in (
+        ("rate_rule", at_base),
+        ("eps_rule", at_base & pl.col("optimizer").is_in(layered)),
+    ):
+        every = pl.when(applies).then(pl.lit(list(CHOICES[rule])))
+        runs = runs.with_columns(every.otherwise(pl.concat_list(rule)).alias(rule)).explode(rule)
+    return runs
 
 
 def _comparable(runs: pl.DataFrame) -> pl.DataFrame:
     """Returns settings with null for what plays no part, and the logarithms of their sizes."""
     entries = {name: entry(name) for name in runs["optimizer"].unique()}
-    rules = {name: each.rule for name, each in entries.items()}
     optimizer = pl.col("optimizer")
 
     def unusual(name: str) -> pl.Expr:
@@ -300,7 +279,7 @@ def _comparable(runs: pl.DataFrame) -> pl.DataFrame:
         pl.when(optimizer.is_in(["iso", "isoadam"])).then(of_iso),
         pl.when(layered).then(pl.col("base_width")).alias("base_width"),
         unusual_eps=unusual("eps"),
-        rule=optimizer.replace_strict(rules),
+        rule=optimizer.replace_strict({name: each.rule for name, each in entries.items()}),
     ).with_columns(octaves(name).alias(f"log2_{name}") for name in NEAR)
 
 
@@ -316,13 +295,7 @@ def _groups(cells: pl.DataFrame, names: list[str], column: str) -> dict[tuple[An
 
 
 def _cell(row: Setting) -> Cell:
-    seeds = row["seed"]
-    curves = [
-        (tuple(steps), tuple(math.nan if loss is None else loss for loss in losses))
-        for steps, losses in zip(row["curve_step"], row["curve_validation_loss"], strict=True)
-    ]
-    return Cell(
-        {name: row[name] for name in _SETTING},
-        dict(zip(seeds, row["final_validation_loss"], strict=True)),
-        dict(zip(seeds, curves, strict=True)),
-    )
+    setting = {name: row[name] for name in _SETTING}
+    losses = dict(zip(row["seed"], row["final_validation_loss"], strict=True))
+    curves = zip(row["curve_step"], row["curve_validation_loss"], strict=True)
+    return Cell(setting, losses, list(curves))

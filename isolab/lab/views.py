@@ -7,50 +7,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from isolab.charts.channels import scaled, tips
+from isolab.charts import channels, theme
 from isolab.charts.figure import specification
 from isolab.charts.layers import Layer, Plot
-from isolab.charts.theme import (
-    BAND,
-    LINE,
-    OPTIMIZER_COLOURS,
-    OTHER_COLOURS,
-    POINT,
-    TEXT,
-    VIRIDIS,
-    Spec,
-    words,
-)
+from isolab.charts.theme import Spec
 from isolab.lab.live import RunState
-from isolab.lab.marks import (
-    PLOT,
-    End,
-    along,
-    curve_points,
-    edge_marks,
-    end_labels,
-    ends_of,
-    loss_axis,
-    power_axis,
-    step_axis,
-)
 from isolab.lab.stored import Cell, Nearest, StoredLine
 from isolab.lab.words import choice, plural
 from isolab.training.config import RunConfig
 
 TOTAL = (412, 350)
 """Width and height of a chart with its axes, pixels."""
-RUN_COLOURS = [colour for colour in OTHER_COLOURS if colour != "#000000"]
+PLOT = (330, 230)
+"""And without them, in a picture of both charts."""
+ZERO = -23.0
+"""Where eps = 0 is drawn on a log10 axis; just right of it whatever is too small for the axis."""
+RUN_COLOURS = [colour for colour in theme.OTHER_COLOURS if colour != "#000000"]
 GREY = "#555555"
 _VARIANTS = {
-    "Adam": OPTIMIZER_COLOURS["adam"],
+    "Adam": theme.OPTIMIZER_COLOURS["adam"],
     "Adam, eps per layer": "#E69F00",
-    "Adam-atan2": OPTIMIZER_COLOURS["adam_atan2"],
+    "Adam-atan2": theme.OPTIMIZER_COLOURS["adam_atan2"],
 }
 _LEGEND = {
     "orient": "bottom",
+    "titleOrient": "left",
     "direction": "horizontal",
     "symbolType": "stroke",
     "symbolStrokeWidth": 2.5,
@@ -60,6 +44,9 @@ _LEGEND = {
 _SOLID = [1, 0]
 _DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the other lines
 _CEILING = 1.8  # a rate chart ends at so many times its lowest loss, losses above it at its edge
+_EDGE = 9  # pixels from the top at which diverged runs are marked
+_LABEL = 13  # pixels between two labels
+_LEFT, _ROOM = 0.015, 0.18  # of the axis of steps: for a dot at step 0, for labels at the ends
 
 
 def run_colour(number: int) -> str:
@@ -76,43 +63,43 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunState], steps: i
         runs: of this session; a live one is thick, its training loss thin.
         steps: of the setting.
     """
-    curves = [cell.curve()] if cell is not None else []
-    curves += [(run.curve_step, list(run.curve_validation_loss)) for run in runs]
-    last = max([steps, *(step for at, _ in curves for step in at)])
-    starts = [next((v for v in losses if math.isfinite(v)), 1.0) for _, losses in curves]
-    finite = [v for _, losses in curves for v in losses if math.isfinite(v)]
-    room = [0.8 * max(starts)] if any(run.live for run in runs) else []  # below a first point
-    y = loss_axis("loss (nats/token)", finite + room, max(starts) * 1.15 if starts else None)
-    plot = Plot(step_axis(last), y)
-    layers: list[Layer] = []
-    ends: list[End] = []
+    curves: list[tuple[Any, ...]] = []  # steps, losses, whether diverged, name, colour, width
     if cell is not None:
-        points = curve_points(*curves[0])
-        layers += _curve(plot, points, GREY, 2, 22, strokeDash=[6, 4])
-        if not cell.finite:
-            layers += edge_marks(plot, [(points[-1]["step"] if points else 0, "stored")], GREY)
-        elif points:
-            ends.append(("stored", points[-1]["step"], points[-1]["loss"], GREY))
+        curves.append((*cell.curve(), not cell.finite, "stored", GREY, 2.0))
     for run in runs:
-        at, losses, colour = run.curve_step, run.curve_validation_loss, run_colour(run.number)
-        points = curve_points(at, losses)
-        if run.live:
-            train = [p for p in curve_points(at, run.curve_train_loss) if p["step"] > 0]
-            thin = {"strokeWidth": 1, "opacity": 0.7, "color": colour}
-            layers += plot.draw(train, LINE | thin)
-        width = 3.5 if run.live else 2
-        layers += _curve(plot, points, colour, width, 6 * width)
-        if run.diverged:
-            top = ends_of(y)[1]
-            bad = [s for s, loss in zip(at, losses, strict=True) if not loss <= top]
-            first = [*bad, *at[-1:], 0][0]
-            layers += edge_marks(plot, [(first, f"{run.number} diverged")], colour)
+        name = f"{run.number}{' diverged' if run.diverged else ' live' if run.live else ''}"
+        drawn = run.curve_step, run.curve_validation_loss, run.diverged
+        curves.append((*drawn, name, run_colour(run.number), 3.5 if run.live else 2.0))
+    training = [run for run in runs if run.live]
+    last = max([steps, *(step for at, *_ in curves for step in at)])
+    starts = [next(filter(math.isfinite, losses), 1.0) for _, losses, *_ in curves]
+    finite = [loss for _, losses, *_ in curves for loss in losses if math.isfinite(loss)]
+    finite += [0.8 * max(starts)] if training else []  # room below a first point
+    y = _loss_axis("loss (nats/token)", finite, max(starts) * 1.15 if starts else None)
+    ends = [-_LEFT * last, last * (1 + _ROOM)]
+    plot = Plot(_axis("step", "step", ends, channels.number_ticks(0, max(last, 4)), ",d"), y)
+
+    layers, named, lost = list[Layer](), list[Spec](), list[Spec]()
+    for run in training:
+        thin = {"strokeWidth": 1, "opacity": 0.7, "color": run_colour(run.number)}
+        layers += plot.draw(
+            _points(run.curve_step[1:], run.curve_train_loss[1:]), theme.LINE | thin
+        )
+    for at, losses, diverged, name, colour, width in curves:
+        points, own = _points(at, losses), {"name": name, "text": name, "colour": colour}
+        mark = theme.LINE | {"strokeWidth": width, "color": colour}
+        mark |= {"strokeDash": [6, 4]} if colour == GREY else {}
+        mark |= {"point": {"color": colour, "size": 22 if colour == GREY else 6 * width}}
+        layers += plot.draw(points, mark, tooltip=channels.tips(("step", ",d"), ("loss", ".4f")))
+        if diverged:
+            beyond = [s for s, loss in zip(at, losses, strict=True) if not loss <= _ends(y)[1]]
+            lost.append({"step": [*beyond, *at[-1:], 0][0]} | own)
         elif points:
-            name = f"{run.number} live" if run.live else str(run.number)
-            ends.append((name, points[-1]["step"], points[-1]["loss"], colour))
-    layers += end_labels(plot, ends)
+            named.append(points[-1] | own)
+    layers += _at_edge(plot, lost, _own("colour")) + _at_ends(plot, named)
+
     note = "nothing stored" if cell is None else "dashed: nearest stored, measured at its dots"
-    note += ", thin: training loss" if any(run.live for run in runs) else ""
+    note += ", thin: training loss" if training else ""
     about = [f"Asked for: {asked}."]
     if cell is not None:
         loss = f"{cell.mean:.3f}" if math.isfinite(cell.mean) else "diverged"
@@ -122,58 +109,58 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunState], steps: i
 
 
 def summary_view(
-    config: RunConfig, look: Nearest, runs: Sequence[RunState], x: str, line: str
+    config: RunConfig, nearest: Nearest, runs: Sequence[RunState], x: str, line: str
 ) -> Spec:
     """Returns the chart of final losses against the rate, or eps.
 
     Args:
         config: the setting, whose rate or eps is marked.
-        look: the stored line, bold, with those beside it.
+        nearest: the stored line, bold, with those to compare it to.
         runs: of this session; those that have ended are numbered points.
         x: "learning_rate" or "eps".
-        line: what tells lines apart, as in :class:`~isolab.lab.questions.Question`.
+        line: what tells lines apart, as in :class:`~isolab.chapters.chapter.Question`.
     """
-    lines = [*([look.line] if look.line else []), *look.others]
-    lines = sorted(
-        lines, key=lambda its: (float(its.value), "") if line == "width" else (0, its.name)
-    )
-    cells = [cell for its in lines for cell in its.cells]
+    bold = nearest.line
+    lines = [*([bold] if bold else []), *nearest.others]
+    lines.sort(key=lambda its: its.value if line == "width" else its.name)
+    rows = [_rows(its, x) for its in lines]
     ended = [run for run in runs if not run.live and run.curve_validation_loss]
-    now = along(_x_of(config, x), x)
-    places = [along(cell.setting[x], x) for cell in cells]
-    places += [*(along(_x_of(run.config, x), x) for run in ended), now]
-    losses = [loss for cell in cells for loss in cell.finite]
-    losses += [run.curve_validation_loss[-1] for run in ended if not run.diverged]
+    now, dots = _asked(config, x), [_dot(run, x) for run in ended]
+    places = [row["x"] for row in itertools.chain([now], dots, *rows)]
+    places = [place for place in places if place is not None] or [-8.0, -2.0]
+    losses = [loss for its in lines for cell in its.cells for loss in cell.finite]
+    losses += [dot["loss"] for dot in dots if not dot["diverged"]]
     limit = _CEILING * min(losses) if losses and x == "learning_rate" else None
-    y = loss_axis("final loss (nats/token)", losses, limit)
-    known = [place for place in places if place is not None] or [-8.0, -2.0]
-    plot = Plot(power_axis(x, known), y)
+    plot = Plot(_power_axis(x, places), _loss_axis("final loss (nats/token)", losses, limit))
 
-    colours = _line_colours(lines, line)
-    others = itertools.cycle(_DASHES)
-    dashes = {its.name: _SOLID if its is look.line else next(others) for its in lines}
-    heading = {"title": "width" if line == "width" else None, "titleOrient": "left"}
+    others, heading = itertools.cycle(_DASHES), {"title": "width" if line == "width" else None}
     legend = _LEGEND | heading | {"columns": 2 if line == "variant" else 4}
-    looks: Spec = {"color": colours, "strokeDash": dashes}
-    series = {name: scaled("line", its, **legend) for name, its in looks.items()}
-    layers: list[Layer] = []
-    for its in lines:
-        layers += _stored_line(plot, its, x, its is look.line, colours[its.name], series)
-    layers += _marked(plot, now, _x_text(config, x))
-    layers += _numbered(plot, ended, x)
-    note, titled = "nothing stored for this choice", {its.name: _titled(its, line) for its in lines}
-    if look.line is not None:
-        seeds = plural(max(len(cell.losses) for cell in look.line.cells), "seed")
-        note = f"bold: {titled[look.line.name]}, {seeds}; band: all seeds"
+    looks: Spec = {
+        "color": _line_colours(lines, line),
+        "strokeDash": {its.name: _SOLID if its is bold else next(others) for its in lines},
+    }
+    series: Spec = {name: channels.scaled("line", its, **legend) for name, its in looks.items()}
+    layers = list[Layer]()
+    for its, own in zip(lines, rows, strict=True):
+        layers += _stored_line(plot, own, theme.words(x), its is bold, series)
+    if now["x"] is not None:  # an upright line at the setting, its value above the frame
+        rule = {"type": "rule", "strokeWidth": 1.5, "strokeDash": [3, 2], "color": "#000000"}
+        text = theme.TEXT | {"color": "#000000"}
+        layers += plot.draw([now], rule, y=None) + plot.draw([now], text, y=-8, text="value")
+    layers += _numbered(plot, dots)
+
+    note, kind = "nothing stored for this choice", "width " if line == "width" else ""
+    if bold is not None:
+        seeds = plural(max(len(cell.losses) for cell in bold.cells), "seed")
+        note = f"bold: {kind}{bold.name}, {seeds}; band: all seeds"
     subtitle = [note, "upright line: your setting" + ("; numbers: your runs" if ended else "")]
-    about = [f"Marked: {words(x)} {_x_text(config, x)}."]
-    about += [
-        f"{'Bold' if its is look.line else 'Faint'} line {titled[its.name]}:"
-        f" {plural(len(its.cells), 'point')}."
-        for its in lines
-    ]
-    about += [f"Run {run.number}: {_x_text(run.config, x)}, {run.outcome}." for run in ended]
-    return _chart(f"Final loss against {words(x)}", subtitle, plot, layers, about)
+    about = [f"Marked: {theme.words(x)} {now['value']}."]
+    for its in lines:
+        points = plural(len(its.cells), "point")
+        about.append(f"{'Bold' if its is bold else 'Faint'} line {kind}{its.name}: {points}.")
+    told = zip(ended, dots, strict=True)
+    about += [f"Run {run.number}: {dot['value']}, {run.outcome}." for run, dot in told]
+    return _chart(f"Final loss against {theme.words(x)}", subtitle, plot, layers, about)
 
 
 def picture(left: Spec, right: Spec, heading: str) -> Spec:
@@ -197,106 +184,177 @@ def _chart(
     return specification(layers or nothing, title, subtitle, description=description, **fit)
 
 
-def _curve(
-    plot: Plot, points: list[Spec], colour: str, width: float, dot: float, **more: object
-) -> list[Layer]:
-    look = {"strokeWidth": width, "color": colour, "point": {"color": colour, "size": dot}}
-    return plot.draw(points, LINE | look | more, tooltip=tips(("step", ",d"), ("loss", ".4f")))
+def _points(steps: Iterable[int], losses: Iterable[float]) -> list[Spec]:
+    """Returns the points of a curve whose losses are finite."""
+    return [
+        {"step": step, "loss": round(loss, 5)}
+        for step, loss in zip(steps, losses, strict=True)
+        if math.isfinite(loss)
+    ]
 
 
-def _stored_line(
-    plot: Plot, line: StoredLine, x: str, bold: bool, colour: str, series: Spec
-) -> list[Layer]:
-    """Returns a line's means in parts between diverged ones, its band, dots and edge marks."""
+def _rows(line: StoredLine, x: str) -> list[Spec]:
+    """Returns a row per cell of a line, with a loss unless a seed diverged: there parts end."""
     part, rows = 0, list[Spec]()
     for cell in line.cells:
+        value, seeds = choice(x, cell.setting[x]), len(cell.losses)
+        row = {"line": line.name, "x": _along(cell.setting[x], x), "value": value, "seeds": seeds}
         if cell.diverged:
             part += 1
-            continue
-        place, value = along(cell.setting[x], x), choice(x, cell.setting[x])
-        losses = {"loss": cell.mean, "low": min(cell.finite), "high": max(cell.finite)}
-        row = {"line": line.name, "part": part, "seeds": len(cell.losses), "value": value}
-        row |= {name: round(loss, 5) for name, loss in losses.items()}
-        rows += [row | {"x": at} for at in (ends_of(plot.x) if place is None else [place])]
-    band = [row for row in rows if row["seeds"] > 1]
-    layers = []
+            told = f"{cell.diverged} of {plural(seeds, 'seed')} diverged"
+        else:
+            told = f"loss {cell.mean:.3f}, above the axis"
+            numbers = {"loss": cell.mean, "low": min(cell.finite), "high": max(cell.finite)}
+            row |= {name: round(loss, 5) for name, loss in numbers.items()}
+        rows.append(row | {"part": part, "text": f"{line.name}, {value}: {told}"})
+    return rows
+
+
+def _stored_line(plot: Plot, rows: list[Spec], x: str, bold: bool, series: Spec) -> list[Layer]:
+    """Returns a line through means, and edge marks; of a bold one also the band and dots."""
+    layers, color = list[Layer](), series["color"]
+    dots = [row for row in rows if "loss" in row and row["x"] is not None]
+    flat = [row | {"x": end} for row in rows if row["x"] is None for end in _ends(plot.x)]
+    means = dots + [row for row in flat if "loss" in row]
+    band = [row for row in means if row["seeds"] > 1]
     if bold and len(band) > 1:
-        area = BAND | {"opacity": 0.18, "color": colour}
-        layers += plot.draw(band, area, y="low", y2="high", detail="part")
-    mark = LINE | {"strokeWidth": 3.5 if bold else 1.6, "opacity": 1 if bold else 0.55}
-    layers += plot.draw(rows, mark, detail="part", **series)
-    if bold and line.cells[0].setting[x] is not None:
-        dots = POINT | {"size": 40, "opacity": 1}
+        area = theme.BAND | {"opacity": 0.18}
+        layers += plot.draw(band, area, y="low", y2="high", detail="part", color=color)
+    mark = theme.LINE | {"strokeWidth": 3.5 if bold else 1.6, "opacity": 1 if bold else 0.55}
+    layers += plot.draw(means, mark, detail="part", **series)
+    if bold:
         numbers = [(name, ".4f") for name in ("loss", "low", "high")]
-        entries = tips("line", ("value", "", words(x)), *numbers, "seeds")
-        layers += plot.draw(rows, dots, color=series["color"], tooltip=entries)
-    return layers + _edges(plot, line, x, colour, 1.0 if bold else 0.35)
+        tooltip = channels.tips("line", ("value", "", x), *numbers, "seeds")
+        layers += plot.draw(
+            dots, theme.POINT | {"size": 40, "opacity": 1}, color=color, tooltip=tooltip
+        )
+    lost = [row for row in rows if "loss" not in row and row["x"] is not None]
+    above = [row for row in dots if row["loss"] > _ends(plot.y)[1]]
+    opacity = 1 if bold else 0.35
+    triangle = {"shape": "triangle-up", "size": 50, "strokeWidth": 2}
+    layers += _at_edge(plot, lost, color, opacity=opacity)
+    return layers + _at_edge(plot, above, color, opacity=opacity, **triangle)
 
 
-def _edges(plot: Plot, line: StoredLine, x: str, colour: str, opacity: float) -> list[Layer]:
-    """Returns marks at the top edge: runs that diverged, or lie above the axis."""
-    lost, above, top = [], [], ends_of(plot.y)[1]
-    for cell in line.cells:
-        place = along(cell.setting[x], x)
-        named = f"{line.name}, {choice(x, cell.setting[x])}"
-        if place is not None and cell.diverged:
-            seeds = plural(len(cell.losses), "seed")
-            lost.append((place, f"{named}: {cell.diverged} of {seeds} diverged"))
-        elif place is not None and cell.mean > top:
-            above.append((place, f"{named}: loss {cell.mean:.3f}, above the axis"))
-    layers = edge_marks(plot, lost, colour, opacity, named=False)
-    return layers + edge_marks(plot, above, colour, opacity, above=True, named=False)
+def _dot(run: RunState, x: str) -> Spec:
+    colour, name = run_colour(run.number), str(run.number)
+    fill, stroke = ("white", colour) if run.state == "stopped" else (colour, "white")
+    row = {"name": name, "text": name, "colour": colour, "fill": fill, "stroke": stroke}
+    loss = run.curve_validation_loss[-1]
+    return row | _asked(run.config, x) | {"loss": loss, "diverged": run.diverged}
 
 
-def _marked(plot: Plot, now: float | None, text: str) -> list[Layer]:
-    """Returns an upright line at the setting, with its value above the frame."""
-    if now is None:
-        return []
-    rows, black = [{"x": now, "value": text}], {"color": "#000000"}
-    rule = {"type": "rule", "strokeWidth": 1.5, "strokeDash": [3, 2]} | black
-    return plot.draw(rows, rule, y=None) + plot.draw(rows, TEXT | black, y=-8, text="value")
-
-
-def _numbered(plot: Plot, runs: Sequence[RunState], x: str) -> list[Layer]:
+def _numbered(plot: Plot, dots: list[Spec]) -> list[Layer]:
     """Returns a numbered dot for each run that has ended; hollow for one that was stopped."""
-    layers: list[Layer] = []
-    ends: list[End] = []
-    right, top = ends_of(plot.x)[1], ends_of(plot.y)[1]
-    for run in runs:
-        at = along(_x_of(run.config, x), x)
-        place, name = right if at is None else at, str(run.number)
-        if run.diverged:
-            layers += edge_marks(plot, [(place, name)], run_colour(run.number))
-            continue
-        colour = run_colour(run.number)
-        stroke, fill = (colour, "white") if run.state == "stopped" else ("white", colour)
-        dot = {"type": "circle", "size": 90, "opacity": 1, "strokeWidth": 2}
-        row: Spec = {"x": place, "loss": min(run.curve_validation_loss[-1], top), "run": name}
-        row["rate"] = _x_text(run.config, x)
-        entries = tips("run", "rate", ("loss", ".4f"))
-        layers += plot.draw([row], dot | {"stroke": stroke, "color": fill}, tooltip=entries)
-        ends.append((name, place, row["loss"], run_colour(run.number)))
-    return [*layers, *end_labels(plot, ends)]
+    dots = [dot | {"x": _ends(plot.x)[1]} if dot["x"] is None else dot for dot in dots]
+    lost = [dot | {"loss": None} for dot in dots if dot["diverged"]]
+    top = _ends(plot.y)[1]
+    shown = [dot | {"loss": min(dot["loss"], top)} for dot in dots if not dot["diverged"]]
+    mark = {"type": "circle", "size": 90, "opacity": 1, "strokeWidth": 2}
+    tooltip = channels.tips(("name", "", "run"), ("value", "", "rate"), ("loss", ".4f"))
+    own: Spec = {"color": _own("fill"), "stroke": _own("stroke"), "tooltip": tooltip}
+    drawn = plot.draw(shown, mark, **own) if shown else []
+    return drawn + _at_edge(plot, lost, _own("colour")) + _at_ends(plot, shown)
 
 
-def _x_of(config: RunConfig, x: str) -> float | None:
-    return config.learning_rate if x == "learning_rate" else config.hyperparameters.get("eps")
+def _at_edge(plot: Plot, rows: list[Spec], color: Spec, **look: Any) -> list[Layer]:
+    """Returns crosses of diverged runs at the top edge, or what else marks what lies above it."""
+    if not rows:
+        return []
+    point = {"type": "point", "shape": theme.CROSS, "size": 70, "strokeWidth": 2.5} | look
+    at: Spec = {"y": _EDGE, "color": color}
+    layers = plot.draw(rows, point, **at, tooltip=channels.tips(("text", "", "run")))
+    name = theme.TEXT | {"align": "left", "dx": 9, "fontSize": 11}
+    return layers + (plot.draw(rows, name, **at, text="name") if "name" in rows[0] else [])
 
 
-def _x_text(config: RunConfig, x: str) -> str:
-    value = _x_of(config, x)
-    return "no eps" if value is None else choice(x, value)
+def _at_ends(plot: Plot, rows: list[Spec]) -> list[Layer]:
+    """Returns names to the right of points, lifted where they would cover each other."""
+    (left, right), (low, high) = _ends(plot.x), _ends(plot.y)
+    octave, wide = PLOT[1] / math.log(high / low), PLOT[0] / (right - left)
+    rows = sorted(rows, key=lambda row: row["loss"])
+    heights = [math.log(min(max(row["loss"], low), high) / low) * octave for row in rows]
+    places = [(row[plot.x["field"]] * wide, at) for row, at in zip(rows, heights, strict=True)]
+    layers = list[Layer]()
+    for row, height in zip(rows, channels.spread(places, 0.12 * PLOT[0], _LABEL), strict=True):
+        lifted = row | {"loss": low * math.exp(height / octave)}
+        layers += plot.labels([lifted], "name", align="left", dx=7, color=row["colour"])
+    return layers
 
 
-def _titled(line: StoredLine, kind: str) -> str:
-    return f"width {line.name}" if kind == "width" else line.name
+def _own(field: str) -> Spec:
+    """Returns a channel of colours that the rows hold."""
+    return {"field": field, "type": "nominal", "scale": None}
+
+
+def _axis(
+    field: str,
+    title: str,
+    ends: Sequence[float],
+    ticks: Sequence[float],
+    form: str,
+    base: float | None = None,
+) -> Spec:
+    style: Spec = {"values": ticks, "format": form, "labelOverlap": True, "grid": True}
+    return channels.axis(field, title, ends, base, **style)
+
+
+def _power_axis(x: str, places: Sequence[float]) -> Spec:
+    """Returns the axis of powers of a rate or an eps, with at most about ten ticks."""
+    left, right = min(places), max(places)
+    pad = max(0.04 * (right - left), 0.5)
+    ticks: list[float] = [ZERO] if left <= ZERO else []
+    ticks += channels.power_ticks(math.ceil(max(left, -20)), math.floor(right), 11)
+    titles = {"learning_rate": "learning rate, as a power of 2", "eps": "eps, as a power of 10"}
+    channel = _axis("x", titles[x], [left - pad, right + pad], ticks, "d")
+    if x == "eps":
+        zero = f"datum.value == {ZERO} ? '0, tiny' : format(datum.value, 'd')"
+        channel["axis"]["labelExpr"] = zero
+    return channel
+
+
+def _loss_axis(title: str, losses: Sequence[float], limit: float | None = None) -> Spec:
+    """Returns the log axis of losses, from a little below them to a little above, or the limit."""
+    low, high = 2.0, 6.0
+    if losses:
+        least = max(min(losses), 1e-6)
+        most = max(min(max(losses), limit or math.inf), least * 1.01)
+        span = math.log(most / least)
+        low, high = least * math.exp(-0.06 * span), most * math.exp(0.1 * span)
+    top = high * (low / high) ** 0.03  # no tick at the very top, where a title begins
+    return _axis("loss", title, [low, high], channels.number_ticks(low, top), "~g", 10)
+
+
+def _ends(channel: Spec) -> tuple[float, float]:
+    low, high = channel["scale"]["domain"]
+    return low, high
+
+
+def _along(value: float | None, x: str) -> float | None:
+    """Returns where a rate or an eps lies on the axis of powers."""
+    if value is None:
+        return None
+    if x == "eps":
+        return max(math.log10(value), ZERO + 0.5) if value > 0 else ZERO
+    return math.log2(value)
+
+
+def _asked(config: RunConfig, x: str) -> Spec:
+    """Returns where a setting lies on the axis of powers, if it does, and its value in words."""
+    value = config.row()[x]
+    return {"x": _along(value, x), "value": "no eps" if value is None else choice(x, value)}
 
 
 def _line_colours(lines: Sequence[StoredLine], kind: str) -> dict[str, str]:
     """Returns the colour of each line: by its optimizer, or from dark to light with the width."""
     if kind == "width":
         last = max(len(lines) - 1, 1)
-        shades = [VIRIDIS[round(i * (len(VIRIDIS) - 1) / last)] for i in range(len(lines))]
+        shades = [
+            theme.VIRIDIS[round(i * (len(theme.VIRIDIS) - 1) / last)] for i in range(len(lines))
+        ]
         return {line.name: shade for line, shade in zip(lines, shades, strict=True)}
-    own = {line.name: OPTIMIZER_COLOURS.get(line.value, OTHER_COLOURS[-1]) for line in lines}
+    own = {
+        line.name: theme.OPTIMIZER_COLOURS.get(line.value, theme.OTHER_COLOURS[-1])
+        for line in lines
+    }
     return own | {name: _VARIANTS[name] for name in own if kind == "variant" and name in _VARIANTS}

@@ -14,7 +14,7 @@ import pytest
 
 import isolab
 from isolab.lab import inspection
-from isolab.lab.live import ENDS, Live, RunState
+from isolab.lab.live import Live, RunState
 from isolab.results.store import Store
 from isolab.training.config import RunConfig
 
@@ -29,7 +29,14 @@ def variant(**changes):
     return dataclasses.replace(BASE, **changes)
 
 
-def lived(config, store=None, on_change=lambda live, state: None, **options):
+def made(config, on_change, store=None, inspect=False):
+    live = Live(config, on_change, store)
+    if not inspect:
+        live.inspections.follow = lambda *_: None
+    return live
+
+
+def lived(config, store=None, on_change=lambda live, state: None, inspect=False):
     """Runs to the end, and returns all states."""
     states: list[RunState] = []
 
@@ -37,11 +44,11 @@ def lived(config, store=None, on_change=lambda live, state: None, **options):
         states.append(state)
         on_change(live, state)
 
-    live = Live(config, follow, store, **options)
+    live = made(config, follow, store, inspect)
     live.start()
     live.join(120)
     assert not live.is_alive()
-    assert [state.state in ENDS for state in states] == [False] * (len(states) - 1) + [True]
+    assert [state.live for state in states] == [True] * (len(states) - 1) + [False]
     return states
 
 
@@ -53,8 +60,8 @@ def test_a_live_run_has_the_bits_of_an_ordinary_one(monkeypatch):
     monkeypatch.setattr(inspection, "INSPECTION_SECONDS", 0.0)
     monkeypatch.setattr(inspection, "INSPECTION_SHARE", 1.0)  # after every interval
     config = variant(optimizer="isoadam", seed=3)
-    lived(config)  # its programs are compiled now, so that the next one is inspected at once
-    *course, last = lived(config)
+    lived(config, inspect=True)  # compiles, so that the next one is inspected at once
+    *course, last = lived(config, inspect=True)
     ordinary = isolab.run(config, store=None, progress=False)
     assert last.row is not None
     assert curves(last.row) == curves(ordinary)
@@ -65,7 +72,7 @@ def test_a_live_run_has_the_bits_of_an_ordinary_one(monkeypatch):
 
 
 def test_states_report_the_curve_as_it_grows():
-    states = lived(BASE, inspect=False)
+    states = lived(BASE)
     assert [state.state for state in states] == ["compiling", *["training"] * 4, "finished"]
     assert [state.step for state in states] == [0, 0, 4, 8, 12, 12]
     first, *_, last = states[1:]
@@ -81,9 +88,9 @@ def test_states_report_the_curve_as_it_grows():
 
 
 def test_the_first_point_of_a_warm_start_waits_for_no_compiler(compilations):
-    lived(BASE, inspect=False)
+    lived(BASE)
     point = threading.Event()
-    live = Live(BASE, lambda state: point.set() if state.curve_step else None, inspect=False)
+    live = made(BASE, lambda state: point.set() if state.curve_step else None)
     with compilations() as programs:
         live.start()
         assert point.wait(60)
@@ -93,7 +100,7 @@ def test_the_first_point_of_a_warm_start_waits_for_no_compiler(compilations):
 
 def test_starting_a_run_waits_for_nothing():
     free, reported = threading.Event(), []
-    live = Live(BASE, lambda state: reported.append(free.wait(60)), inspect=False)
+    live = made(BASE, lambda state: reported.append(free.wait(60)))
     live.start()  # no state is reported until this has returned
     free.set()
     live.join(60)
@@ -103,9 +110,9 @@ def test_starting_a_run_waits_for_nothing():
 
 
 def test_a_long_evaluation_begins_with_a_point_from_a_few_windows(monkeypatch):
-    whole = lived(BASE, inspect=False)
+    whole = lived(BASE)
     monkeypatch.setattr("isolab.lab.live.LONG_OPERATIONS", 0)
-    compiling, few, *rest = lived(BASE, inspect=False)
+    compiling, few, *rest = lived(BASE)
     assert compiling.curve_step == () and few.curve_step == (0,)
     assert few.message == "step 0: 8 of 32 validation windows"
     assert [state.curve_step for state in rest] == [state.curve_step for state in whole[1:]]
@@ -117,10 +124,10 @@ def test_a_long_evaluation_begins_with_a_point_from_a_few_windows(monkeypatch):
 
 def test_a_finished_run_is_stored_once(tmp_path):
     store = Store(tmp_path / "runs")
-    last = lived(BASE, store, inspect=False)[-1]
+    last = lived(BASE, store)[-1]
     assert last.message.endswith("; stored")
     assert store.runs()["key"].to_list() == last.row["key"].to_list()
-    again = lived(BASE, store, inspect=False)[-1]
+    again = lived(BASE, store)[-1]
     assert "the store has had it already" in again.message
     assert len(list((tmp_path / "runs").glob("*.parquet"))) == 1
     read = isolab.run(BASE, store=store, progress=False)  # nothing is left to train
@@ -146,7 +153,7 @@ def test_a_stopped_run_ends_soon_and_is_not_stored_unless_it_was_done(at_step, e
 
 def test_a_diverged_run_says_where(tmp_path):
     store = Store(tmp_path / "runs")
-    last = lived(variant(learning_rate=1e30, warmup_steps=0), store)[-1]
+    last = lived(variant(learning_rate=1e30, warmup_steps=0), store, inspect=True)[-1]
     assert last.state == "diverged"
     assert last.message.startswith(f"diverged at step {last.row['divergence_step'].item()}")
     assert last.curve_step == (0, 4, 8, 12)
@@ -159,7 +166,7 @@ def test_a_failed_run_says_why_and_leaves_all_usable(tmp_path):
     assert last.state == "failed"
     assert last.message.startswith("FileNotFoundError: no corpus, file or folder")
     assert last.row is None
-    assert lived(BASE, inspect=False)[-1].state == "finished"
+    assert lived(BASE)[-1].state == "finished"
 
 
 def test_what_fails_around_a_run_is_noted_and_does_not_end_it(tmp_path, monkeypatch):
@@ -171,7 +178,7 @@ def test_what_fails_around_a_run_is_noted_and_does_not_end_it(tmp_path, monkeypa
 
     monkeypatch.setattr(inspection, "inspect_run", inspect_run)
     (tmp_path / "file").write_text("no folder")
-    last = lived(BASE, Store(tmp_path / "file"), show)[-1]
+    last = lived(BASE, Store(tmp_path / "file"), show, inspect=True)[-1]
     assert last.state == "finished" and last.row["final_validation_loss"].is_finite().item()
     assert "; not stored: " in last.message
     assert "; showing the run failed: TypeError: no such widget" in last.message
@@ -182,7 +189,7 @@ def test_a_model_of_text_writes_before_and_after(tmp_path):
     file = tmp_path / "pattern.txt"
     file.write_text("def f(): pass\n" * 200)
     config = variant(corpus=str(file), steps=100, evaluate_every=50, learning_rate=0.02)
-    last = lived(config)[-1]
+    last = lived(config, inspect=True)[-1]
     assert last.before.startswith("def ") and last.after.startswith("def ")
     # The untrained model draws from 256 bytes nearly evenly; the pattern has 12 characters.
     assert len(set(last.before)) > 2 * len(set(last.after))
@@ -190,8 +197,8 @@ def test_a_model_of_text_writes_before_and_after(tmp_path):
 
 def test_two_runs_at_once_do_not_mix():
     seeds = (0, 1)
-    alone = [lived(variant(seed=seed), inspect=False)[-1] for seed in seeds]
-    lives = [Live(variant(seed=seed), lambda state: None, inspect=False) for seed in seeds]
+    alone = [lived(variant(seed=seed))[-1] for seed in seeds]
+    lives = [made(variant(seed=seed), lambda state: None) for seed in seeds]
     for live in lives:
         live.start()
     for live, one in zip(lives, alone, strict=True):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolab.lab.questions import QUESTIONS
+from isolab.chapters import CHAPTERS
 from isolab.lab.stored import Stored, differences, in_words
 from isolab.training.config import RunConfig
 
-START = QUESTIONS["transfer"].start
+START = CHAPTERS["transfer"].question.start
 
 
 def frame(*runs: tuple[RunConfig, float], curve=None) -> pl.DataFrame:
