@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ OWN_FOLDERS = (
     "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
     "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "ISOLAB_RUNS", "ISOLAB_PROGRAMS",
 )  # fmt: skip
+APPUTILS = "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/{}.jupyterlab-settings"
 TABLE = pytest.StashKey[list[tuple[str, float]]]()
 
 
@@ -53,22 +53,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Prints how long it took until a chart was drawn; nothing fails for it."""
-    if not config.stash[TABLE]:
-        return
-    lines = ["| what | times | median ms | longest ms |", "|---|---|---|---|"]
-    for what in dict.fromkeys(name for name, _ in config.stash[TABLE]):
-        times = sorted(ms for name, ms in config.stash[TABLE] if name == what)
-        lines.append(
-            f"| {what} | {len(times)} | {statistics.median(times):.0f} | {times[-1]:.0f} |"
+    times: dict[str, list[float]] = {}
+    for what, ms in config.stash[TABLE]:
+        times.setdefault(what, []).append(ms)
+    if times:
+        terminalreporter.section("latency in the browser, from the key to the last change")
+    for what, found in times.items():
+        middle = statistics.median(found)
+        terminalreporter.line(
+            f"{what}: {len(found)} times, median {middle:.0f} ms, longest {max(found):.0f} ms"
         )
-    lines.append(
-        "From the key to the charts' last change; "
-        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}."
-    )
-    terminalreporter.section("latency in the browser")
-    terminalreporter.line("\n".join(lines))
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "latency.md").write_text("\n".join([*lines, ""]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -105,22 +99,11 @@ class Server:
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(book, self.folder / name)
 
-    def theme(self, name: str) -> None:
-        """Sets the theme of pages that are opened from now on, "Light" or "Dark"."""
-        self.settings("themes", {"theme": f"JupyterLab {name}"})
-
-    def settings(self, plugin: str, values: dict[str, Any]) -> None:
-        """Writes settings of JupyterLab's apputils."""
-        folder = self.home / "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(values))
-
-    def plugins(self, *disabled: str) -> None:
-        """Disables plugins of JupyterLab in pages that are opened from now on, and no others."""
-        folder = self.home / "JUPYTER_CONFIG_DIR/labconfig"
-        folder.mkdir(parents=True, exist_ok=True)
-        page = {"disabledExtensions": dict.fromkeys(disabled, True)}
-        (folder / "page_config.json").write_text(json.dumps(page))
+    def configure(self, path: str, values: dict[str, Any]) -> None:
+        """Writes a file of settings for pages that are opened from now on."""
+        file = self.home / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
 
     def url(self, name: str) -> str:
         """Returns the address at which a notebook is opened."""
@@ -135,7 +118,9 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     made = Server(folder, home, f"http://127.0.0.1:{port}", secrets.token_hex(16))
-    made.settings("notification", {"fetchNews": "false", "checkForUpdates": False})
+    made.configure(
+        APPUTILS.format("notification"), {"fetchNews": "false", "checkForUpdates": False}
+    )
     paths = {name: str(home / name) for name in OWN_FOLDERS}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
@@ -146,9 +131,12 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             command, env={**os.environ, **paths, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+    ready = f"{made.address}/api/status?token={made.token}"
     try:
         until = time.monotonic() + START
-        while not _answers(f"{made.address}/api/status?token={made.token}"):
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(ready, timeout=2):
+                break
             if process.poll() is not None or time.monotonic() > until:
                 pytest.fail(f"JupyterLab did not start:\n{(home / 'lab.log').read_text()}")
             time.sleep(0.1)
@@ -269,7 +257,7 @@ def open_book(server: Server, browser: Browser) -> Iterator[Any]:
     pages = []
 
     def open_named(name: str, theme: str = "Light") -> Book:
-        server.theme(theme)
+        server.configure(APPUTILS.format("themes"), {"theme": f"JupyterLab {theme}"})
         page = browser.open()
         pages.append(page)
         page.goto(server.url(name), timeout=START * 1000)
@@ -282,11 +270,3 @@ def open_book(server: Server, browser: Browser) -> Iterator[Any]:
     yield open_named
     for page in pages:
         page.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except OSError:
-        return False
-    return True

@@ -56,6 +56,11 @@ SIZED = """lab => {
     return pictures.length === 2
         && pictures.every(each => each.clientWidth > 300 && each.clientHeight > 300);
 }"""
+FOCUSED = """() => {
+    const now = document.activeElement;
+    const label = now.labels && now.labels[0] ? now.labels[0].textContent : now.textContent;
+    return (now.getAttribute('aria-label') || label).trim();
+}"""
 FILTER = "drawn => getComputedStyle(drawn).filter"
 # Everything of a picture but the numbers that differ each time it is drawn.
 PICTURE = "drawn => drawn.outerHTML.replace(/clip\\d+/g, '')"
@@ -73,7 +78,7 @@ class Shown:
         self.root.evaluate(WATCH)
         self.status = self.root.get_by_role("status")
         self.runs = self.root.locator(".isolab-lab-runs")
-        self.messages = self.root.locator(".isolab-lab-message")
+        self.messages = self.root.locator("[class*=isolab-lab-control] [role=alert]")
 
     def chart(self, name: str) -> Any:
         return self.root.locator(f".isolab-lab-{name}")
@@ -191,39 +196,24 @@ def expect(locator: Any) -> Any:
     return expect(locator)
 
 
-def test_names_for_screen_readers(lab: Shown) -> None:
+def test_names_for_screen_readers_and_the_order_of_tab(lab: Shown) -> None:
     for name, value in (("width", "64"), ("learning rate", "0.0313")):
         slider = lab.root.get_by_role("slider", name=name, exact=True)
-        expect(slider).to_have_count(1)
         expect(slider).to_have_attribute("aria-valuetext", value)
-    for name in ("optimizer", "parameterization"):
-        expect(lab.root.get_by_role("combobox", name=name, exact=True)).to_have_count(1)
-    expect(lab.status).to_contain_text("Stored")
-    more = lab.root.get_by_role("button", name="More settings")
-    expect(more).to_have_attribute("aria-expanded", "false")
+    assert "Asked for: Adam, width 64, 2^-5." in lab.described("curve")
+    assert "Marked: learning rate 2^-5." in lab.described("summary")
+    expect(lab.button("More settings")).to_have_attribute("aria-expanded", "false")
+    lab.root.get_by_role("slider", name="width", exact=True).focus()
+    reached = []
+    while len(reached) < 20 and "Watch it work" not in reached:
+        reached.append(lab.page.evaluate(FOCUSED))
+        lab.page.keyboard.press("Tab")
+    front = ["width", "learning rate", "optimizer", "parameterization"]
+    wanted = [*front, "More settings", "Train", "Watch it work"]
+    assert [each for each in reached if each in wanted] == wanted
     lab.open("More settings")
     for name, role in (("steps", "spinbutton"), ("seed", "spinbutton"), ("corpus", "textbox")):
         expect(lab.root.get_by_role(role, name=name, exact=True)).to_have_count(1)
-    assert "Asked for: Adam, width 64, 2^-5." in lab.described("curve")
-    assert "Marked: learning rate 2^-5." in lab.described("summary")
-
-
-def test_tab_reaches_every_control_in_order(lab: Shown) -> None:
-    lab.root.get_by_role("slider", name="width", exact=True).focus()
-    name = """() => {
-        const now = document.activeElement;
-        const label = now.labels && now.labels[0] ? now.labels[0].textContent : now.textContent;
-        return (now.getAttribute('aria-label') || label).trim();
-    }"""
-    reached = []
-    while len(reached) < 20 and "Watch it work" not in reached:
-        reached.append(lab.page.evaluate(name))
-        lab.page.keyboard.press("Tab")
-    wanted = [
-        "width", "learning rate", "optimizer", "parameterization", "More settings", "Train",
-        "Watch it work",
-    ]  # fmt: skip
-    assert [each for each in reached if each in wanted] == wanted
 
 
 def test_keys_in_a_control_are_not_jupyterlabs(lab: Shown) -> None:
@@ -270,14 +260,11 @@ def test_train_draws_lists_and_removes_a_run(tiny: Shown, latency: Any) -> None:
     )  # fmt: skip
     tiny.book.shoot("light_training")
     tiny.wait("1: Adam, width 16")
-    expect(tiny.button("Train")).to_be_enabled()
     expect(tiny.status).to_contain_text("Run 1: loss")
-    labels = [text for _, text, _ in tiny.log()]
-    steps = [int(at) for text in labels for at in re.findall(r"Run 1:.* at step (\d+)", text)]
-    assert steps == sorted(steps) and len(set(steps)) >= 3, "no growing curve"
-    assert (min(steps), max(steps)) == (0, 6000)
-    points = [n for _, text, n in tiny.log() if "Run 1: training" in text]
-    assert max(points) > min(points)
+    training = [(text, n) for _, text, n in tiny.log() if "Run 1: training, loss" in text]
+    steps = [int(re.findall(r"Run 1:.* at step (\d+)", text)[0]) for text, _ in training]
+    assert steps[0] == 0 and steps == sorted(steps) and len(set(steps)) >= 3
+    assert training[-1][1] > training[0][1]  # points
     inside = tiny.root.locator(".isolab-lab-inside")
     expect(inside.locator("svg.marks")).to_have_count(2)
     expect(inside).to_contain_text("before")
@@ -293,10 +280,8 @@ def test_train_draws_lists_and_removes_a_run(tiny: Shown, latency: Any) -> None:
     points_of_2 = [ms for ms, text, _ in tiny.log() if "Run 2: training, loss" in text]
     latency("first point of a warm run", points_of_2[0])
 
-    box = tiny.root.get_by_role("checkbox", name=re.compile("^1: Adam, width 16"))
-    expect(box).to_be_checked()
     both = tiny.pictures()
-    box.focus()
+    tiny.root.get_by_role("checkbox", name=re.compile("^1: Adam, width 16")).focus()
     tiny.press("Space")
     tiny.eventually(lambda now: now["curve"] != both["curve"])  # a hidden run is not drawn
     tiny.press("Space")
@@ -307,7 +292,6 @@ def test_train_draws_lists_and_removes_a_run(tiny: Shown, latency: Any) -> None:
         tiny.press("Enter")
         expect(removing).to_have_count(left)
     assert "Run 1" not in tiny.chart("curve").inner_html()
-    expect(tiny.runs).to_contain_text("None yet")
     tiny.eventually(lambda now: now["curve"] != before["curve"])  # the runs were stored
 
 
@@ -323,7 +307,6 @@ def test_the_kernel_is_free_while_it_trains_and_stop_stops(tiny: Shown) -> None:
     tiny.button("Stop").focus()
     tiny.page.keyboard.press("Enter")
     tiny.wait("stopped, loss")
-    expect(tiny.button("Train")).to_be_enabled()
     expect(tiny.root.get_by_text("not stored").first).to_be_visible()
     tiny.book.shoot("light_stopped")
 
@@ -341,24 +324,6 @@ def test_a_refusal_stands_at_its_control(tiny: Shown) -> None:
     tiny.book.shoot("light_refused")
     tiny.fill("steps", "2000")
     expect(tiny.messages).to_have_count(0)
-    expect(tiny.button("Train")).to_be_enabled()
-
-
-def test_a_failure_of_training_shows_and_the_lab_goes_on(tiny: Shown) -> None:
-    tiny.open("More settings")
-    tiny.fill("steps", "2000")
-    tiny.fill("corpus", "hub:nobody/nothing")  # looked for only in training
-    tiny.button("Train").click()
-    alert = tiny.root.locator(".isolab-lab-alert").get_by_role("alert")
-    alert.wait_for(timeout=SLOW)
-    expect(alert).to_contain_text("Run 1 failed")
-    expect(tiny.button("Train")).to_be_enabled()
-    tiny.book.shoot("light_failed")
-    tiny.fill("corpus", "words.txt")
-    expect(alert).to_have_count(0)
-    tiny.button("Train").click()
-    tiny.wait("2: Adam")
-    expect(tiny.status).to_contain_text("Run 2: loss")
 
 
 def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
@@ -415,11 +380,12 @@ def test_what_papermill_leaves_opens_as_a_picture(
 
 def test_a_front_end_that_draws_no_vega_shows_pictures(server: Any, open_book: Any) -> None:
     server.write("pictures.ipynb", IMPORTS, REFERENCE)
-    server.plugins("@jupyterlab/vega5-extension")
+    page = "JUPYTER_CONFIG_DIR/labconfig/page_config.json"
+    server.configure(page, {"disabledExtensions": {"@jupyterlab/vega5-extension": True}})
     try:
         book = open_book("pictures.ipynb")
     finally:
-        server.plugins()
+        server.configure(page, {})
     book.run_all()
     lab = book.cell(1).locator(".isolab-lab")
     pictures = lab.locator(".isolab-lab-curve img, .isolab-lab-summary img")
