@@ -67,7 +67,6 @@ test: .venv/.installed ## lint, typecheck, notebooks, pytest, browser; seconds p
 
 results: .venv/.installed ## golden verdicts and README's tables from data/reference
 	@$(BIN)/python -m isolab.chapters.golden
-	@$(BIN)/python -m isolab.chapters.golden --readme
 
 lint: .venv/.installed ## ruff, over code and notebooks; README's results against golden.json
 	@$(BIN)/ruff check .

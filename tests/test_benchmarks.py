@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,9 @@ def test_calls_take_turns_and_the_first_turn_is_not_timed(
         now += next(durations[name])
 
     work_of = {name: functools.partial(work, name) for name in "ab"}
-    seconds = interleave(work_of, len(rounds), clock=lambda: now)
+    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    with mock.patch("isolab.measure.step_time.time", clock):
+        seconds = interleave(work_of, len(rounds))
     assert calls == ["a", "b"] * (1 + len(rounds))
     # whole seconds: exact in float64
     assert np.stack([seconds["a"], seconds["b"]], 1).tolist() == [list(pair) for pair in rounds]

@@ -19,6 +19,7 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 MIME = "application/vnd.isolab.claim+json"
@@ -38,8 +39,7 @@ class Claim:
     Args:
         measured: our number; None only with an ``inconclusive`` reason.
         interval: (low, high) over seeds; an infinite end is open. None as for ``measured``.
-        threshold: fixed before the run. With "within", a number t means [-t, t], and a pair means
-            [low, high], ends included.
+        threshold: fixed before the run. With "within", a number t means [-t, t], ends included.
         direction: "above", "below" or "within": where the threshold puts a reproduction; or
             "contains": the interval must contain the threshold.
         unit: of the three numbers; source: paper, section or figure.
@@ -49,8 +49,8 @@ class Claim:
         origin: whose runs it was made from, such as "reference".
 
     Raises:
-        ValueError: for an empty question, an unknown direction, a NaN, an interval with low above
-            high, a threshold of the wrong shape, or a missing number without a reason.
+        ValueError: for an empty question, an unknown direction, what is no number, an interval with
+            low above high, or a missing number without a reason.
 
     Example:
         >>> claim = Claim("Does IsoAdam reach Adam's loss in fewer steps?", 1.6, (1.4, 1.9), 1.1)
@@ -65,7 +65,7 @@ class Claim:
     question: str
     measured: float | None
     interval: tuple[float, float] | None
-    threshold: float | tuple[float, float]
+    threshold: float
     direction: str = "above"
     unit: str = ""
     source: str = ""
@@ -94,18 +94,16 @@ class Claim:
                 f"rival is {self.rival} and direction {self.direction!r}: 'contains', and only "
                 "that, needs a rival"
             )
-        pair = isinstance(self.threshold, tuple | list)
-        if pair and self.direction != "within":
-            raise ValueError(
-                f"threshold {self.threshold} is a pair; direction {self.direction!r} needs a "
-                "number, only 'within' takes a pair"
-            )
-        checks = {"measured": _number, "interval": _pair, "rival": _number}
-        for name, check in (checks | {"threshold": _pair if pair else _number}).items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, check(name, value))
-        if self.direction == "within" and not pair and self.threshold < 0:  # type: ignore[operator]
+        low, high = (None, None) if self.interval is None else self.interval
+        for name, value in (
+            ("measured", self.measured), ("interval's low end", low), ("threshold", self.threshold),
+            ("interval's high end", high), ("rival", self.rival),
+        ):  # fmt: skip
+            if value is not None and not (isinstance(value, Real) and not math.isnan(value)):
+                raise ValueError(f"{name} is {value!r}; allowed: a number")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"interval has its low end {low:g} above its high end {high:g}")
+        if self.direction == "within" and self.threshold < 0:
             raise ValueError(f"threshold of 'within' must be 0 or above, got {self.threshold}")
 
     @property
@@ -113,20 +111,16 @@ class Claim:
         """Returns "reproduced", "not reproduced" or "inconclusive"."""
         if self.inconclusive is not None or self.interval is None:
             return "inconclusive"
-        low, high = self.interval
-        if isinstance(self.threshold, tuple):
-            least, most = self.threshold
-        else:
-            least, most = -self.threshold, self.threshold
+        (low, high), limit = self.interval, self.threshold
         if self.direction == "contains":
-            outside = not low <= most <= high
+            outside = not low <= limit <= high
             inside = not outside and (self.rival is None or not low <= self.rival <= high)
         elif self.direction == "above":
-            inside, outside = low > most, high <= most
+            inside, outside = low > limit, high <= limit
         elif self.direction == "below":
-            inside, outside = high < most, low >= most
+            inside, outside = high < limit, low >= limit
         else:
-            inside, outside = least <= low and high <= most, high < least or low > most
+            inside, outside = -limit <= low and high <= limit, high < -limit or low > limit
         return "reproduced" if inside else "not reproduced" if outside else "inconclusive"
 
     @property
@@ -158,10 +152,7 @@ class Claim:
         if self.interval is not None:
             low, high = map(_format, self.interval)
             ours += f" ({100 * self.confidence:g}% interval {low} to {high})"
-        if isinstance(self.threshold, tuple):
-            limit = " to ".join(map(_format, self.threshold))
-        else:
-            limit = ("±" if self.direction == "within" else "") + _format(self.threshold)
+        limit = ("±" if self.direction == "within" else "") + _format(self.threshold)
         if self.rival is not None:
             limit += f" and not {_format(self.rival)}"
         lines = {
@@ -190,35 +181,32 @@ class Claim:
         )
 
 
-def interval_of(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-    """Returns columns ``<name>_low`` and ``<name>_high`` of an analysis's row, None if null."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return None if low is None or high is None else (low, high)
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its interval over seeds, both None where ``reason`` says why there is none.
 
+    reason: why a verdict must be inconclusive, or None; it can come with a number, such as one that
+    rests on a best rate at the edge of its grid.
+    """
 
-def reason_of(row: Mapping[str, Any], name: str) -> str | None:
-    """Returns why a claim on ``name`` of an analysis's row must be inconclusive, or None."""
-    missing = row[name] is None or interval_of(row, name) is None
-    return row["reason"] or (f"no number: {row['note'] or 'not measured'}" if missing else None)
+    value: float | None
+    interval: tuple[float, float] | None
+    reason: str | None
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], name: str) -> Estimate:
+        """Returns that of columns ``<name>``, ``_low``, ``_high``, ``note`` and ``reason``."""
+        value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+        if low is None or high is None:
+            why = row["reason"] or f"no number: {row['note'] or 'not measured'}"
+            return cls(None, None, why)
+        return cls(value, (low, high), row["reason"])
 
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, got {value!r}") from None
-    if math.isnan(number):
-        raise ValueError(f"{name} is NaN: give a number")
-    return number
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ValueError(f"{name} must be a pair (low, high), got {value!r}")
-    low, high = _number(f"{name}'s low end", value[0]), _number(f"{name}'s high end", value[1])
-    if low > high:
-        raise ValueError(f"{name} has its low end {low:g} above its high end {high:g}")
-    return low, high
+    def claim(self, question: str, threshold: float, **more: Any) -> Claim:
+        """Returns the claim on it; ``more`` are other arguments of :class:`Claim`."""
+        return Claim(
+            question, self.value, self.interval, threshold, inconclusive=self.reason, **more
+        )
 
 
 def _format(value: float) -> str:
@@ -228,6 +216,6 @@ def _format(value: float) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_json_value(its) for its in value]
     return None if isinstance(value, float) and math.isinf(value) else value

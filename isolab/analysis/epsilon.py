@@ -1,9 +1,8 @@
 r"""What epsilon and the scale of the loss do to the final loss, and where 1e-8 begins to matter.
 
 :func:`variants` and :func:`cases` name what is compared; :func:`eps_map` and :func:`flat_decades`
-say over which eps, widths and loss scales the final loss stays as it is. Where eps equals a
-gradient is in :mod:`isolab.analysis.width_lines`, whether two sweeps end on the same loss in
-:mod:`isolab.analysis.tost`.
+say over which eps, widths and loss scales the final loss stays as it is; :func:`eps_lines` and
+:func:`crossing_width` say where eps equals a gradient.
 
 Reference: Everett et al., arXiv:2407.05872, section 4.3.
 """
@@ -18,38 +17,26 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from isolab.analysis.groups import ONE_SEED, each_group, ends, group_frame, joined, told
+from isolab.analysis.groups import each_group, ends, group_frame, joined, told, with_ends
 from isolab.analysis.seeds import (
+    LOSS,
+    ONE_SEED,
+    RATE,
+    SEED,
     Array,
     LossTable,
-    check_confidence,
-    check_positive,
     loss_table,
     require_columns,
-    require_rows,
     require_unique,
-    seed_interval,
+    student_interval,
 )
-from isolab.analysis.tost import TostResult, tost
-from isolab.analysis.width_lines import crossing_width, eps_lines
+from isolab.analysis.width_lines import size_tables, width_lines
+from isolab.theory.parameterization import parameterization
 from isolab.training.config import with_later_fields
 
-__all__ = [
-    "TostResult",
-    "at_best_eps",
-    "cases",
-    "crossing_width",
-    "eps_lines",
-    "eps_map",
-    "eps_text",
-    "flat_decades",
-    "tost",
-    "variants",
-]
-
+DEFAULT_EPS = 1e-8
 _NAMED = ("eps_rule", "moment_dtype", "dtype", "atan2_a", "atan2_b")
-_FLAT = [*ends("decades"), "from_scale", "to_scale", "equal_decades", "equal_share",
-         "scales", "seeds", "note", "reason"]  # fmt: skip
+_ROLE = ["parameterization", "step", "role"]
 
 
 def variants(runs: pl.DataFrame) -> pl.DataFrame:
@@ -58,9 +45,6 @@ def variants(runs: pl.DataFrame) -> pl.DataFrame:
     It names the optimizer and whatever of the rule of eps, the dtypes of moments and computation
     and Adam-atan2's a and b is not the default. Columns of these that stored runs lack, or have
     null, are filled with the defaults, which is what those runs did; so is ``loss_scale``.
-
-    Raises:
-        ValueError: no column ``optimizer``.
 
     Example:
         >>> runs = pl.DataFrame({"optimizer": ["adam", "adam"], "eps_rule": [None, "per_layer"]})
@@ -107,45 +91,20 @@ def cases(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def eps_text(eps: float) -> str:
-    """Returns an eps as people write it.
-
-    Example:
-        >>> [eps_text(eps) for eps in (1e-8, 1e-5, 0.01, 0.0)]
-        ['1e-8', '1e-5', '0.01', '0']
-    """
+    """Returns an eps as people write it, such as 1e-8, 0.01 or 0."""
     return f"{eps:.3g}".replace("e-0", "e-")
 
 
-def at_best_eps(
-    runs: pl.DataFrame,
-    by: Sequence[str] = ("width",),
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-) -> pl.DataFrame:
-    """Returns the runs of the eps with the lowest mean loss, at its best rate, in each group.
-
-    Raises:
-        ValueError: missing columns, or no rows.
-
-    Example:
-        >>> runs = pl.DataFrame({"width": 32, "eps": [1e-8, 1e-8, 1e-4, 1e-4],
-        ...     "learning_rate": [0.1, 0.2] * 2, "final_validation_loss": [2.0, 2.3, 2.1, 1.9]})
-        >>> at_best_eps(runs)["eps"].to_list()
-        [0.0001, 0.0001]
-    """
-    require_rows(runs, [*by, "eps", rate, loss])
-    value = pl.col(loss).cast(pl.Float64).fill_nan(math.inf).mean()
-    each = runs.group_by(*by, "eps", rate).agg(value.alias("_mean"))
-    best = each.sort("_mean", "eps").group_by(by, maintain_order=True).first()
-    return runs.join(best.select(*by, "eps"), on=[*by, "eps"], how="semi", maintain_order="left")
+def at_best_eps(runs: pl.DataFrame) -> pl.DataFrame:
+    """Returns the runs of the eps with the lowest mean loss, at its best rate, at each width."""
+    mean = pl.col(LOSS).cast(pl.Float64).fill_nan(math.inf).mean()
+    each = runs.group_by("width", "eps", RATE).agg(mean.alias("_mean"))
+    best = each.sort("_mean", "eps").group_by("width", maintain_order=True).first()
+    on = ["width", "eps"]
+    return runs.join(best.select(on), on=on, how="semi", maintain_order="left")
 
 
-def eps_map(
-    runs: pl.DataFrame,
-    over: str = "width",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-) -> pl.DataFrame:
+def eps_map(runs: pl.DataFrame, over: str = "width") -> pl.DataFrame:
     """Returns the mean final loss of every variant, eps and ``over``, "width" or "loss_scale".
 
     ``eps`` is null where the optimizer has none; all but the seed must be the same in a cell.
@@ -163,74 +122,54 @@ def eps_map(
         >>> eps_map(runs).rows()
         [('adam', 1e-08, 32, 2.5, 2, 0)]
     """
-    require_columns(runs, ["optimizer", "eps", seed, loss])
-    runs = variants(runs)
-    cell = ["variant", "eps", over]
-    require_rows(runs, cell)
-    require_unique(runs, [*cell, seed], "keep one learning rate, width or loss scale")
-    value = pl.col(loss).cast(pl.Float64).fill_nan(math.inf)
+    runs, cell = variants(runs), ["variant", "eps", over]
+    require_columns(runs, [LOSS])
+    require_unique(runs, [*cell, SEED], "keep one learning rate, width or loss scale")
+    loss = pl.col(LOSS).cast(pl.Float64).fill_nan(math.inf)
     found = runs.group_by(cell).agg(
-        value.mean().alias("loss"),
+        loss.mean().alias("loss"),
         pl.len().cast(pl.Int64).alias("seeds"),
-        (value == math.inf).sum().cast(pl.Int64).alias("diverged"),
+        (loss == math.inf).sum().cast(pl.Int64).alias("diverged"),
     )
     return found.sort(cell, nulls_last=True)
 
 
-def flat_decades(
-    runs: pl.DataFrame,
-    margin: float,
-    by: Sequence[str] = ("variant", "eps"),
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-) -> pl.DataFrame:
-    r"""Returns over how many decades of loss scale the final loss stays within a margin.
+def flat_decades(runs: pl.DataFrame, margin: float) -> pl.DataFrame:
+    r"""Returns over how many decades of loss scale each case's final loss stays within a margin.
 
     The range around scale 1, without a gap, where the mean over seeds of the difference to the same
-    seed's loss at scale 1 is at most ``margin``. Its low end counts a scale only while the Student
-    interval of that difference lies within the margin, its high end until the interval lies outside
-    it; what the grid does not decide, up to the next scale or beyond its ends, is open.
-
-    Conventions are those of :mod:`isolab.analysis.groups`, with columns ``optimizer`` and
-    ``loss_scale`` for the rate; ``variant`` is :func:`variants`'. The margin is in nats/token.
+    seed's loss at scale 1 is at most ``margin``, nats/token. Its low end counts a scale only while
+    the Student interval of that difference lies within the margin, its high end until the interval
+    lies outside it; what the grid does not decide, up to the next scale or beyond its ends, is
+    open. Conventions are those of :mod:`isolab.analysis.groups`, with columns ``optimizer``,
+    ``eps`` and ``loss_scale`` for the rate.
 
     Returns:
-        A row per group: decades with its interval, from_scale and to_scale (the ends of the range),
-        equal_decades (the same for losses equal to the last bit, at every seed), equal_share (of
-        the runs at other scales than 1) and scales, how many.
+        A row per variant and case (:func:`cases`): decades with its interval, from_scale and
+        to_scale (the ends of the range), equal_decades (the same for losses equal to the last bit,
+        at every seed) and equal_share (of the runs at other scales than 1).
 
     Raises:
-        ValueError: a margin that is not positive, no scale 1 or no other one in a group.
-
-    Example:
-        >>> runs = pl.DataFrame({"optimizer": "adam_atan2", "eps": None, "seed": [0, 1] * 3,
-        ...     "loss_scale": [1.0, 1.0, 1e-6, 1e-6, 1e-12, 1e-12],
-        ...     "final_validation_loss": [2.0, 2.1, 2.0, 2.1, 2.5, 2.6]})
-        >>> flat_decades(runs, 0.01).select("decades", "decades_low", "equal_share").rows()
-        [(6.0, 6.0, 0.5)]
+        ValueError: no scale 1 or no other one in a group.
     """
-    check_confidence(confidence)
-    check_positive("margin", margin)
-    require_columns(runs, ["optimizer", "loss_scale", loss, seed])
-    runs = variants(runs)
+    runs, by = cases(runs), ["variant", "case"]
 
     def row(name: dict[str, Any], group: pl.DataFrame) -> dict[str, Any]:
-        return name | _flat(loss_table(group, "loss_scale", loss, seed), margin, confidence)
+        return name | _flat(loss_table(group, "loss_scale"), margin)
 
-    return group_frame(each_group(runs, by, row), runs, by, _FLAT)
+    columns = ["from_scale", "to_scale", "equal_decades", "equal_share", "note", "reason"]
+    return group_frame(each_group(runs, by, row), runs, by, [*ends("decades"), *columns])
 
 
-def _flat(table: LossTable, margin: float, confidence: float) -> dict[str, Any]:
+def _flat(table: LossTable, margin: float) -> dict[str, Any]:
     scales, losses = table.settings, table.losses
     if 1.0 not in scales or len(scales) < 2:
         raise ValueError(f"loss scales are {scales.tolist()}: needs 1 and another one")
     one, last, seeds = int(np.searchsorted(scales, 1.0)), len(scales) - 1, len(table.seeds)
-    row: dict[str, Any] = {"scales": len(scales), "seeds": seeds}
     if not np.isfinite(losses[one]).all():
-        return row | told(["a run at loss scale 1 diverged: nothing to compare with"])
+        return told(["a run at loss scale 1 diverged: nothing to compare with"])
     away = losses - losses[one]  # inf where diverged
-    intervals = np.array([seed_interval(its, confidence) for its in away])
+    intervals = np.array([student_interval(its) for its in away])
     intervals[~np.isfinite(away).all(axis=1)] = math.inf
     intervals[one] = 0.0
     near = np.abs(away.mean(axis=1)) <= margin
@@ -241,7 +180,7 @@ def _flat(table: LossTable, margin: float, confidence: float) -> dict[str, Any]:
     widest_low, widest_high = _around(maybe, one)
     open_end = (widest_low == 0 < one) or (widest_high == last > one)
     widest = max(widest_low - 1, 0), min(widest_high + 1, last)
-    row |= {
+    row = {
         "decades": _decades(scales, (low, high)),
         "decades_low": _decades(scales, _around(surely, one)),
         "decades_high": math.inf if open_end else _decades(scales, widest),
@@ -269,3 +208,96 @@ def _around(flat: npt.NDArray[np.bool_], one: int) -> tuple[int, int]:
 
 def _decades(scales: Array, span: tuple[int, int]) -> float:
     return float(np.log10(scales[span[1]] / scales[span[0]]))
+
+
+def crossing_width(gradients: pl.DataFrame) -> pl.DataFrame:
+    r"""Extrapolates to the width at which :data:`DEFAULT_EPS` equals a role's gradient RMS.
+
+    It lies on each seed's line through the measured widths, as if the power law held beyond them;
+    the interval is over seeds, and does not say whether it does. ``theory_width`` starts instead at
+    the widest gradient measured and goes on with theory's exponent: how far the two are apart says
+    more of the extrapolation than the interval.
+
+    Args:
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`; two widths or more.
+
+    Returns:
+        A row per parameterization, step and role: width with its interval (inf where open, or where
+        the gradient does not fall with the width), beyond (width over the widest measured),
+        theory_width (inf where its exponent is 0) and note.
+
+    Raises:
+        ValueError: a gradient that is not a positive number, and as
+            :func:`isolab.analysis.width_lines.width_slopes`.
+
+    Example:
+        >>> gradients = pl.DataFrame({"parameterization": "mup", "step": 0, "role": "hidden",
+        ...     "width": [32, 64], "seed": 0, "gradient_rms": [1024e-8, 512e-8]})
+        >>> crossing_width(gradients).select(pl.col("width", "theory_width").round()).rows()
+        [(32768.0, 32768.0)]
+    """
+    rows = []
+    for name, sizes, widths, wrong in size_tables(gradients, _ROLE, "gradient_rms"):
+        if wrong:
+            raise ValueError(f"{name}: {wrong}: a gradient must be positive and finite")
+        slopes, intercepts = width_lines(sizes, widths)
+        found, note = (
+            [math.inf, 0.0, math.inf],
+            "the gradient does not fall with the width at every seed: no such width",
+        )
+        if (slopes < 0).all():
+            logs = (math.log2(DEFAULT_EPS) - intercepts) / slopes
+            with np.errstate(over="ignore"):  # a slope of nearly 0: beyond all numbers
+                found = np.exp2([logs.mean(), *student_interval(logs)]).tolist()
+            if student_interval(slopes)[1] >= 0:
+                found[2] = math.inf
+            note = _reach(found[0], widths, len(sizes))
+        g = parameterization(name["parameterization"]).gradient_exponent(name["role"])
+        short = float(sizes[:, -1].mean()) / DEFAULT_EPS  # gradient over what it has to fall to
+        theory = widths[-1] * short ** (1 / g) if g else math.inf
+        row = {"beyond": found[0] / widths[-1], "theory_width": theory, "note": note}
+        rows.append(name | with_ends("width", found[0], (found[1], found[2])) | row)
+    columns = [*ends("width"), "beyond", "theory_width", "note"]
+    return group_frame(rows, gradients, _ROLE, columns)
+
+
+def _reach(width: float, widths: Sequence[int], seeds: int) -> str:
+    if math.isinf(width):
+        return "beyond all numbers: the gradient hardly falls"
+    beyond = math.log10(width / widths[-1])
+    if beyond > 0:
+        note = f"extrapolated {beyond:.1f} decades beyond width {widths[-1]}"
+    elif width < widths[0]:
+        note = f"extrapolated below width {widths[0]}"
+    else:
+        note = "within the measured widths"
+    return joined([note, ONE_SEED if seeds == 1 else ""])
+
+
+def eps_lines(gradients: pl.DataFrame, base_width: int, ending: str = "") -> pl.DataFrame:
+    r"""Returns the eps that equals each role's gradient RMS, for "adam" and "adam, eps per layer".
+
+    Per layer, a role's eps is :math:`\epsilon (n / n_0)^{-g}`, so that the nominal one equals the
+    gradient at :math:`\mathrm{rms}\, (n / n_0)^g`.
+
+    ``gradients`` are as for :func:`crossing_width`, of one parameterization and step, at loss scale
+    1; ``ending`` is that of the variants' names, such as ", all in bfloat16".
+
+    Returns:
+        A row per variant, role and width: ``variant``, ``role``, ``width`` and ``eps`` (geometric
+        mean over seeds).
+    """
+    kinds = gradients.select("parameterization", "step").unique().rows()
+    if len(kinds) != 1:
+        raise ValueError(f"gradients are of {sorted(kinds)}: keep one parameterization and step")
+    layers = parameterization(kinds[0][0])
+    rows: list[tuple[str, str, int, float]] = []
+    for variant, per_layer in ((f"adam{ending}", False), (f"adam, eps per layer{ending}", True)):
+        for name, sizes, widths, wrong in size_tables(gradients, _ROLE, "gradient_rms"):
+            if wrong:
+                raise ValueError(f"{name}: {wrong}: a gradient must be positive and finite")
+            role = name["role"]
+            g = layers.gradient_exponent(role) if per_layer else 0.0
+            eps = np.exp2(np.log2(sizes).mean(axis=0)) * (np.array(widths) / base_width) ** g
+            rows += [(variant, role, *pair) for pair in zip(widths, eps.tolist(), strict=True)]
+    return pl.DataFrame(rows, schema=["variant", "role", "width", "eps"], orient="row")

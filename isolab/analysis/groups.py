@@ -2,17 +2,16 @@
 
 What the metrics of this room share, told here once. They take
 
-- ``runs``: a row per run; columns ``by``, where it is over widths ``width``, and those that
-  :class:`Options` names: the rate, the loss (nats/token, +inf or NaN where diverged) and the seed;
+- ``runs``: a row per run; columns ``by``, ``learning_rate``, ``seed``, ``final_validation_loss``
+  (nats/token, +inf or NaN where diverged) and, where it is over widths, ``width``;
 - ``by``: the columns that tell groups apart.
 
 They return a row per group (and width), sorted, with the columns ``by`` (and ``width``). A
-statistic ``x`` comes with its interval over seeds in ``x_low`` and ``x_high``, infinite where open;
-it is null where a group has no such number. ``seeds`` says how many there are, ``note`` what to
-know of the row, or "", and ``reason``, where it is not null, why a claim built on it must be
-inconclusive. They raise ValueError for missing columns, no rows, ``by`` empty or with a column that
-varies in a group, and whatever :func:`~isolab.analysis.seeds.loss_table` refuses, with the group's
-values in front.
+statistic ``x`` comes with its 95% interval over seeds in ``x_low`` and ``x_high``, infinite where
+open; it is null where a group has no such number. ``note`` says what to know of the row, or "", and
+``reason``, where it is not null, why a claim built on it must be inconclusive. They raise
+ValueError for missing columns, no rows, ``by`` empty or with a column that varies in a group, and
+whatever :func:`~isolab.analysis.seeds.loss_table` refuses, with the group's values in front.
 """
 
 from __future__ import annotations
@@ -20,37 +19,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
+from isolab.analysis import seeds as over_seeds
 from isolab.analysis.rate_curve import RateCurve
-from isolab.analysis.seeds import (
-    Array,
-    Resamples,
-    check_confidence,
-    loss_table,
-    require_columns,
-    seed_resamples,
-)
+from isolab.analysis.seeds import Array
 
 T = TypeVar("T")
-ONE_SEED = "one seed: no interval"
 _DTYPES: dict[str, Any] = {
-    **dict.fromkeys(["edge", "note", "reason"], pl.String),
-    **dict.fromkeys(["rank", "scales", "seeds", "widths"], pl.Int64),
-}
-
-
-class Options(TypedDict, total=False):
-    """The columns of the rate, loss and seed, and the intervals' confidence and resamples."""
-
-    rate: str
-    loss: str
-    seed: str
-    confidence: float
-    resamples: int
+    **dict.fromkeys(["edge", "note", "reason"], pl.String), "seeds": pl.Int64
+}  # fmt: skip
 
 
 def each_group(
@@ -62,7 +43,7 @@ def each_group(
         ValueError: missing columns, no columns, no rows, and whatever the function refuses, with
             the group's values in front.
     """
-    require_columns(runs, by)
+    over_seeds.require_columns(runs, by)
     if not len(by) or runs.is_empty():
         raise ValueError(f"nothing to group: by={list(by)}, {len(runs)} runs")
     found = []
@@ -92,6 +73,11 @@ def ends(name: str) -> tuple[str, str, str]:
     return name, f"{name}_low", f"{name}_high"
 
 
+def with_ends(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    """Returns the columns of a statistic and of its interval with their values."""
+    return dict(zip(ends(name), (value, *interval), strict=True))
+
+
 def joined(notes: Iterable[str | None]) -> str:
     """Returns the notes that are not empty, once each, with semicolons between."""
     return "; ".join(dict.fromkeys(note for note in notes if note))
@@ -115,7 +101,7 @@ class WidthGroup:
     name: dict[str, Any]
     curves: tuple[RateCurve, ...]
     seeds: tuple[Any, ...]
-    samples: Resamples
+    samples: over_seeds.Resamples
 
     @property
     def widths(self) -> list[float]:
@@ -125,11 +111,7 @@ class WidthGroup:
     @property
     def one_seed(self) -> str:
         """Returns a note where there is one seed, or ""."""
-        return ONE_SEED if len(self.seeds) == 1 else ""
-
-    def curve(self, width: float) -> RateCurve | None:
-        """Returns the curve of ``width``, or None where the group has no runs of it."""
-        return next((curve for curve in self.curves if curve.width == width), None)
+        return over_seeds.ONE_SEED if len(self.seeds) == 1 else ""
 
     def columns(
         self,
@@ -139,55 +121,44 @@ class WidthGroup:
         high: Array | None = None,
         floor: float = -math.inf,
     ) -> dict[str, float]:
-        """Returns the columns of a statistic: :meth:`Resamples.interval` around row 0's value."""
-        interval = self.samples.interval(values, low, high, floor)
-        return dict(zip(ends(name), (float(values[0]), *interval), strict=True))
+        """Returns row 0's value with :meth:`isolab.analysis.seeds.Resamples.interval` around it."""
+        return with_ends(name, float(values[0]), self.samples.interval(values, low, high, floor))
 
 
-def width_groups(
-    runs: pl.DataFrame,
-    by: Sequence[str],
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> list[WidthGroup]:
+def width_groups(runs: pl.DataFrame, by: Sequence[str]) -> list[WidthGroup]:
     """Splits runs by the columns ``by`` and then by width, sorted.
 
     Raises:
         ValueError: as the module says, and for a width that is not a positive number, or seeds that
             differ between the widths of a group.
     """
-    check_confidence(confidence)
-    own = ["width", rate, loss, seed]
-    require_columns(runs, [*by, *own])
+    own = ["width", over_seeds.RATE, over_seeds.LOSS, over_seeds.SEED]
+    over_seeds.require_columns(runs, [*by, *own])
     if set(by) & set(own) or len(set(by)) < len(by):
         raise ValueError(
             f"by={list(by)} must name each column once and none of {own}, which vary in a group"
         )
-    runs = runs.select(*by, *own)
     positive = pl.col("width").cast(pl.Float64).is_between(0, 2.0**53, "right")
     bad = runs.filter(~positive.fill_null(False))
     if not bad.is_empty():
         raise ValueError(f"width must be a positive number, got {bad['width'][0]}")
+    return each_group(runs.select(*by, *own), by, _width_group)
 
-    def group(name: dict[str, Any], its: pl.DataFrame) -> WidthGroup:
-        tables = each_group(
-            its, ["width"], lambda at, part: (at["width"], loss_table(part, rate, loss, seed))
-        )
-        seeds = tables[0][1].seeds
-        if any(table.seeds != seeds for _, table in tables):
-            each = "; ".join(f"width {width} has {list(table.seeds)}" for width, table in tables)
-            raise ValueError(
-                f"unequal seeds: {each}: each width must have the same, so that resamples are "
-                "paired; add the missing runs, or leave out the other seeds"
-            )
-        samples = seed_resamples(len(seeds), resamples, confidence)
-        curves = (
-            RateCurve(width, np.log2(table.settings), samples.means(table.losses))
-            for width, table in tables
-        )
-        return WidthGroup(name, tuple(curves), seeds, samples)
 
-    return each_group(runs, by, group)
+def _width_group(name: dict[str, Any], runs: pl.DataFrame) -> WidthGroup:
+    tables = each_group(
+        runs, ["width"], lambda at, part: (at["width"], over_seeds.loss_table(part))
+    )
+    seeds = tables[0][1].seeds
+    if any(table.seeds != seeds for _, table in tables):
+        each = "; ".join(f"width {width} has {list(table.seeds)}" for width, table in tables)
+        raise ValueError(
+            f"unequal seeds: {each}: each width must have the same, so that resamples are "
+            "paired; add the missing runs, or leave out the other seeds"
+        )
+    samples = over_seeds.seed_resamples(len(seeds))
+    curves = (
+        RateCurve(width, np.log2(table.settings), samples.means(table.losses))
+        for width, table in tables
+    )
+    return WidthGroup(name, tuple(curves), seeds, samples)

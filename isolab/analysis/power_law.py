@@ -6,12 +6,8 @@ For a given p the model is linear in :math:`L_\infty` and k, so least squares is
 alone (variable projection), done for many rows of losses at once: no starting point, and the same
 answer every time. Losses are nats, so :math:`L_\infty` is an entropy and not below 0.
 
-- 4 horizons or more: least squares.
-- 3 horizons: three parameters for three points. Where a law runs through all three the fit is
-  exact and its residual says nothing about whether the law holds.
-- 2 horizons: :math:`L_\infty = 0`, a straight line in log-log. Between the two horizons it lies
-  above a law with :math:`L_\infty > 0` through them, so steps read off it are too many, and a
-  speedup too large.
+Three horizons are three points for three parameters: where a law runs through all, the fit is exact
+and its residual says nothing about whether the law holds. Take 4 or more.
 """
 
 from __future__ import annotations
@@ -65,19 +61,14 @@ def fit_power_law(steps: npt.ArrayLike, losses: npt.ArrayLike) -> PowerLaw:
     """Fits one law to seed-averaged losses, (n,), at horizons ``steps``, (n,).
 
     Raises:
-        ValueError: for fewer than 2 horizons, horizons that are not distinct positive numbers,
-            losses that are not positive and finite, or losses that do not fall with more steps.
-
-    Example:
-        >>> law = fit_power_law([16, 64, 256], [3.0, 2.0, 1.5])  # 1 + 8 / sqrt(T)
-        >>> round(law.limit, 4), round(law.scale, 4), round(law.exponent, 4)
-        (1.0, 8.0, 0.5)
+        ValueError: for fewer than 3 horizons, not distinct and positive, or losses that are not
+            positive and finite, or do not fall with more steps.
     """
     t = np.asarray(steps, dtype=np.float64)
     y = np.asarray(losses, dtype=np.float64)
-    if t.ndim != 1 or t.shape != y.shape or t.size < 2:
+    if t.ndim != 1 or t.shape != y.shape or t.size < 3:
         raise ValueError(
-            f"a power law needs 2 horizons or more with a loss each, got {t.size} and {y.size}"
+            f"a power law needs 3 horizons or more with a loss each, got {t.size} and {y.size}"
         )
     if not (np.isfinite(t).all() and (t > 0).all() and np.unique(t).size == t.size):
         raise ValueError(f"horizons must be distinct positive steps, got {t.tolist()}")
@@ -98,8 +89,6 @@ def fit_rows(steps: Array, losses: Array) -> tuple[Array, Array, Array]:
     Returns:
         limit, scale, exponent, (rows,) each; scale 0 and exponent 1 where a row does not fall.
     """
-    if steps.size == 2:
-        return _chord(steps, losses)
     unit = float(np.exp(np.log(steps).mean()))  # T / unit keeps T**-p near 1
     relative = steps / unit
     errors = np.stack([_project(relative, losses, np.full(len(losses), p))[2] for p in _GRID])
@@ -134,14 +123,3 @@ def _project(relative: Array, losses: Array, exponent: Array) -> tuple[Array, Ar
     scale = np.maximum(scale, 0.0)
     error = ((limit[:, None] + scale[:, None] * basis - losses) ** 2).sum(axis=1)
     return limit, scale, error
-
-
-def _chord(steps: Array, losses: Array) -> tuple[Array, Array, Array]:
-    """Returns the straight lines in log-log through two horizons: the limit is 0."""
-    order = np.argsort(steps)
-    t, y = np.log(steps[order]), np.log(losses[:, order])
-    exponent = (y[:, 0] - y[:, 1]) / (t[1] - t[0])
-    falls = exponent > 0
-    exponent = np.where(falls, exponent, 1.0)
-    scale = np.where(falls, np.exp(y[:, 0] + exponent * t[0]), 0.0)
-    return np.where(falls, 0.0, losses.mean(axis=1)), scale, exponent

@@ -138,9 +138,7 @@ class RateCurve:
 def parabola_vertices(x: Array, losses: Array) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     """Returns each row's best x and loss, and whether a parabola has it or the grid, (rows,) each.
 
-    Args:
-        x: (n,) ascending log2 rates.
-        losses: (rows, n); +inf where diverged, at least one finite value a row.
+    Each of the losses, (rows, n) at (n,) ascending log2 rates, has a finite value in every row.
     """
     rows, best = np.arange(len(losses)), np.argmin(losses, axis=1)
     if len(x) < 3:

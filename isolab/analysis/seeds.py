@@ -1,4 +1,4 @@
-r"""Seeds: runs as a (setting, seed) matrix of losses, and intervals over seeds.
+r"""Seeds: runs as a (setting, seed) matrix of losses, and 95% intervals over seeds.
 
 Every interval in isolab is over seeds. A bootstrap over :math:`n` seeds is too narrow by
 :math:`\sqrt{(n-1)/n}` (it divides by n, not n - 1) and by the ratio of the Student-t to the
@@ -27,6 +27,11 @@ import numpy.typing as npt
 import polars as pl
 
 Array = npt.NDArray[np.float64]
+RATE, LOSS, SEED = "learning_rate", "final_validation_loss", "seed"
+RESAMPLES = 2000
+ONE_SEED = "one seed: no interval"
+CONFIDENCE = 0.95
+_TAIL = (1 - CONFIDENCE) / 2
 
 
 class AllDivergedError(ValueError):
@@ -56,6 +61,11 @@ class LossTable:
         if not np.isfinite(means).any():
             raise AllDivergedError(grid_note(self.settings, means))
         return int(np.argmin(means))
+
+    def edge_note(self, what: str) -> str:
+        """Returns :func:`grid_note`, or "" where there is one rate, which was fixed by hand."""
+        several = len(self.settings) > 1
+        return grid_note(self.settings, self.means, what) if several else ""
 
 
 def grid_end(losses: Array) -> str | None:
@@ -89,15 +99,11 @@ def require_columns(frame: pl.DataFrame, names: Iterable[str]) -> None:
         raise ValueError(f"missing columns {missing}; the frame has {frame.columns}")
 
 
-def require_rows(frame: pl.DataFrame, names: Iterable[str]) -> None:
-    """Raises ValueError where ``frame`` lacks one of these columns or has no rows."""
+def require_unique(frame: pl.DataFrame, names: Sequence[str], advice: str) -> None:
+    """Raises ValueError for missing columns, no rows, or rows with the same values of these."""
     require_columns(frame, names)
     if frame.is_empty():
         raise ValueError("no runs: the frame has no rows")
-
-
-def require_unique(frame: pl.DataFrame, names: Sequence[str], advice: str) -> None:
-    """Raises ValueError, with the advice, where rows have the same values of these columns."""
     shared = frame.group_by(names).len().filter(pl.col("len") > 1).sort(names)
     if not shared.is_empty():
         row = shared.row(0, named=True)
@@ -113,12 +119,7 @@ def require_same_seeds(first: Any, one: Sequence[Any], second: Any, other: Seque
         )
 
 
-def loss_table(
-    runs: pl.DataFrame,
-    setting: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-) -> LossTable:
+def loss_table(runs: pl.DataFrame, setting: str = RATE) -> LossTable:
     """Arranges one sweep's runs, a row each, by setting and seed.
 
     Raises:
@@ -126,38 +127,30 @@ def loss_table(
             runs), a setting that is not a positive number, two runs of one setting and seed, or a
             setting that lacks seeds which others have.
     """
-    require_rows(runs, [setting, loss, seed])
+    require_columns(runs, [setting, LOSS, SEED])
     require_unique(
-        runs, [setting, seed], "keep one configuration, or group by the columns that differ"
+        runs, [setting, SEED], "keep one configuration, or group by the columns that differ"
     )
-    frame = runs.select(
-        pl.col(setting).cast(pl.Float64).alias("setting"),
-        pl.col(seed).alias("seed"),
-        pl.col(loss).cast(pl.Float64).fill_nan(math.inf).alias("loss"),
-    )
-    possible = (
-        (pl.col("setting") > 0)
-        & pl.col("setting").is_finite()
-        & (pl.col("loss") > -math.inf)
-        & pl.col("seed").is_not_null()
-    )
+    number, loss = pl.col(setting).cast(pl.Float64), pl.col(LOSS).cast(pl.Float64)
+    frame = runs.select(number, SEED, loss.fill_nan(math.inf))
+    possible = (number > 0) & number.is_finite() & (loss > -math.inf) & pl.col(SEED).is_not_null()
     bad = frame.filter(~possible.fill_null(False))
     if not bad.is_empty():
         raise ValueError(
-            f"impossible run {bad.row(0, named=True)} ({setting}, {seed}, {loss}): the setting "
-            "must be positive and finite, the loss a number or, where diverged, +inf or NaN"
+            f"impossible run {bad.row(0, named=True)}: the {setting} must be positive and finite, "
+            "the loss a number or, where diverged, +inf or NaN"
         )
-    table = frame.sort("setting", "seed").group_by("setting", maintain_order=True).all()
-    seeds = frame["seed"].unique().sort().to_list()
+    table = frame.sort(setting, SEED).group_by(setting, maintain_order=True).all()
+    seeds = frame[SEED].unique().sort().to_list()
     lacking = [
         f"{value:g} lacks {[one for one in seeds if one not in its]}"
-        for value, its in table.select("setting", "seed").rows()
+        for value, its in table.select(setting, SEED).rows()
         if its != seeds
     ]
     if lacking:
-        raise ValueError(f"unequal seeds: of {seed} {seeds}, {setting} {'; '.join(lacking)}")
-    losses = np.array(table["loss"].to_list(), dtype=np.float64)
-    return LossTable(table["setting"].to_numpy(), tuple(seeds), losses)
+        raise ValueError(f"unequal seeds: of {seeds}, {setting} {'; '.join(lacking)}")
+    losses = np.array(table[LOSS].to_list(), dtype=np.float64)
+    return LossTable(table[setting].to_numpy(), tuple(seeds), losses)
 
 
 @dataclass(frozen=True)
@@ -165,12 +158,11 @@ class Resamples:
     """Bootstrap resamples of n seeds, from :func:`seed_resamples`.
 
     draws: (k, n) int64, those that differ, as equal ones are computed once: 10 at 3 seeds; copies:
-    (resamples,) int64, which of them each resample is; confidence: of the intervals.
+    (RESAMPLES,) int64, which of them each resample is.
     """
 
     draws: npt.NDArray[np.int64]
     copies: npt.NDArray[np.int64]
-    confidence: float
 
     def means(self, losses: Array) -> Array:
         """Returns (settings, seeds) losses' means over the seeds, then each draw, as its rows."""
@@ -200,87 +192,51 @@ class Resamples:
             return (math.inf if certain else floor), math.inf
         ends = []
         for side, rows in enumerate((low, high)):
-            both = bootstrap_interval(estimate, rows[1:][self.copies], seeds, self.confidence)
+            both = bootstrap_interval(estimate, rows[1:][self.copies], seeds)
             ends.append(both[side] + (float(rows[0]) - estimate))
         return max(min(ends[0], estimate), floor), max(ends[1], estimate)
 
 
 @functools.lru_cache(maxsize=8)
-def seed_resamples(seeds: int, resamples: int, confidence: float = 0.95) -> Resamples:
+def seed_resamples(seeds: int) -> Resamples:
     """Draws resamples of so many seeds, the same at every call."""
-    check_confidence(confidence)
-    if seeds < 1 or resamples < 1:
-        raise ValueError(f"seeds and resamples must be at least 1, got {seeds} and {resamples}")
-    drawn = np.random.default_rng(0).integers(0, seeds, size=(resamples, seeds))
+    drawn = np.random.default_rng(0).integers(0, seeds, size=(RESAMPLES, seeds))
     draws, copies = np.unique(np.sort(drawn, axis=1), axis=0, return_inverse=True)
-    return Resamples(draws, copies.reshape(-1), confidence)
+    return Resamples(draws, copies.reshape(-1))
 
 
-def bootstrap_interval(
-    estimate: float, samples: Array, seeds: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    r"""Turns bootstrap samples over n seeds into an interval that holds for few seeds.
+def bootstrap_interval(estimate: float, samples: Array, seeds: int) -> tuple[float, float]:
+    r"""Turns bootstrap samples over n seeds into a 95% interval that holds for few seeds.
 
     With :math:`q_-, q_+` the percentiles of the samples and :math:`e` the estimate,
 
     .. math:: e - f\,(e - q_-),\; e + f\,(q_+ - e) \qquad
               f = \frac{t_{n-1}}{z} \sqrt{\frac{n}{n-1}}
 
-    f is 9.2 at 2 seeds, 2.7 at 3, 1.6 at 5 and 1.2 at 10. The interval always holds the estimate.
-
-    It is (-inf, inf) for one seed, which has no spread.
-
-    Args:
-        samples: (resamples,) float64; infinite where a resample has no finite value.
+    f is 9.2 at 2 seeds, 2.7 at 3, 1.6 at 5 and 1.2 at 10. The interval always holds the estimate;
+    it is (-inf, inf) for one seed, which has no spread. Samples, (resamples,) float64, are infinite
+    where a resample has no finite value.
     """
     from scipy.special import ndtri, stdtrit
 
-    check_confidence(confidence)
     if seeds < 2:
         return -math.inf, math.inf
-    tail = (1 - confidence) / 2
     # An order statistic, not an interpolation: inf - inf would be NaN.
-    low, high = np.quantile(samples, [tail, 1 - tail], method="inverted_cdf")
-    factor = stdtrit(seeds - 1, 1 - tail) / ndtri(1 - tail) * math.sqrt(seeds / (seeds - 1))
+    low, high = np.quantile(samples, [_TAIL, 1 - _TAIL], method="inverted_cdf")
+    factor = stdtrit(seeds - 1, 1 - _TAIL) / ndtri(1 - _TAIL) * math.sqrt(seeds / (seeds - 1))
     low, high = min(float(low), estimate), max(float(high), estimate)
     return float(estimate - factor * (estimate - low)), float(estimate + factor * (high - estimate))
 
 
-def student_interval(values: Array, confidence: float = 0.95) -> tuple[float, float]:
-    r"""Returns the Student-t interval of a mean, :math:`\bar x \pm t_{n-1}\, s / \sqrt n`.
+def student_interval(values: Array) -> tuple[float, float]:
+    r"""Returns the 95% interval of a mean over seeds, :math:`\bar x \pm t_{n-1}\, s / \sqrt n`.
 
-    Raises:
-        ValueError: unless ``values`` are (n,) finite numbers, n at least 2.
+    (-inf, inf) for one seed, or where one of the (n,) values is not finite.
     """
     from scipy.special import stdtrit
 
-    check_confidence(confidence)
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(
-            f"an interval over seeds needs at least 2 seeds, got {values.size}: add seeds"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"values must be finite, got {values.tolist()}")
-    half = stdtrit(values.size - 1, (1 + confidence) / 2) * values.std(ddof=1)
-    half /= math.sqrt(values.size)
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def seed_interval(values: Array, confidence: float) -> tuple[float, float]:
-    """Returns Student's interval of a mean over seeds; (-inf, inf) for one seed, or not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return -math.inf, math.inf
-    return student_interval(values, confidence)
-
-
-def check_confidence(confidence: float) -> None:
-    """Raises ValueError unless ``confidence`` lies strictly between 0 and 1."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}; allowed: a finite number above 0")
+    half = stdtrit(values.size - 1, 1 - _TAIL) * values.std(ddof=1)
+    half /= math.sqrt(values.size)
+    return float(values.mean() - half), float(values.mean() + half)

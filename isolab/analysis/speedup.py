@@ -1,4 +1,4 @@
-r"""How much sooner a challenger reaches the baseline's loss, in steps and in time.
+r"""A challenger against a baseline: loss at equal steps, steps and time to an equal loss.
 
 With :math:`T_c` the challenger's steps and :math:`L_c` its final validation loss,
 
@@ -16,50 +16,36 @@ cover the law being the wrong one: compare ``law.residual`` with the difference 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from isolab.analysis.claim import Estimate
 from isolab.analysis.groups import each_group, joined
 from isolab.analysis.power_law import PowerLaw, fit_power_law, fit_rows, inverse
 from isolab.analysis.seeds import (
     Array,
     LossTable,
-    check_confidence,
     loss_table,
-    require_columns,
     require_same_seeds,
     seed_resamples,
+    student_interval,
 )
-from isolab.analysis.tost import PairedDifference, edge_note, paired_difference
-
-__all__ = [
-    "PairedDifference",
-    "Speedup",
-    "TimeSpeedup",
-    "paired_difference",
-    "speedup",
-    "time_speedup",
-]
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """A speedup in steps at equal final validation loss.
+class Speedup(Estimate):
+    """A speedup in steps at equal final validation loss: baseline's steps over the challenger's.
 
-    value: baseline's steps over the challenger's; None where ``reason`` says why there is none.
-    interval: over seeds; open (0 or inf) at a side that reaches past the baseline's horizons;
-    None where value is. baseline_steps: what the baseline needs. challenger_steps,
-    challenger_loss: the challenger's horizon and seed-averaged loss, nats/token. law: fitted to
-    ``losses``, the baseline's seed-averaged losses at ``horizons`` and ``rates``. reason: why a
-    verdict must be inconclusive, or None; it can come with a value, where a best rate lies at
-    the edge of its grid.
+    Its interval is open (0 or inf) at a side that reaches past the baseline's horizons.
+    baseline_steps: what the baseline needs. challenger_steps, challenger_loss: the challenger's
+    horizon and seed-averaged loss, nats/token. law: fitted to ``losses``, the baseline's
+    seed-averaged losses at ``horizons`` and ``rates``.
     """
 
-    value: float | None
-    interval: tuple[float, float] | None
     baseline_steps: float | None
     challenger_steps: int
     challenger_loss: float
@@ -69,97 +55,53 @@ class Speedup:
     losses: tuple[float, ...]
     rates: tuple[float, ...]
     seeds: int
-    reason: str | None
 
 
-@dataclass(frozen=True)
-class TimeSpeedup:
-    """A speedup in time: value and interval as in :class:`Speedup`, and its reason."""
-
-    value: float | None
-    interval: tuple[float, float] | None
-    reason: str | None
-
-
-def speedup(
-    baseline: pl.DataFrame,
-    challenger: pl.DataFrame,
-    steps: str = "steps",
-    rate: str = "learning_rate",
-    loss: str = "final_validation_loss",
-    seed: str = "seed",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> Speedup:
+def speedup(baseline: pl.DataFrame, challenger: pl.DataFrame) -> Speedup:
     """Measures how many times fewer steps the challenger needs than the baseline.
 
-    Without a value where the challenger's loss lies outside what the baseline reaches between its
-    shortest and longest horizon: that would be an extrapolation. Arguments that are not named are
-    those of :class:`~isolab.analysis.groups.Options`.
-
-    Args:
-        baseline: a row per run; 2 horizons or more in ``steps``, each with its own full schedule
-            and one or more rates. Take 4: see :mod:`isolab.analysis.power_law` for 2 and 3.
-        challenger: the same columns and seeds, one horizon.
+    The baseline has 3 horizons or more in ``steps``, better 4, each with its own full schedule and
+    one or more rates; the challenger has one, and the same seeds. Without a value where the
+    challenger's loss lies outside what the baseline reaches between its shortest and longest
+    horizon: that would be an extrapolation.
 
     Raises:
-        ValueError: for too few or too many horizons, seeds that differ between the sides, a side
-            whose every rate diverged, and as :func:`~isolab.analysis.seeds.loss_table`.
-
-    Example:
-        >>> def runs(steps, losses):
-        ...     return pl.DataFrame({"steps": steps, "learning_rate": 0.1, "seed": 0,
-        ...                          "final_validation_loss": losses})
-        >>> adam = runs([16, 64, 256], [3.0, 2.0, 1.5])  # 1 + 8 / sqrt(T)
-        >>> found = speedup(adam, runs([32], [2.0]))
-        >>> round(found.value, 4), found.reason
-        (2.0, None)
+        ValueError: for several horizons of the challenger, seeds that differ between the sides, a
+            side whose every rate diverged, and as :func:`~isolab.analysis.seeds.loss_table`.
     """
-    check_confidence(confidence)
-    base = _by_horizon(baseline, steps, rate, loss, seed, "baseline")
-    other = _by_horizon(challenger, steps, rate, loss, seed, "challenger")
-    if len(base) < 2:
-        raise ValueError(f"the baseline needs 2 horizons or more, got {list(base)}: add some")
+    base, other = _by_horizon(baseline, "baseline"), _by_horizon(challenger, "challenger")
     if len(other) != 1:
         raise ValueError(f"the challenger needs one horizon, got {list(other)}: keep one")
-    ((challenger_steps, table),) = other.items()
+    ((steps, table),) = other.items()
     for horizon, its in base.items():
-        side = f"the baseline at {horizon} {steps}"
+        side = f"the baseline at {horizon} steps"
         require_same_seeds(side, its.seeds, "the challenger", table.seeds)
 
     horizons = np.array(list(base), dtype=np.float64)
     losses = np.array([its.means[its.best] for its in base.values()])
     target = float(table.means[table.best])
-    notes = [edge_note(its, f"baseline's best rate at {t} {steps}") for t, its in base.items()]
-    notes.append(edge_note(table, "challenger's best rate"))
-
-    value: float | None = None
-    interval: tuple[float, float] | None = None
-    law: PowerLaw | None = None
+    notes = [
+        its.edge_note(f"the baseline's best rate at {horizon} steps")
+        for horizon, its in base.items()
+    ]
+    notes.append(table.edge_note("the challenger's best rate"))
+    value, interval, law = None, None, None
     try:
         law = fit_power_law(horizons, losses)
     except ValueError as error:
         notes = [str(error)]
     else:
-        outside = _outside(law, horizons, target, challenger_steps)
+        outside = _outside(law, horizons, target, steps)
         notes.insert(0, outside)
         if not outside:
-            value = law.steps(target) / challenger_steps
-            samples = seed_resamples(len(table.seeds), resamples, confidence)
-            best = [samples.means(its.losses).min(axis=1) for its in (*base.values(), table)]
-            reached = inverse(*fit_rows(horizons, np.stack(best[:-1], axis=1)), best[-1])
-            with np.errstate(divide="ignore"):
-                low, high = samples.interval(np.log(reached / challenger_steps))
-            shortest, longest = np.log(horizons[[0, -1]] / challenger_steps)
-            interval = (
-                0.0 if low < shortest else min(math.exp(low), value),
-                math.inf if high > longest else max(math.exp(high), value),
-            )
+            value = law.steps(target) / steps
+            interval = _interval(value, horizons, [*base.values(), table], steps)
     return Speedup(
         value=value,
         interval=interval,
-        baseline_steps=None if value is None else value * challenger_steps,
-        challenger_steps=challenger_steps,
+        reason=joined(notes) or None,
+        baseline_steps=None if value is None else value * steps,
+        challenger_steps=steps,
         challenger_loss=target,
         challenger_rate=float(table.settings[table.best]),
         law=law,
@@ -167,68 +109,53 @@ def speedup(
         losses=tuple(losses.tolist()),
         rates=tuple(float(its.settings[its.best]) for its in base.values()),
         seeds=len(table.seeds),
-        reason=joined(notes) or None,
     )
 
 
-def time_speedup(
-    steps_speedup: Speedup | float,
-    step_time_ratio: float,
-    step_time_interval: tuple[float, float] | None = None,
-) -> TimeSpeedup:
-    """Turns a speedup in steps into one in time: steps speedup times the ratio of step times.
+def time_speedup(steps: Estimate, ratio: float, interval: tuple[float, float]) -> Estimate:
+    """Turns a speedup in steps into one in time.
 
-    Args:
-        steps_speedup: a plain number is its own interval.
-        step_time_ratio: the baseline's step time over the challenger's, measured interleaved in
-            one process. Below 1 where the challenger's steps are slower: 1 / 1.15 for 15% slower.
-        step_time_interval: of that ratio. Both lower ends are multiplied, and both upper ends,
-            which is wider than the stated confidence.
-
-    Raises:
-        ValueError: for a ratio, speedup or interval that is not positive, or an interval that does
-            not hold its ratio.
-
-    Example:
-        >>> time_speedup(2.0, 1 / 1.25).value
-        1.6
+    ``ratio`` is the baseline's step time over the challenger's, measured interleaved in one
+    process. Both lower ends of the intervals are multiplied, and both upper ends, which is wider
+    than the stated confidence.
     """
-    low, high = step_time_interval or (step_time_ratio, step_time_ratio)
-    if not (0 < low <= step_time_ratio <= high < math.inf):
-        raise ValueError(
-            f"step_time_ratio must be positive and within its interval, got {step_time_ratio} in "
-            f"{(low, high)}"
-        )
-    if isinstance(steps_speedup, Speedup):
-        value, interval = steps_speedup.value, steps_speedup.interval
-        reason = steps_speedup.reason
-    else:
-        if not 0 < steps_speedup < math.inf:
-            raise ValueError(f"steps_speedup must be positive and finite, got {steps_speedup}")
-        value, interval, reason = steps_speedup, (steps_speedup, steps_speedup), None
-    if value is None or interval is None:
-        return TimeSpeedup(None, None, reason)
-    return TimeSpeedup(value * step_time_ratio, (interval[0] * low, interval[1] * high), reason)
+    if steps.value is None or steps.interval is None:
+        return Estimate(None, None, steps.reason)
+    low, high = steps.interval[0] * interval[0], steps.interval[1] * interval[1]
+    return Estimate(steps.value * ratio, (low, high), steps.reason)
 
 
-def _by_horizon(
-    runs: pl.DataFrame, steps: str, rate: str, loss: str, seed: str, side: str
-) -> dict[int, LossTable]:
+def _by_horizon(runs: pl.DataFrame, side: str) -> dict[int, LossTable]:
     """Returns a table for each horizon, none of which diverged at every rate."""
-    require_columns(runs, [steps, rate, loss, seed])
 
     def table(name: dict[str, Any], its: pl.DataFrame) -> tuple[int, LossTable]:
-        found = loss_table(its, rate, loss, seed)
+        found = loss_table(its)
         _ = found.best  # raises if all diverged
-        return int(name[steps]), found
+        return int(name["steps"]), found
 
     try:
-        return dict(each_group(runs, [steps], table))
+        return dict(each_group(runs, ["steps"], table))
     except ValueError as error:
         raise ValueError(f"{side}: {error}") from None
 
 
-def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: int) -> str:
+def _interval(
+    value: float, horizons: Array, tables: Sequence[LossTable], steps: int
+) -> tuple[float, float]:
+    """Returns the interval of a speedup; ``tables`` are the horizons', then the challenger's."""
+    samples = seed_resamples(len(tables[-1].seeds))
+    best = [samples.means(table.losses).min(axis=1) for table in tables]
+    reached = inverse(*fit_rows(horizons, np.stack(best[:-1], axis=1)), best[-1])
+    with np.errstate(divide="ignore"):
+        low, high = samples.interval(np.log(reached / steps))
+    shortest, longest = np.log(horizons[[0, -1]] / steps)
+    return (
+        0.0 if low < shortest else min(math.exp(low), value),
+        math.inf if high > longest else max(math.exp(high), value),
+    )
+
+
+def _outside(law: PowerLaw, horizons: Array, target: float, steps: int) -> str:
     """Returns why ``target`` cannot be read off between the horizons, or ""."""
     first, last = horizons[[0, -1]]
     reached = law.steps(target)
@@ -236,7 +163,44 @@ def _outside(law: PowerLaw, horizons: Array, target: float, challenger_steps: in
         return ""
     bound, at, more = ("above", last, "longer") if reached > last else ("below", first, "shorter")
     return (
-        f"the challenger's loss {target:.4g} after {challenger_steps} steps is not one that the "
+        f"the challenger's loss {target:.4g} after {steps} steps is not one that the "
         f"baseline reaches between its horizons of {first:.0f} and {last:.0f} steps: the speedup "
-        f"is {bound} {at / challenger_steps:.3g}; add {more} horizons"
+        f"is {bound} {at / steps:.3g}; add {more} horizons"
     )
+
+
+def paired_difference(first: pl.DataFrame, second: pl.DataFrame) -> Estimate:
+    r"""Returns the first sweep's loss minus the second's, each at its best rates, in nats/token.
+
+    :math:`\bar d \pm t_{n-1}\, s_d / \sqrt n`, :math:`d_i` the difference at seed i, which gave
+    both the same initialization and batches, averaged over the widths. At each width a side's rate
+    is the one of lowest seed-averaged loss on its grid, the same for all seeds; one at an end of
+    its grid is a reason. In a claim that the difference lies within a margin, the interval makes
+    the two one-sided tests at 2.5% each (Schuirmann, 1987): a mere failure to find a difference is
+    not equivalence.
+
+    Raises:
+        ValueError: for widths or seeds that differ between the sides, seeds that differ between
+            widths, a side whose every rate diverged, and as
+            :func:`~isolab.analysis.seeds.loss_table`.
+    """
+    sides = [
+        dict(each_group(runs, ["width"], lambda name, its: (name["width"], loss_table(its))))
+        for runs in (first, second)
+    ]
+    widths, others = (list(side) for side in sides)
+    if widths != others:
+        raise ValueError(f"the sides' widths are {widths} and {others}; allowed: the same")
+    differences, notes, seeds = [], [], set()
+    for width, one, other in zip(widths, *(side.values() for side in sides), strict=True):
+        require_same_seeds("the first side", one.seeds, "the second", other.seeds)
+        differences.append(one.losses[one.best] - other.losses[other.best])
+        edges = (
+            one.edge_note("the first side's best rate"), other.edge_note("the second's best rate")
+        )  # fmt: skip
+        notes += [f"width {width}: {edge}" for edge in edges if edge]
+        seeds.add(one.seeds)
+    if len(seeds) > 1:
+        raise ValueError("the widths have different seeds; allowed: the same")
+    each = np.mean(differences, axis=0)
+    return Estimate(float(each.mean()), student_interval(each), joined(notes) or None)

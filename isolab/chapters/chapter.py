@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from isolab.analysis.claim import Claim, interval_of, reason_of
+from isolab.analysis.claim import Claim, Estimate
 from isolab.results.cache import cached
 from isolab.results.provenance import PACKAGE
 from isolab.results.store import Store
@@ -31,16 +31,10 @@ Measurement = functools.partial[pl.DataFrame]
 
 @dataclass(frozen=True)
 class Question:
-    """A question that a lab is set to.
+    """A question that a lab is set to: its heading, and a sentence on what to try.
 
-    Attributes:
-        title: the lab's heading.
-        sentence: what to try.
-        front: fields whose controls are in front; those of ``more`` stand behind "More settings".
-        more: the other fields that have a control.
-        start: the first setting.
-        x: the field on the right-hand chart's axis, "learning_rate" or "eps".
-        line: what tells its lines apart: "optimizer", "width" or "variant".
+    front, more: fields whose controls are in front, and behind "More settings"; start: the first
+    setting; x: the field on the right-hand chart's axis; line: what tells its lines apart.
     """
 
     title: str
@@ -61,13 +55,12 @@ class Chapter:
     """A chapter: what it trains, measures, claims and asks.
 
     Attributes:
-        name: of the chapter.
         presets: settings by preset: a frozen dataclass of plain values that checks itself.
         question: the lab's.
-        sweeps: the named sweeps of some settings.
-        tables: the named measurements of some settings; a reference table's name is its folder's.
-        claims: the named claims that some evidence supports.
-        numbers: the tables of numbers that README and the notebook's prose quote.
+        sweeps, tables: the named sweeps and measurements of some settings; a reference table's name
+            is its folder's.
+        claims, numbers: the named claims that some evidence supports, and the tables of numbers
+            that README and the notebook's prose quote.
         reference: the settings of the reference results; None where there are none.
         folder: of the reference runs, in ``data/reference``.
     """
@@ -209,22 +202,24 @@ class Opened:
         Raises:
             ValueError: a sweep that neither has.
         """
-        return _by_origin(self._having("sweeps", name), lambda one: one.runs(name))
+        return self._all("sweeps", name, lambda one: one.runs(name))
 
     def table(self, name: str) -> pl.DataFrame:
         """Returns a measurement, with ``origin``; raises as :meth:`runs`."""
-        return _by_origin(self._having("tables", name), lambda one: one.table(name))
+        return self._all("tables", name, lambda one: one.table(name))
 
     def claims(self) -> Verdicts:
         """Returns the claims on the reference results, and on the reader's own."""
         return Verdicts({one.origin: one.chapter.claims(one) for one in self.origins})
 
-    def _having(self, of: str, name: str) -> list[Evidence]:
+    def _all(
+        self, of: str, name: str, function: Callable[[Evidence], pl.DataFrame]
+    ) -> pl.DataFrame:
         there = [one for one in self.origins if name in getattr(one, of)]
         if not there:
             known = sorted({name for one in self.origins for name in getattr(one, of)})
             raise ValueError(f"unknown name {name!r}; the chapter's {of} are {known}")
-        return there
+        return _by_origin(there, function)
 
     def __str__(self) -> str:
         parts = [f"{name} {len(plan(sweep).keys)}" for name, sweep in self.own.sweeps.items()]
@@ -262,14 +257,10 @@ def load(name: str) -> pl.DataFrame:
 def claim_of(
     frame: pl.DataFrame, where: Mapping[str, str], name: str, question: str, **claim: Any
 ) -> Claim:
-    """Makes a claim on a number, with its interval, of the one row that an analysis has of a case.
+    """Makes a claim on the number ``name``, with its interval, of one row of an analysis.
 
-    Args:
-        frame: an analysis's: ``name``, ``<name>_low``, ``<name>_high``, ``note``, ``reason``.
-        where: a value for each of as many columns as single the row out.
-        name: of the number's column.
-        question: the claim's; names of columns in braces are replaced by the row's values.
-        **claim: of :class:`isolab.Claim`.
+    ``where`` has a value for each of as many columns as single the row out, and names of columns in
+    braces in the question are replaced by the row's values; ``claim`` is as of :class:`Claim`.
 
     Raises:
         ValueError: no such row, or several.
@@ -279,27 +270,16 @@ def claim_of(
         there = frame.select(*where).unique().rows()
         raise ValueError(f"{len(found)} rows of {dict(where)}; needed: one. There are {there}")
     row = found.row(0, named=True)
-    return Claim(
-        question.format_map(row),
-        measured=row[name],
-        interval=interval_of(row, name),
-        inconclusive=reason_of(row, name),
-        **claim,
-    )
-
-
-def ends(name: str) -> list[str]:
-    """Returns the columns of a number and of its interval."""
-    return [name, f"{name}_low", f"{name}_high"]
+    return Estimate.of(row, name).claim(question.format_map(row), **claim)
 
 
 def _checked(name: str, value: Any, usual: Any) -> Any:
     """Returns an override as a setting holds it: a list as a tuple."""
     if not isinstance(usual, tuple):
-        if type(value) is not (bool if isinstance(usual, bool) else int):
+        if type(value) is not int:
             raise ValueError(f"{name} is {value!r}; allowed: a whole number such as {usual}")
         return value
-    kind = str if isinstance(usual[0], str) else int
+    kind = type(usual[0])
     if not (isinstance(value, list | tuple) and value and all(type(v) is kind for v in value)):
         raise ValueError(
             f"{name} is {value!r}; allowed: a list such as {list(usual)}"

@@ -26,17 +26,13 @@ told, so that a wrong guess cannot pass unseen.
 """
 
 
-def large_eps(stands_in: float, scaling: str = PARAMETERIZATION, eps: float = 1e-8) -> float:
-    r"""Returns the eps that is to a gradient what ``eps`` is to one of a model so much wider.
+def large_eps(stands_in: float, scaling: str = PARAMETERIZATION) -> float:
+    r"""Returns the eps that is to a gradient what 1e-8 is to one of a model so much wider.
 
-    Hidden gradients go as :math:`n^{-g}`, so :math:`\epsilon\, k^g` at width n stands in for
-    :math:`\epsilon` at width k n.
-
-    Example:
-        >>> large_eps(10_000, "mup")
-        0.0001
+    Hidden gradients go as :math:`n^{-g}`, so :math:`10^{-8} k^g` at width n stands in for 1e-8 at
+    width k n.
     """
-    return float(eps * stands_in ** parameterization(scaling).gradient_exponent("hidden"))
+    return float(1e-8 * stands_in ** parameterization(scaling).gradient_exponent("hidden"))
 
 
 def eps_map(
@@ -46,10 +42,8 @@ def eps_map(
     **axes: Sequence[Any],
 ) -> Sweep:
     """Returns Adam's runs at every eps, the same for all layers or per layer, and Adam-atan2's."""
-    layered: Iterable[RunConfig] = (
-        Sweep(at, eps_rule=["per_layer"], eps=per_layer, **axes) if per_layer else ()
-    )
-    return Sweep.union([Sweep(at, eps=epsilons, **axes), layered, Sweep(atan2(at), **axes)])
+    layered = [Sweep(at, eps_rule=["per_layer"], eps=per_layer, **axes)] if per_layer else []
+    return Sweep.union([Sweep(at, eps=epsilons, **axes), *layered, Sweep(atan2(at), **axes)])
 
 
 def by_width(
@@ -57,18 +51,6 @@ def by_width(
 ) -> Sweep:
     """Returns the map of eps and width, at the rate that is best without eps."""
     return Sweep.union(eps_map(at_width(base, n), epsilons, epsilons, seed=seeds) for n in widths)
-
-
-def by_scale(
-    at: RunConfig, epsilons: Sequence[float], loss_scales: Sequence[float], seeds: Sequence[int]
-) -> Sweep:
-    """Returns the map of eps and loss scale at one width, wider than the base.
-
-    Scales above 1 belong to it: float32 underflow, which ends Adam-atan2's invariance below, leaves
-    as many decades above. Eps per layer is left out at ``TINY_EPS`` and 0: too small to differ.
-    """
-    layered = [eps for eps in epsilons if eps > TINY_EPS]
-    return eps_map(at, epsilons, layered, loss_scale=loss_scales, seed=seeds)
 
 
 def under(

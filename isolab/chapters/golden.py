@@ -1,8 +1,8 @@
 """Golden verdicts: every claim and quoted number of the chapters, from the reference runs alone.
 
-``python -m isolab.chapters.golden`` writes them to ``data/reference/golden.json``; with
-``--readme`` it writes README.md's sections of results from that file, with ``--check`` it says
-which are stale.  Nothing is trained: seconds on one core.
+``python -m isolab.chapters.golden`` writes them to ``data/reference/golden.json``, and README.md's
+sections of results from it; with ``--check`` it says which sections are stale.  Nothing is trained:
+seconds on one core.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import jinja2
 import polars as pl
 import typer
 
+from isolab.analysis.groups import ends
 from isolab.chapters import CHAPTERS
-from isolab.chapters.chapter import ends
 from isolab.results.provenance import PACKAGE
 
 ROOT = PACKAGE.parent
@@ -32,7 +32,8 @@ def compute() -> dict[str, Any]:
     for name, chapter in CHAPTERS.items():
         if chapter.reference is not None:
             evidence = chapter.evidence()
-            claims, tables = chapter.claims(evidence), chapter.numbers(evidence)
+            claims = chapter.claims(evidence)
+            tables = chapter.numbers(evidence) | {"runs": evidence.counted()}
             found[name] = {
                 "claims": {key: claim.to_dict() for key, claim in claims.items()},
                 "tables": {key: _columns(table) for key, table in tables.items()},
@@ -46,25 +47,18 @@ def load() -> dict[str, Any]:
     return found
 
 
-def text(golden: dict[str, Any]) -> str:
-    """Returns what ``golden.json`` holds: a line per claim's field and per column."""
-    return _opened(golden) + "\n"
-
-
-def _opened(value: Any, depth: int = 0) -> str:
-    """Returns JSON whose objects are opened down to chapter, group, entry and field."""
+def text(value: Any, depth: int = 0) -> str:
+    """Returns ``golden.json``: objects are opened down to chapter, group, entry and field."""
     if depth == 4:
         return json.dumps(value)
-    lines = (f"{json.dumps(key)}: {_opened(its, depth + 1)}" for key, its in value.items())
+    lines = (f"{json.dumps(key)}: {text(its, depth + 1)}" for key, its in value.items())
     indent = "\n" + " " * depth
-    return "{" + indent + " " + f",{indent} ".join(lines) + indent + "}"
+    whole = "{" + indent + " " + f",{indent} ".join(lines) + indent + "}"
+    return whole if depth else whole + "\n"
 
 
 def sections(golden: dict[str, Any]) -> dict[str, str]:
-    """Returns the text of every section of README.md, from ``results.md.j2``, by its name.
-
-    A section stands between ``<!-- results: NAME -->`` and ``<!-- end -->``, alone on their lines.
-    """
+    """Returns the text of every section of README.md, from ``results.md.j2``, by its name."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -74,18 +68,17 @@ def sections(golden: dict[str, Any]) -> dict[str, str]:
     environment.filters["wrap"] = lambda text: textwrap.fill(
         " ".join(text.split()), 105, break_long_words=False, break_on_hyphens=False
     )
-    environment.globals |= _by_name(
-        column, number, cell, span, interval, claim, verdicts, hidden_gain, diverges_from, degraded
-    ) | {"zip": zip}
+    functions: tuple[Any, ...] = (
+        column, number, cell, span, interval, claim, verdicts, hidden_gain, diverges_from, degraded,
+        zip,
+    )  # fmt: skip
+    environment.globals |= {function.__name__: function for function in functions}
     found = environment.get_template("results.md.j2").make_module({"golden": golden})
-    return {
-        name: getattr(found, name)().strip()
-        for name in ("chapters", "speedup", "transfer", "epsilon")
-    }
+    return {name: getattr(found, name)().strip() for name in ("chapters", *golden)}
 
 
 def replaced(readme: str, texts: dict[str, str]) -> str:
-    """Returns the README with its sections written anew.
+    """Returns the README with its sections, between markers alone on their lines, written anew.
 
     Raises:
         ValueError: a section's markers are not there exactly once.
@@ -113,11 +106,7 @@ def column(chapter: dict[str, Any], table: str, name: str, **where: Any) -> list
 
 
 def number(chapter: dict[str, Any], table: str, name: str, **where: Any) -> float:
-    """Returns the one cell of a column whose row has the given values.
-
-    Raises:
-        ValueError: no such row, or several.
-    """
+    """Returns the one cell of a column whose row has the given values; ValueError if not one."""
     found = column(chapter, table, name, **where)
     if len(found) != 1:
         raise ValueError(f"{len(found)} rows of {table} with {where}; needed: one")
@@ -132,12 +121,7 @@ def cell(chapter: dict[str, Any], table: str, name: str, digits: int, **where: A
 
 
 def span(low: float | None, high: float | None, digits: int) -> str:
-    """Returns an interval in words; None is an open end.
-
-    Example:
-        >>> span(0.157, 0.335, 2), span(21.07, None, 0)
-        ('0.16 to 0.34', '21 or more')
-    """
+    """Returns an interval in words, such as "0.16 to 0.34" or "21 or more"; None is an open end."""
     if low is None:
         return "open" if high is None else f"{high:.{digits}f} or less"
     return f"{low:.{digits}f} or more" if high is None else f"{low:.{digits}f} to {high:.{digits}f}"
@@ -193,24 +177,17 @@ def degraded(chapter: dict[str, Any]) -> list[float]:
 
 
 def main(
-    readme: Annotated[bool, typer.Option(help="Write README's results from the file.")] = False,
-    check: Annotated[bool, typer.Option(help="Say which of them are stale.")] = False,
+    check: Annotated[bool, typer.Option(help="Say which sections are stale.")] = False,
 ) -> None:
-    """Compute the golden verdicts, or bring README.md up to them."""
-    if not (readme or check):
+    """Compute the golden verdicts, and bring README.md up to them."""
+    if not check:
         GOLDEN.write_text(text(compute()), encoding="utf-8")
-        return
-    before, texts = README.read_text(encoding="utf-8"), sections(load())
-    old = stale(before, texts)
-    if readme:
-        README.write_text(replaced(before, texts), encoding="utf-8")
-    elif old:
+    readme, texts = README.read_text(encoding="utf-8"), sections(load())
+    if not check:
+        README.write_text(replaced(readme, texts), encoding="utf-8")
+    elif old := stale(readme, texts):
         typer.echo(f"README.md: stale sections {', '.join(old)}; run make results", err=True)
         raise typer.Exit(1)
-
-
-def _by_name(*functions: Any) -> dict[str, Any]:
-    return {function.__name__: function for function in functions}
 
 
 def _columns(table: pl.DataFrame) -> dict[str, list[Any]]:

@@ -50,49 +50,52 @@ def lab_setting(parameterization: str, log2_rate: int) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class GridSettings:
+class RunSettings:
+    """What every chapter says of its runs."""
+
+    depth: int = 2
+    context: int = 64
+    batch_size: int = 16
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        require_several(self, "seeds")
+
+    def run(self, width: int, steps: int, **more: Any) -> RunConfig:
+        """Returns a run of so many steps, a tenth of them warm-up."""
+        shape = {name: getattr(self, name) for name in ("depth", "context", "batch_size")}
+        return RunConfig(width=width, steps=steps, warmup_steps=steps // 10, **shape, **more)
+
+
+@dataclass(frozen=True)
+class GridSettings(RunSettings):
     """What chapters 2 and 3 train.
 
     Attributes:
         widths: of the sweeps; the narrowest is the base, where all rules are one.
-        depth, context, batch_size, steps: of every run.
         reach: rates to each side of a grid's centre, a factor of 2 apart.
-        seeds: of every run.
         processes: that train at the same time.
         further: also what the reference holds beyond the story.
-
-    Raises:
-        ValueError: fewer than two widths or seeds, or a reach below 1.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
-    depth: int = 2
-    context: int = 64
-    batch_size: int = 16
     steps: int = 200
     reach: int = 2
-    seeds: tuple[int, ...] = (0, 1, 2)
     processes: int | Literal["auto"] | None = "auto"
     further: bool = False
 
     def __post_init__(self) -> None:
-        require_several(self, "widths", "seeds")
+        super().__post_init__()
+        require_several(self, "widths")
         if self.reach < 1:
             raise ValueError(f"reach is {self.reach}; allowed: 1 or more rates to each side")
 
     @property
     def base(self) -> RunConfig:
         """What all runs share; width and base width are the narrowest."""
-        return RunConfig(
-            base_width=min(self.widths),
-            width=min(self.widths),
-            depth=self.depth,
-            context=self.context,
-            batch_size=self.batch_size,
-            steps=self.steps,
-            evaluate_every=self.steps // 2 if self.steps % 2 == 0 else self.steps,
-            warmup_steps=self.steps // 10,
-        )
+        every = self.steps // 2 if self.steps % 2 == 0 else self.steps
+        narrowest = min(self.widths)
+        return self.run(narrowest, self.steps, base_width=narrowest, evaluate_every=every)
 
 
 def log2_centre(config: RunConfig) -> float:
@@ -128,14 +131,7 @@ def at_centre(base: RunConfig, **changes: Any) -> RunConfig:
 
 
 def shift_claim(shifts: pl.DataFrame, where: Mapping[str, str], who: str, **claim: Any) -> Claim:
-    """Makes a claim on how far the best rate moved; the threshold is a factor of 2.
-
-    Args:
-        shifts: of :func:`isolab.analysis.transfer.worst_shift`.
-        where: as of :func:`claim_of`, which says what is raised.
-        who: whose rate, as the question begins.
-        **claim: of :class:`isolab.Claim`.
-    """
+    """Makes a claim, as :func:`claim_of`, on how far the best rate moved; at most a factor of 2."""
     question = f"{who}: how many factors of 2 from the narrowest width's best rate lies that of"
     return claim_of(
         shifts, where, "grid_steps", question + " width {width:g}?", threshold=1.0, **claim

@@ -11,7 +11,7 @@ import polars as pl
 from isolab.analysis import speedup
 from isolab.analysis.claim import Claim
 from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question
-from isolab.chapters.grids import FULL_RUNS, SMOKE_RUNS, require_several
+from isolab.chapters.grids import FULL_RUNS, SMOKE_RUNS, RunSettings
 from isolab.measure import invariance, step_time
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
@@ -20,33 +20,25 @@ SOURCE = "arXiv:2307.12979, abstract"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """What chapter 1 trains and times.
 
     Attributes:
-        width, depth, context, batch_size, evaluate_every: of every run.
         horizons: steps of Adam's full schedules; IsoAdam has the longest, and a quarter of it.
         log2_rates_adam, log2_rates_isoadam: rates are 2**k for k in these half-open ranges.
-        seeds: of every run.
         timing_rounds: rounds in which the optimizers' steps are timed in turns.
-
-    Raises:
-        ValueError: fewer than two seeds, three horizons or three rates.
     """
 
     width: int = 64
-    depth: int = 2
-    context: int = 64
     batch_size: int = 32
     horizons: tuple[int, ...] = (100, 200, 400)
     evaluate_every: int = 50
     log2_rates_adam: tuple[int, ...] = (-7, -3)
     log2_rates_isoadam: tuple[int, ...] = (-6, -2)
-    seeds: tuple[int, ...] = (0, 1, 2)
     timing_rounds: int = 5
 
     def __post_init__(self) -> None:
-        require_several(self, "seeds")
+        super().__post_init__()
         if len(set(self.horizons)) < 3:
             raise ValueError(f"horizons is {list(self.horizons)}; allowed: three or more, in steps")
         for name in ("log2_rates_adam", "log2_rates_isoadam"):
@@ -60,16 +52,7 @@ class Settings:
     @property
     def base(self) -> RunConfig:
         """What all runs share."""
-        longest = max(self.horizons)
-        return RunConfig(
-            width=self.width,
-            depth=self.depth,
-            context=self.context,
-            batch_size=self.batch_size,
-            evaluate_every=self.evaluate_every,
-            steps=longest,
-            warmup_steps=longest // 10,
-        )
+        return self.run(self.width, max(self.horizons), evaluate_every=self.evaluate_every)
 
 
 PRESETS = {
@@ -124,42 +107,31 @@ def tables(s: Settings) -> dict[str, Measurement]:
 
 def claims(evidence: Evidence) -> dict[str, Claim]:
     """Asks for the loss at equal steps, the steps and the time to the same loss."""
-    found = evidence.runs("horizons")
-    longest = found.filter(pl.col("steps") == pl.col("steps").max())
-    adam, isoadam = (longest.filter(pl.col("optimizer") == name) for name in ("adam", "isoadam"))
-    difference = speedup.paired_difference(adam, isoadam)
-    steps = fewer_steps(evidence)
-    times = evidence.table("step_time")
+    runs = evidence.runs("horizons")
+    longest = runs.filter(pl.col("steps") == pl.col("steps").max())
+    adam, isoadam = (longest.filter(optimizer=name) for name in ("adam", "isoadam"))
+    steps, times = fewer_steps(evidence), evidence.table("step_time")
     seconds = speedup.time_speedup(steps, *step_time.ratio(times, "adam", "isoadam"))
     return {
-        "loss_difference": Claim(
+        "loss_difference": speedup.paired_difference(adam, isoadam).claim(
             "At the same number of steps, is IsoAdam's best validation loss below Adam's?",
-            measured=difference.mean,
-            interval=difference.interval,
             threshold=0.0,
             unit="nats/byte",
             source=SOURCE,
-            inconclusive=difference.reason,
             prediction="Adam's loss less IsoAdam's is above 0",
         ),
-        "steps": Claim(
+        "steps": steps.claim(
             "How many times fewer steps does IsoAdam need for the same validation loss?",
-            measured=steps.value,
-            interval=steps.interval,
             threshold=1.1,
             unit="times",
             source=SOURCE,
-            inconclusive=steps.reason,
             prediction="more than 1.1 times",
         ),
-        "time": Claim(
+        "time": seconds.claim(
             "And how many times less time, on this machine?",
-            measured=seconds.value,
-            interval=seconds.interval,
             threshold=1.0,
             unit="times",
             source="isolab; step times interleaved in one process",
-            inconclusive=seconds.reason,
             prediction="more than 1",
         ),
     }
@@ -170,8 +142,7 @@ def fewer_steps(evidence: Evidence) -> speedup.Speedup:
     """Returns how many times fewer steps IsoAdam needs, by a power law through Adam's horizons."""
     runs = evidence.runs("horizons")
     adam, isoadam = (runs.filter(optimizer=name) for name in ("adam", "isoadam"))
-    quarter = isoadam.filter(pl.col("steps") == pl.col("steps").min())
-    return speedup.speedup(adam, quarter)
+    return speedup.speedup(adam, isoadam.filter(pl.col("steps") == pl.col("steps").min()))
 
 
 def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
@@ -180,7 +151,6 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
     for name in ("isoadam", "muon"):
         ratio, (low, high) = step_time.ratio(evidence.table("step_time"), name, "adam")
         rows.append({"optimizer": name, "ratio_to_adam": ratio, "low": low, "high": high})
-    horizons = {"steps": steps.horizons, "rate": steps.rates, "loss": steps.losses}
     challenger = {
         "steps": steps.challenger_steps,
         "rate": steps.challenger_rate,
@@ -194,10 +164,11 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
         .group_by("optimizer", "steps", "learning_rate")
         .agg(pl.col("final_validation_loss").mean().alias("loss"))
         .sort("optimizer", "learning_rate"),
-        "horizons": pl.DataFrame(horizons),
+        "horizons": pl.DataFrame(
+            {"steps": steps.horizons, "rate": steps.rates, "loss": steps.losses}
+        ),
         "challenger": pl.DataFrame([challenger]),
         "step_time": pl.DataFrame(rows),
-        "runs": evidence.counted(),
     }
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from isolab.analysis import optimum, transfer
+from isolab.analysis import optimum, ranking, transfer
 from isolab.analysis.claim import Claim
+from isolab.analysis.groups import ends
 from isolab.chapters import grids
-from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, claim_of, ends
+from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, claim_of
 from isolab.chapters.grids import CENTRES, at_centre, log2_centre
 from isolab.measure.alignment import measure as measure_alignment
 from isolab.measure.coordinates import coordinate_check_runs
@@ -36,21 +37,17 @@ ROLES = ("embedding", "hidden", "readout")
 
 @dataclass(frozen=True)
 class Settings(grids.GridSettings):
-    """What chapter 2 trains and measures; ``further`` trains every rule everywhere.
+    """What chapter 2 trains and measures.
 
-    And two more seeds of Adam under per-layer rates, and the changes of one role's rate.
+    ``further`` trains every rule everywhere, two more seeds of Adam under per-layer rates, and
+    changes of one role's rate.
 
     Attributes:
         parameterizations: "standard", under one global rate and per-layer rates, and others, under
             per-layer rates.
         optimizers: of :data:`isolab.chapters.grids.CENTRES`.
-        check_widths: of the coordinate check.
-        digits_widths: of the MLP on digits.
+        check_widths, digits_widths: of the coordinate check, and of the MLP on digits.
         twins: optimizers of the runs that must be equal within a class of parameterizations.
-
-    Raises:
-        ValueError: as :class:`isolab.chapters.grids.GridSettings`; fewer than two widths of a list,
-            no "standard" among the parameterizations, or an optimizer without a centre.
     """
 
     parameterizations: tuple[str, ...] = ("standard", "mup")
@@ -143,7 +140,7 @@ def rate_grids(
     rules: Sequence[str],
     widths: Iterable[int],
     seeds: Sequence[int],
-    reach: int = 3,
+    reach: int,
 ) -> Sweep:
     """Returns grids of rates, ``reach`` to each side of :func:`log2_centre`."""
     return Sweep.union(
@@ -159,9 +156,8 @@ def rate_grids(
 def twins(optimizers: Sequence[str]) -> Sweep:
     """Returns short runs whose curves must be the same within a class of parameterizations.
 
-    One for each optimizer and parameterization: the first of its class at the centre of its grid,
-    the second as :func:`isolab.measure.twins.equivalent_config` says.  The width is a power of 4,
-    so that every factor is a power of 2.
+    The width is a power of 4, so that every factor of
+    :func:`isolab.measure.twins.equivalent_config` is a power of 2.
     """
     small = RunConfig(
         width=16, depth=1, context=32, mlp_ratio=1, batch_size=8, validation_windows=16,
@@ -191,10 +187,7 @@ def tables(s: Settings) -> dict[str, Measurement]:
 def coordinates(
     base: RunConfig, pairs: Iterable[tuple[str, str]], widths: Sequence[int], seeds: Sequence[int]
 ) -> pl.DataFrame:
-    """Returns the coordinate check under Adam for pairs of a parameterization and a rate rule.
-
-    Batches of 4 windows of 32 tokens show sizes as well as larger ones.
-    """
+    """Returns the coordinate check under Adam for pairs of a parameterization and a rate rule."""
     frames = []
     for scaling, rule in pairs:
         config = at_centre(base, **_kind(scaling, "adam", rule), batch_size=4, context=32)
@@ -206,10 +199,7 @@ def coordinates(
 def alignments(
     base: RunConfig, scalings: Iterable[str], widths: Sequence[int], seeds: Sequence[int]
 ) -> pl.DataFrame:
-    """Returns the alignment of every matrix under Adam and full per-layer rates.
-
-    Measured at step 0 and at six powers of two of the run's length.
-    """
+    """Returns the alignment of every matrix under Adam and full per-layer rates."""
     steps = sorted({0, 1, *(max(1, base.steps >> k) for k in range(6))})
     return pl.concat(
         measure_alignment(at, widths, steps, seeds).with_columns(
@@ -264,12 +254,10 @@ HIDDEN = {"hidden as the others": "as the others", "hidden at 1/4": "1/4 of the 
 
 
 def exponents(runs: pl.DataFrame) -> pl.DataFrame:
-    """Fits the power of the width with which the best rate moves, beside theory's.
+    """Returns :func:`isolab.analysis.transfer.exponents` with ``theory``, at full alignment.
 
-    Returns:
-        As :func:`isolab.analysis.transfer.exponents`, with ``theory``, at full alignment: under
-        "global" minus the largest exponent of any role; 0 under "full"; for "none" null, as theory
-        says only that those rates are too large.
+    Under "global" minus the largest exponent of any role; 0 under "full"; null for "none", as
+    theory says only that those rates are too large.
     """
     kinds = runs.select(KIND).unique(maintain_order=True)
     theory = [
@@ -322,7 +310,7 @@ def claims(evidence: Evidence) -> dict[str, Claim]:
     if "mup" in s.parameterizations:
         two = runs.filter(pl.col("parameterization").is_in(["standard", "mup"]))
         found["standard_below_mup"] = claim_of(
-            transfer.loss_differences(two, KIND, {"parameterization": "standard"}),
+            ranking.loss_differences(two, KIND, {"parameterization": "standard"}),
             _kind("mup", optimizer, "full"),
             "difference",
             "By how much does the standard parameterization end below muP at width {width}, both"
@@ -353,14 +341,14 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
         "regrets": transfer.regrets(full, KIND)
         .filter(pl.col("width") == pl.col("width").max())
         .select(name, "width", *ends("regret")),
-        "gamma": transfer.ranking(
+        "gamma": ranking.ranking(
             by_constant(evidence.runs("one role's constant")), [name, "role", "gamma"]
         ).select(name, "role", "gamma", "width", "loss"),
         "hidden": pl.concat(
-            transfer.ranking(hidden, [name, "hidden"], width=width)
+            ranking.ranking(hidden.filter(width=width), [name, "hidden"])
             for width in hidden["width"].unique().sort()
         ).select(name, "hidden", "width", "loss"),
-        "embedding": transfer.ranking(embedding, of).select(*of, "width", *ends("loss")),
+        "embedding": ranking.ranking(embedding, of).select(*of, "width", *ends("loss")),
         "embedding_regrets": transfer.regrets(embedding, of).select(
             *of, "width", "grid_steps", *ends("regret")
         ),
@@ -372,7 +360,6 @@ def numbers(evidence: Evidence) -> dict[str, pl.DataFrame]:
         "slopes": changes.group_by(pair)
         .agg(pl.col("slope").min().alias("least"), pl.col("slope").max().alias("most"))
         .sort(pair),
-        "runs": evidence.counted(),
     }
 
 

@@ -164,7 +164,8 @@ def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFra
         named = dict(zip(groups, values, strict=True))
         who = ", ".join(value_text(v, name) for name, v in named.items() if name != "series")
         try:
-            best = optimum(its.with_columns(pl.col("loss").fill_null(math.inf)), RATE, "loss")
+            loss = pl.col("loss").fill_null(math.inf).alias("final_validation_loss")
+            best = optimum(its.with_columns(loss))
         except ValueError as error:
             notes.append(f"No best rate for {who}: {error}")
             continue
@@ -172,8 +173,8 @@ def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFra
             end = "lowest" if best.edge == "low" else "highest"
             notes.append(f"{who}: the best rate is the {end} of the grid.")
         several = best.seeds > 1
-        low, high = best.rate_interval if several else (best.rate, best.rate)
-        interval = frames.rate_interval_text(*best.rate_interval) if several else "none: one seed"
+        low, high = (best.rate_low, best.rate_high) if several else (best.rate, best.rate)
+        interval = frames.rate_interval_text(low, high) if several else "none: one seed"
         numbers = (best.rate, best.loss, max(low, first), min(high, last), best.grid_rate)
         rows.append((*values, *numbers, interval, best.seeds, best.edge, best.note or "none"))
     schema: dict[str, Any] = {name: points.schema[name] for name in groups}

@@ -20,7 +20,6 @@ Reference: Everett et al., arXiv:2407.05872.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -37,26 +36,18 @@ from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.optimizers.dtypes import at_least_float32
 from isolab.training.config import RunConfig
 from isolab.training.watch import ForwardModel, Observation, by_layer, held_out
-from isolab.training.whole_numbers import whole_number, whole_numbers
 
 KINDS = ("weights", "change", "update")
 ROLES = ("hidden", "readout")
+WINDOWS = 8
 
 
 def alignment(weights: Any, inputs: Any) -> jax.Array:
-    r"""Returns the alignment exponent of a matrix with its inputs.
-
-    .. math:: \alpha = \log_n \frac{\mathrm{rms}(W z)}{\mathrm{rms}(W)\,\mathrm{rms}(z)}
+    r"""Returns the alignment exponent of a matrix, (n, fan_out), with its inputs, (..., n).
 
     rms is over all entries, of all rows of z. Scaling either side changes nothing. By the
-    Cauchy-Schwarz inequality :math:`\alpha \le 1`.
-
-    Args:
-        weights: W, shape (n, fan_out), n of 2 or more.
-        inputs: z, shape (..., n).
-
-    Returns:
-        A scalar, at least float32; NaN where either side is all zero, -inf where only Wz is.
+    Cauchy-Schwarz inequality :math:`\alpha \le 1`. A scalar, at least float32; NaN where either
+    side is all zero, -inf where only Wz is.
 
     Raises:
         ValueError: the shapes do not fit, or n is 1, for which no exponent exists.
@@ -68,8 +59,6 @@ def alignment(weights: Any, inputs: Any) -> jax.Array:
         >>> w, z = jax.random.normal(w_key, (1024, 256)), jax.random.normal(z_key, (64, 1024))
         >>> round(float(alignment(w, z)), 2)
         0.5
-
-    Reference: Everett et al., arXiv:2407.05872.
     """
     w, z = jnp.asarray(weights), jnp.asarray(inputs)
     if w.ndim != 2 or z.ndim < 1 or z.shape[-1] != w.shape[0] or w.shape[0] < 2:
@@ -83,46 +72,22 @@ def alignment(weights: Any, inputs: Any) -> jax.Array:
 
 
 def measure(
-    config: RunConfig,
-    widths: Sequence[int],
-    steps: Sequence[int],
-    seeds: Sequence[int] = (0, 1, 2),
-    windows: int = 8,
+    config: RunConfig, widths: Sequence[int], steps: Sequence[int], seeds: Sequence[int]
 ) -> pl.DataFrame:
     """Trains runs of a config and measures the alignment of every hidden and readout matrix.
 
     Embeddings are left out, as their fan-in does not grow (a row is looked up, nothing is added
-    up), and so are gains. z is what enters the layer on held-out windows, the same in every run.
-
-    Args:
-        config: the run; its ``width`` and ``seed`` are replaced. A run is trained on its own
-            schedule up to the last of ``steps``.
-        widths: one or more.
-        steps: when to measure, 0 (before training) to ``config.steps``.
-        seeds: one or more.
-        windows: how many held-out windows of ``config.context`` tokens.
+    up), and so are gains. z is what enters the layer on :data:`WINDOWS` held-out windows.
 
     Returns:
-        polars.DataFrame, a row per width, seed, step, layer and kind: ``width``, ``seed``,
-        ``step``, ``layer`` ("blocks/0/mlp/up"), ``role``, ``fan_in`` (the layer's own n),
-        ``kind`` and ``alignment`` (float64; null where a matrix is zero or not finite). At step 0
-        there are only weights.
-
-    Raises:
-        ValueError: impossible widths, steps, seeds or windows, by name, value and what is allowed.
-
-    Reference: Everett et al., arXiv:2407.05872.
+        polars.DataFrame, as of :func:`observe`: ``layer`` ("blocks/0/mlp/up"), ``role``, ``fan_in``
+        (the layer's own n), ``kind`` (at step 0 only weights) and ``alignment`` (float64; null
+        where a matrix is zero or not finite).
     """
-    widths = whole_numbers("widths", widths, 1)
-    steps = whole_numbers("steps", steps, 0, config.steps)
-    seeds = whole_numbers("seeds", seeds, 0)
-    windows = whole_number("windows", windows, 1)
-    inputs, _ = held_out(load_corpus(config.corpus), windows, config.context)
-    configs = [
-        dataclasses.replace(config, width=width, seed=seed) for width in widths for seed in seeds
-    ]
+    inputs, _ = held_out(load_corpus(config.corpus), WINDOWS, config.context)
     function = functools.partial(_rows, inputs=inputs)
-    return observe(configs, steps, function, schema={"alignment": pl.Float64})
+    axes = {"width": widths, "seed": seeds}
+    return observe(config, axes, steps, function, {"alignment": pl.Float64})
 
 
 def _rows(seen: Observation, inputs: jax.Array) -> list[dict[str, Any]]:

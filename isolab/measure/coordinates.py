@@ -38,8 +38,8 @@ from flax import nnx
 
 from isolab.analysis.groups import ends
 from isolab.analysis.seeds import require_columns
+from isolab.analysis.width_lines import width_slopes
 from isolab.measure.observe import observe
-from isolab.measure.slopes import width_slopes
 from isolab.model.corpus import load_corpus
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.training.config import RunConfig
@@ -138,62 +138,40 @@ def coordinate_check(
 
 
 def coordinate_check_runs(
-    config: RunConfig,
-    widths: Sequence[int],
-    *,
-    steps: int = 4,
-    seeds: Sequence[int] = (0, 1, 2),
-    windows: int | None = None,
+    config: RunConfig, widths: Sequence[int], seeds: Sequence[int]
 ) -> pl.DataFrame:
-    """The coordinate check of isolab's own model, trained as a run's config says.
+    """The coordinate check of isolab's own model, trained for 4 steps as a run's config says.
 
-    Batches are a run's own, drawn from its corpus; activations are seen on held-out windows. The
-    schedule is constant and without warm-up, since a few steps of any other would show the warm-up.
-
-    Args:
-        config: the run; its ``width``, ``seed``, ``steps`` and schedule are replaced.
-        widths: two or more, multiples of ``config.head_size``.
-        steps: how many; 0 looks at the untrained model alone.
-        seeds: one or more.
-        windows: how many held-out windows of ``config.context`` tokens; None: ``batch_size``.
+    Batches are a run's own, drawn from its corpus; activations are seen on as many held-out
+    windows. The schedule is constant and without warm-up, since a few steps of any other would show
+    the warm-up.
 
     Returns:
         polars.DataFrame, as :func:`coordinate_check`. "embedding" is the sum of both embeddings,
         with its multiplier; "blocks/0" the residual stream after the first block.
-
-    Raises:
-        ValueError: impossible widths, steps, seeds or windows, by name, value and what is allowed.
     """
     widths = whole_numbers("widths", widths, 1, at_least=2)
-    seeds = whole_numbers("seeds", seeds, 0)
-    steps = whole_number("steps", steps, 0)
-    windows = whole_number("windows", config.batch_size if windows is None else windows, 1)
     brief = dataclasses.replace(
-        config, steps=max(steps, 1), evaluate_every=1, schedule="constant", warmup_steps=0
+        config, steps=4, evaluate_every=1, schedule="constant", warmup_steps=0
     )
-    configs = [
-        dataclasses.replace(brief, width=width, seed=seed) for width in widths for seed in seeds
-    ]
-    tokens, _ = held_out(load_corpus(config.corpus), windows, config.context)
-
+    tokens, _ = held_out(load_corpus(config.corpus), config.batch_size, config.context)
     function = functools.partial(_sizes_in_run, tokens=tokens)
-    return observe(configs, range(steps + 1), function, schema={"change_rms": pl.Float64})
+    axes = {"width": widths, "seed": seeds}
+    return observe(brief, axes, range(5), function, {"change_rms": pl.Float64})
 
 
-def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
-    """Returns how each layer's sizes go with the width: :func:`isolab.measure.slopes.width_slopes`.
+def slopes(frame: pl.DataFrame) -> pl.DataFrame:
+    """Returns how each layer's sizes go with the width, by a line per seed.
+
+    See :func:`isolab.analysis.width_lines.width_slopes`, which says what is refused.
 
     Args:
         frame: from :func:`coordinate_check` or :func:`coordinate_check_runs`.
-        confidence: of the interval over seeds.
 
     Returns:
         polars.DataFrame, a row per layer, step and quantity: ``layer``, ``order``, ``step``,
         ``quantity`` ("activation", "change"), ``slope``, ``slope_low``, ``slope_high`` (float64)
         and ``note``.
-
-    Raises:
-        ValueError: missing columns, one width only, or a confidence out of (0, 1).
 
     Example:
         >>> import polars as pl
@@ -210,7 +188,7 @@ def slopes(frame: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
         .with_columns(pl.col("quantity").str.strip_suffix("_rms"))
         .filter((pl.col("quantity") == "activation") | (pl.col("step") > 0))
     )
-    found = width_slopes(sizes, ["step", "order", "layer", "quantity"], "value", confidence)
+    found = width_slopes(sizes, ["step", "order", "layer", "quantity"], "value")
     return found.select("layer", "order", "step", "quantity", *ends("slope"), "note")
 
 

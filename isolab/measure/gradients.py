@@ -22,26 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from isolab.analysis.width_lines import width_slopes
 from isolab.measure.observe import observe
-from isolab.measure.slopes import width_slopes
-from isolab.model.corpus import Corpus
 from isolab.model.probe import rms
 from isolab.model.transformer import next_token_loss
 from isolab.optimizers.adam import scale_by_adam
 from isolab.optimizers.catalog import CATALOG
-from isolab.theory.parameterization import PARAMETERIZATIONS, ROLES, parameterization
+from isolab.theory.parameterization import ROLES, parameterization
 from isolab.training.config import RunConfig
 from isolab.training.watch import ForwardModel, Observation, by_layer, watch
 from isolab.training.whole_numbers import whole_number, whole_numbers
 
 
 class SecondMoment(NamedTuple):
-    r"""Adam's :math:`\sqrt{\hat v}` of all parameters of one role.
+    r"""Adam's :math:`\sqrt{\hat v}` of all parameters of one role, in a run at its width.
 
-    Attributes:
-        config: the run at its width.
-        role: of :data:`isolab.theory.parameterization.ROLES`.
-        root: (parameters,) float32, ascending; 0 where there never was a gradient.
+    root: (parameters,) float32, ascending; 0 where there never was a gradient.
     """
 
     config: RunConfig
@@ -52,37 +48,17 @@ class SecondMoment(NamedTuple):
 def gradient_sizes(
     config: RunConfig,
     widths: Sequence[int],
-    parameterizations: Sequence[str] = tuple(PARAMETERIZATIONS),
-    steps: Sequence[int] = (0,),
-    seeds: Sequence[int] = (0, 1, 2),
+    parameterizations: Sequence[str],
+    steps: Sequence[int],
+    seeds: Sequence[int],
 ) -> pl.DataFrame:
-    """Measures the root mean square of each role's gradient at steps of real runs.
+    """Measures each role's ``gradient_rms`` at steps of real runs, by :func:`observe`.
 
-    Args:
-        config: the run; its width, parameterization and seed are replaced.
-        widths: multiples of ``config.head_size``.
-        parameterizations: names.
-        steps: updates done before the gradient is taken, 0 (at initialization) to
-            ``config.steps``; its batch is the one that the next update takes.
-        seeds: one or more.
-
-    Returns:
-        polars.DataFrame, a row per run, step and role: ``parameterization``, ``width``, ``seed``,
-        ``step``, ``role``, ``gradient_rms`` (float64; over all parameters of the role, those
-        without a gradient included, times ``config.loss_scale``).
-
-    Raises:
-        ValueError: impossible widths, steps, seeds or parameterizations, by name and value.
+    Taken on the batch of the update that comes next, over all parameters of the ``role``, those
+    without a gradient included, times ``config.loss_scale``.
     """
-    widths, seeds = whole_numbers("widths", widths, 1), whole_numbers("seeds", seeds, 0)
-    configs = [
-        dataclasses.replace(config, parameterization=name, width=width, seed=seed)
-        for name in parameterizations
-        for width in widths
-        for seed in seeds
-    ]
-    labels = ("parameterization", "width", "seed")
-    return observe(configs, whole_numbers("steps", steps, 0, config.steps), _sizes, labels)
+    axes = {"parameterization": parameterizations, "width": widths, "seed": seeds}
+    return observe(config, axes, steps, _sizes)
 
 
 def _sizes(seen: Observation) -> list[dict[str, Any]]:
@@ -115,24 +91,13 @@ def _by_role(model: ForwardModel, tree: Any) -> dict[str, list[Any]]:
     return {role: [x for name, x in layers if model.roles[name] == role] for role in ROLES}
 
 
-def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.DataFrame:
-    r"""Fits how each role's gradient shrinks with the width, beside what theory says.
-
-    .. math:: \mathrm{rms} \sim n^{-g}
-
-    Args:
-        gradients: from :func:`gradient_sizes`; two widths or more.
-        confidence: of the interval over seeds.
+def gradient_exponents(gradients: pl.DataFrame) -> pl.DataFrame:
+    r"""Fits :math:`\mathrm{rms} \sim n^{-g}` to :func:`gradient_sizes`, beside what theory says.
 
     Returns:
         polars.DataFrame, a row per parameterization, step and role: ``parameterization``, ``step``,
-        ``role``, ``exponent`` (g), ``exponent_low``, ``exponent_high`` (infinite for one seed),
-        ``theory`` (g at initialization), ``residual`` (rms misfit of the line, in log2 units) and
-        ``note``. Nulls, and a note, where a gradient is 0, not finite or missing.
-
-    Raises:
-        ValueError: missing columns, one width, an unknown parameterization or role, or a
-            confidence out of (0, 1).
+        ``role``, ``exponent`` (g) with its interval, ``theory`` (g at initialization) and ``note``,
+        as of :func:`isolab.analysis.width_lines.width_slopes`.
 
     Example:
         >>> import polars as pl
@@ -142,7 +107,7 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         [(1.0, 1.0)]
     """
     group = ["parameterization", "step", "role"]
-    found = width_slopes(gradients, group, "gradient_rms", confidence)
+    found = width_slopes(gradients, group, "gradient_rms")
     theory = [
         parameterization(name).gradient_exponent(role)
         for name, role in found.select("parameterization", "role").rows()
@@ -153,27 +118,18 @@ def gradient_exponents(gradients: pl.DataFrame, confidence: float = 0.95) -> pl.
         exponent_low=-pl.col("slope_high"),
         exponent_high=-pl.col("slope_low"),
         theory=pl.Series(theory, dtype=pl.Float64),
-        residual="residual",
         note="note",
     )
 
 
-def second_moments(
-    config: RunConfig, widths: Sequence[int], step: int, corpus: Corpus | None = None
-) -> list[SecondMoment]:
-    r"""Measures :math:`\sqrt{\hat v}`, the denominator of update number ``step``.
+def second_moments(config: RunConfig, widths: Sequence[int], step: int) -> list[SecondMoment]:
+    r"""Measures :math:`\sqrt{\hat v}`, the denominator of update number ``step``, 1 or more.
 
     v is computed from the run's gradients as Adam keeps it, whatever the run's optimizer is: with
     the run's ``b2``, or Adam's default where it has none.
 
-    Args:
-        config: the run; its width is replaced.
-        widths: multiples of ``config.head_size``.
-        step: 1 to ``config.steps``; takes the gradient of every step before it.
-        corpus: the one that the config names, if already loaded.
-
     Raises:
-        ValueError: impossible widths or step, by name and value.
+        ValueError: impossible widths or step, by name and value, or a run that diverged.
     """
     step = whole_number("step", step, 1, config.steps)
     found = []
@@ -183,56 +139,44 @@ def second_moments(
         rule = scale_by_adam(b2=b2, moment_dtype=jnp.dtype(run.moment_dtype))
         update = jax.jit(lambda gradient, state, rule=rule: rule.update(gradient, state)[1])
         state: Any = None
-        for seen in watch(run, range(step), corpus):
+        for seen in watch(run, range(step)):
             state = rule.init(seen.params) if state is None else state
             gradient = _gradient(seen.model, seen.params, seen.batch, run.loss_scale)
             state = update(gradient, state)
         for role, leaves in _by_role(seen.model, jax.device_get(state.nu)).items():
             entries = np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in leaves])
-            root = np.sqrt(entries / np.float32(1 - b2**step))
-            found.append(SecondMoment(run, role, np.sort(root)))
+            root = np.sort(np.sqrt(entries / np.float32(1 - b2**step)))
+            if not np.isfinite(root).all():
+                raise ValueError(f"sqrt(v) of {role} at width {width} is not finite: it diverged")
+            found.append(SecondMoment(run, role, root))
     return found
 
 
-def root_histogram(moments: Sequence[SecondMoment], bins_per_decade: int = 4) -> pl.DataFrame:
-    r"""Counts parameters by :math:`\sqrt{\hat v}`, in bins of equal width in its log10.
-
-    Args:
-        moments: from :func:`second_moments`.
-        bins_per_decade: 1 or more.
+def root_histogram(moments: Sequence[SecondMoment]) -> pl.DataFrame:
+    r"""Counts parameters by :math:`\sqrt{\hat v}`, in bins of a quarter of a decade.
 
     Returns:
         polars.DataFrame, a row per width, role and bin that is not empty: ``width``, ``role``,
         ``log10_low``, ``log10_high`` (null: exactly 0, parameters that never had a gradient) and
         ``count``.
 
-    Raises:
-        ValueError: no moments, a root that is not finite, or an impossible number of bins.
-
     Example:
         >>> moment = SecondMoment(RunConfig(), "hidden", np.float32([0.0, 2e-4, 3e-4, 0.5]))
-        >>> root_histogram([moment], 1).select("log10_low", "log10_high", "count").rows()
-        [(None, None, 1), (-4.0, -3.0, 2), (-1.0, 0.0, 1)]
+        >>> root_histogram([moment]).select("log10_low", "log10_high", "count").rows()
+        [(None, None, 1), (-3.75, -3.5, 2), (-0.5, -0.25, 1)]
     """
-    bins = whole_number("bins_per_decade", bins_per_decade, 1)
-    _check_moments(moments)
     rows: list[tuple[Any, ...]] = []
     for config, role, root in moments:
         zeros = int((root == 0).sum())
         rows += [(config.width, role, None, None, zeros)] if zeros else []
-        each = np.floor(np.log10(root[root > 0].astype(np.float64)) * bins).astype(int)
+        each = np.floor(np.log10(root[root > 0].astype(np.float64)) * 4).astype(int)
         rows += [
-            (config.width, role, low / bins, (low + 1) / bins, int(count))
+            (config.width, role, low / 4, (low + 1) / 4, int(count))
             for low, count in zip(*np.unique(each, return_counts=True), strict=True)
         ]
-    return pl.DataFrame(
-        rows,
-        schema={
-            "width": pl.Int64, "role": pl.String, "log10_low": pl.Float64,
-            "log10_high": pl.Float64, "count": pl.Int64,
-        },
-        orient="row",
-    )  # fmt: skip
+    floats = dict.fromkeys(["log10_low", "log10_high"], pl.Float64)
+    schema = {"width": pl.Int64, "role": pl.String, **floats, "count": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) -> pl.DataFrame:
@@ -241,28 +185,18 @@ def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) ->
     .. math:: \frac{|m|}{\sqrt{\hat v} + \epsilon} < \frac12 \frac{|m|}{\sqrt{\hat v}}
         \iff \sqrt{\hat v} < \epsilon
 
-    Parameters that never had a gradient do not count: they do not move at any eps.
-
-    Args:
-        moments: from :func:`second_moments`.
-        epsilons: 0 or more; at ``eps_rule="per_layer"`` each role's is that times its factor.
+    Parameters that never had a gradient do not count: they do not move at any eps. At
+    ``eps_rule="per_layer"`` each role's eps is the given one times its factor.
 
     Returns:
         polars.DataFrame, a row per width, role and eps: ``width``, ``role``, ``eps``, ``share`` (0
         to 1; null where no parameter of the role had a gradient).
-
-    Raises:
-        ValueError: no moments, a root that is not finite, or an eps that is negative or not finite.
 
     Example:
         >>> moment = SecondMoment(RunConfig(), "hidden", np.float32([0.0, 1e-9, 1e-3, 1e-3]))
         >>> damped_shares([moment], [1e-8, 1e-2])["share"].round(3).to_list()
         [0.333, 1.0]
     """
-    _check_moments(moments)
-    bad = [eps for eps in epsilons if not 0 <= eps < float("inf")]
-    if bad or not len(epsilons):
-        raise ValueError(f"epsilons is {epsilons!r}; allowed: one number or more, each 0 or more")
     rows: list[tuple[Any, ...]] = []
     for config, role, root in moments:
         moved = root[root > 0]
@@ -271,13 +205,3 @@ def damped_shares(moments: Sequence[SecondMoment], epsilons: Sequence[float]) ->
             rows.append((config.width, role, eps, below / len(moved) if len(moved) else None))
     schema = {"width": pl.Int64, "role": pl.String, "eps": pl.Float64, "share": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _check_moments(moments: Sequence[SecondMoment]) -> None:
-    if not moments:
-        raise ValueError("moments is empty; allowed: one or more, from second_moments")
-    for config, role, root in moments:
-        if not np.isfinite(root).all():
-            raise ValueError(
-                f"sqrt(v) of {role} at width {config.width} is not finite: it diverged"
-            )

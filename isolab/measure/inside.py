@@ -71,7 +71,6 @@ def inspect_run(
     """Looks inside a run.
 
     Args:
-        config: the run.
         state: one run's, as of :meth:`isolab.training.train.Snapshot.run` or
             :class:`isolab.training.watch.Observation`; it is left as it is.
         step: updates done.

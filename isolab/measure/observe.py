@@ -12,45 +12,48 @@ from typing import Any
 import polars as pl
 
 from isolab.model.corpus import load_corpus
+from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 from isolab.training.program import program_of
 from isolab.training.watch import Observation, watch
+from isolab.training.whole_numbers import whole_numbers
 
 Measurement = Callable[[Observation], Iterable[dict[str, Any]]]
 
 
 def observe(
-    configs: Iterable[RunConfig],
+    config: RunConfig,
+    axes: Mapping[str, Sequence[Any]],
     steps: Sequence[int],
     function: Measurement,
-    labels: Sequence[str] = ("width", "seed"),
     schema: Mapping[str, Any] | None = None,
 ) -> pl.DataFrame:
     """Trains runs as ever, each up to the last step asked for, and collects what is measured.
 
+    Runs that share a program share its compilation. Groups of them run in threads, since most of
+    the time of few steps is compiling, on one core each.
+
     Args:
-        configs: the runs; neighbours that share a program share its compilation. Groups of them
-            run in threads, since most of the time of few steps is compiling, on one core each.
-        steps: when to measure, 0 (before training) to each run's ``steps``.
+        axes: fields of the config that are crossed, ``width`` and ``seed`` among them.
+        steps: when to measure, 0 (before training) to ``config.steps``.
         function: ``function(observation)`` returns rows, plain values by column.
-        labels: fields of a run's config that its rows have too.
         schema: polars types of columns, where the values do not tell (null in every row).
 
     Returns:
-        polars.DataFrame, by run and step: ``labels``, ``step``, and the function's columns.
+        polars.DataFrame, by run and step: the axes, ``step``, and the function's columns.
 
     Raises:
-        ValueError: no steps, a step twice, or one outside a run.
-
-    Example:
-        >>> runs = [RunConfig(width=16, depth=1, seed=seed) for seed in (0, 1)]
-        >>> observe(runs, [0], lambda seen: [{"tokens": seen.batch[0].size}]).rows()
-        [(16, 0, 0, 2048), (16, 1, 0, 2048)]
+        ValueError: impossible values of an axis, no steps, a step twice, or one outside a run.
     """
-    groups = [list(runs) for _, runs in itertools.groupby(configs, program_of)]
-    for runs in groups:
-        load_corpus(runs[0].corpus)  # once, before there are threads
-    task = functools.partial(_measured, steps=steps, function=function, labels=labels)
+    checked = {
+        "width": whole_numbers("widths", axes["width"], 1),
+        "seed": whole_numbers("seeds", axes["seed"], 0),
+    }
+    steps = whole_numbers("steps", steps, 0, config.steps)
+    load_corpus(config.corpus)  # once, before there are threads
+    runs = Sweep(config, **{**axes, **checked})
+    groups = [list(group) for _, group in itertools.groupby(runs, program_of)]
+    task = functools.partial(_measured, steps=steps, function=function, labels=list(axes))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = list(itertools.chain.from_iterable(pool.map(task, groups)))
     return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)

@@ -23,10 +23,8 @@ from isolab.training.config import RunConfig
 from isolab.training.program import arguments_of
 
 OPTIMIZERS = ("adam", "isoadam", "muon")
-RUN_STEPS = 400
-"""Length of the run whose share of refresh steps an interval should have."""
-SETTLED = 100
-"""Intervals start here or later, past the warm-up and the first steps, which all refresh."""
+RUN_STEPS = 400  # length of the run whose share of refresh steps an interval should have
+SETTLED = 100  # intervals start here or later, past the warm-up and first steps, which all refresh
 
 Seconds = dict[str, npt.NDArray[np.float64]]
 
@@ -37,10 +35,7 @@ class Interval:
     The step counters go back to the start before each call, so every call has the same refresh
     steps; it starts where their share is nearest to a run's.  Before the first one the run trains
     an interval from step 0, so that the optimizer's state is a real one (an eigendecomposition's
-    time depends on the matrix).
-
-    Args:
-        config: the run; its evaluation has one window, as a step's time is wanted.
+    time depends on the matrix).  Its evaluation has one window, as a step's time is wanted.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -68,28 +63,16 @@ class Interval:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    label: str | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    calls: Mapping[str, Callable[[], object]], rounds: int, label: str | None = None
 ) -> Seconds:
     """Times calls in turn, after one turn that is not timed: compilation, caches, fresh memory.
 
     Args:
         calls: what to time; each returns only when its work is done.
-        rounds: timed turns.
         label: shown beside a bar on standard error; None for no bar.
-        clock: seconds.
 
     Returns:
         Seconds of each call, float64 (rounds,).
-
-    Example:
-        >>> ticks = iter([0.0, 0.0, 1.0, 3.0, 3.0, 5.0, 5.0, 9.0])
-        >>> calls = {"adam": lambda: None, "isoadam": lambda: None}
-        >>> times = interleave(calls, rounds=1, clock=lambda: next(ticks))
-        >>> times["isoadam"] / times["adam"]
-        array([2.])
     """
     if not calls or rounds < 1:
         raise ValueError(
@@ -101,9 +84,9 @@ def interleave(
         for turn in range(1 + rounds):
             for name, call in calls.items():
                 bar.set_postfix_str(name if turn else f"{name}, warm-up")
-                started = clock()
+                started = time.perf_counter()
                 call()
-                times[name][turn] = clock() - started
+                times[name][turn] = time.perf_counter() - started
                 bar.update()
     return {name: seconds[1:] for name, seconds in times.items()}
 
@@ -121,7 +104,6 @@ def measure(
         cases: width, batch size and steps of each interval that is timed.
         rounds: timed turns.
         base: the run that the cases vary; by default 2 layers, a context of 64, heads of 16.
-        progress: show a bar.
 
     Returns:
         A row per optimizer, case and round: ``optimizer``, ``width``, ``tokens`` (a step),
@@ -164,10 +146,6 @@ def ratio(
 ) -> tuple[float, tuple[float, float]]:
     """Returns one optimizer's step time over another's: the median over rounds, and its range.
 
-    Args:
-        frame: from :func:`measure`, one case.
-        numerator, denominator: optimizers.
-
     Raises:
         ValueError: an optimizer that was not timed, or several cases.
     """
@@ -192,17 +170,7 @@ def refresh_steps(config: RunConfig) -> npt.NDArray[np.bool_]:
 
 
 def representative_start(due: npt.NDArray[np.bool_], length: int) -> int:
-    """Returns where an interval's share of true steps is nearest to that of all; the first such.
-
-    Args:
-        due: bools, shape (steps,).
-        length: of the interval, at most ``steps``.
-
-    Example:
-        >>> due = np.array([1, 1, 1, 0, 0, 1, 0, 0, 1, 0]) > 0  # 1 of 2
-        >>> representative_start(due, 2)
-        2
-    """
+    """Returns where an interval's share of true steps is nearest to that of all; the first such."""
     first = min(SETTLED, len(due) - length) if len(due) > SETTLED else 0
     counts = np.convolve(due, np.ones(length), "valid")[first:]
     return first + int(np.argmin(np.abs(counts - due.mean() * length)))
@@ -210,9 +178,9 @@ def representative_start(due: npt.NDArray[np.bool_], length: int) -> int:
 
 def with_counters(state: Any, step: int) -> Any:
     """Returns the training state with its step counters (whole scalars) at ``step``."""
+    return jax.tree.map(lambda leaf: _moved(leaf, step), state)
 
-    def moved(leaf: Any) -> Any:
-        counter = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
-        return jnp.full_like(leaf, step) if counter else leaf
 
-    return jax.tree.map(moved, state)
+def _moved(leaf: Any, step: int) -> Any:
+    counter = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+    return jnp.full_like(leaf, step) if counter else leaf

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import require_columns
+from isolab.analysis.seeds import require_columns, require_unique
 from isolab.optimizers.catalog import entry
 from isolab.theory.parameterization import MATRIX_ROLES
 from isolab.theory.shifts import equivalence_shift
@@ -28,14 +28,10 @@ def equivalent_config(config: RunConfig, parameterization: str) -> RunConfig:
     every factor is a power of 2; and an ``eps`` added to gradients that are now smaller by
     :math:`n^t`, so make it tiny (1e-30) for Adam. Adam-atan2 has none.
 
-    Args:
-        config: the run, with ``mlp_ratio`` 1 and, but for Adafactor, no weight decay.
-        parameterization: the other's name.
-
     Raises:
         ValueError: the two are not equivalent; ``mlp_ratio`` is not 1, since each layer is scaled
-            by its own fan-in and one gamma per role cannot follow two; or there is weight decay,
-            which does not shrink with the gradients.
+            by its own fan-in and one gamma per role cannot follow two; or there is weight decay
+            (but for Adafactor), which does not shrink with the gradients.
 
     Example:
         >>> config = RunConfig(optimizer="adam", mlp_ratio=1, width=64)
@@ -78,9 +74,6 @@ def curve_differences(runs: pl.DataFrame) -> pl.DataFrame:
 
     over the points of the training and the validation curve.
 
-    Args:
-        runs: a row per optimizer and parameterization, as of :func:`isolab.run`.
-
     Returns:
         A row per optimizer and pair: ``optimizer``, ``first``, ``second``, ``equivalent`` (by
         arithmetic) and ``difference``, the largest relative one, float64.
@@ -89,17 +82,14 @@ def curve_differences(runs: pl.DataFrame) -> pl.DataFrame:
         ValueError: missing columns, or two runs of one optimizer and parameterization.
     """
     curves = ["curve_train_loss", "curve_validation_loss"]
-    require_columns(runs, ["optimizer", "parameterization", *curves])
+    require_columns(runs, curves)
+    require_unique(runs, ["optimizer", "parameterization"], "keep one run of each")
     rows = []
-    for (optimizer,), group in runs.group_by(["optimizer"], maintain_order=True):
-        names = group["parameterization"].to_list()
-        if len(set(names)) < len(names):
-            raise ValueError(f"{optimizer} has two runs of one parameterization: {names}")
+    for (optimizer,), group in runs.group_by("optimizer", maintain_order=True):
         losses = {
-            row["parameterization"]: np.array([row[curve] for curve in curves])
-            for row in group.iter_rows(named=True)
+            name: np.array(its) for name, *its in group.select("parameterization", *curves).rows()
         }
-        for first, second in itertools.combinations(names, 2):
+        for first, second in itertools.combinations(losses, 2):
             apart = np.abs(losses[first] - losses[second]) / losses[first]
             same = bool(equivalence_shift(first, second))
             rows.append((optimizer, first, second, same, float(apart.max())))

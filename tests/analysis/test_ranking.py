@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolab.analysis.optimum import optimum
-from isolab.analysis.power_law import fit_power_law
-from isolab.analysis.ranking import limits, loss_differences, penalties, ranking
+from isolab.analysis.ranking import loss_differences, penalties, ranking
 
 INF = math.inf
 GROUP = ["optimizer"]
@@ -37,28 +36,24 @@ def test_the_lowest_loss_comes_first_whatever_its_rate(truths):
         floor = floors[int(row["optimizer"])]
         assert row["loss"] == pytest.approx(floor, abs=1e-9)
         assert math.log2(row["rate"]) == pytest.approx(truths[int(row["optimizer"])][1], abs=1e-9)
-    assert found["rank"][0] == 1 and found["rank"].is_sorted()
-    assert found["rank"].max() <= len(truths)
 
 
 def test_loss_and_interval_are_those_of_optimum():
     runs = at("adam", 1.5, -5.3, seeds=3, noise=0.02, rng=np.random.default_rng(0))
-    for width in (None, 32):
-        (row,) = ranking(runs, GROUP, width=width).iter_rows(named=True)
-        alone = optimum(runs.filter(pl.col("width") == (width or 64)))
-        assert row["width"] == (width or 64)
-        assert (row["rate"], row["loss"]) == (alone.rate, alone.loss)
-        ends = (row["loss_low"], row["loss_high"])
-        assert ends == pytest.approx(alone.loss_interval, abs=1e-12)
+    (row,) = ranking(runs, GROUP).iter_rows(named=True)
+    alone = optimum(runs.filter(pl.col("width") == 64))
+    assert (row["width"], row["rate"], row["loss"]) == (64, alone.rate, alone.loss)
+    ends = (alone.loss_low, alone.loss_high)
+    assert (row["loss_low"], row["loss_high"]) == pytest.approx(ends, abs=1e-12)
 
 
 def test_diverged_ranks_last_and_what_did_not_run_comes_after():
     gone = diverge(at("gone", 1.0), width=64, seed=1)
     small = at("small", 1.0).filter(pl.col("width") == 32)
-    found = ranking(pl.concat([at("adam", 1.5), gone, small]), GROUP)
-    assert found.select("optimizer", "rank", "loss", "rate").rows() == [
-        ("adam", 1, pytest.approx(1.5), pytest.approx(2.0**-5)), ("gone", 2, INF, None),
-        ("small", None, None, None),
+    found = ranking(pl.concat([small, gone, at("adam", 1.5)]), GROUP)
+    assert found.select("optimizer", "loss", "rate").rows() == [
+        ("adam", pytest.approx(1.5), pytest.approx(2.0**-5)), ("gone", INF, None),
+        ("small", None, None),
     ]  # fmt: skip
     assert "every rate" in found["note"][1] and found["reason"][1] is None
     assert found["reason"][2] == "no runs at width 64: it has [32]"
@@ -67,10 +62,6 @@ def test_diverged_ranks_last_and_what_did_not_run_comes_after():
 def test_an_edge_is_a_reason_and_a_rate_fixed_by_hand_is_not():
     runs = pl.concat([at("edge", 1.5, -12.0), at("fixed", 1.0, grid=(-5.0,))])
     fixed, edge = ranking(runs, GROUP).iter_rows(named=True)
-    same = pl.concat([runs, runs.with_columns(optimizer=pl.lit("same as ") + pl.col("optimizer"))])
-    assert ranking(same, GROUP)["rank"].to_list() == [1, 1, 3, 3]
-    with pytest.raises(ValueError, match=r"width 48 is not among those that ran: \[32, 64\]"):
-        ranking(runs, GROUP, width=48)
     assert (fixed["optimizer"], fixed["reason"]) == ("fixed", None)
     assert "it has one rate, 0.0312" in fixed["note"]
     assert "is the lowest of the grid: widen it to lower rates" in edge["reason"]
@@ -97,11 +88,10 @@ def test_differences_say_what_diverged_or_is_missing():
     runs = pl.concat([adam, gone, small])
     first, second = loss_differences(runs, GROUP, {"optimizer": "adam"}).iter_rows(named=True)
     assert (first["optimizer"], first["difference"], first["difference_low"]) == ("gone", INF, INF)
-    assert second["difference"] is second["loss"] is None
-    assert second["reference_loss"] == pytest.approx(1.5)
+    assert second["difference"] is None
     assert second["reason"] == "no runs at width 64: it has [32]"
     row = loss_differences(runs, GROUP, {"optimizer": "gone"}).row(0, named=True)
-    assert row["difference"] is None and row["reference_loss"] == INF
+    assert row["difference"] is None
     assert row["note"].startswith("reference: width 64: every rate")
     edge = at("adam", 1.5, -12.0)
     row = loss_differences(pl.concat([edge, gone]), GROUP, {"optimizer": "adam"}).row(0, named=True)
@@ -113,6 +103,12 @@ def law(limit: float, drop: float = 0.5, exponent: float = 1.0, widths=WIDTHS) -
     return {n: limit + drop * (n / 32) ** -exponent for n in widths}
 
 
+def limits(runs: pl.DataFrame, of=WIDTHS) -> pl.DataFrame:
+    """Penalties against a reference of the same widths, whose limit is 1."""
+    reference = parabolas(dict.fromkeys(of, -5.0), law(1.0, widths=of), optimizer="reference")
+    return penalties(pl.concat([runs, reference]), GROUP, {"optimizer": "reference"})
+
+
 @settings(max_examples=40)
 @given(
     limit=st.floats(0.5, 3.0),
@@ -122,20 +118,12 @@ def law(limit: float, drop: float = 0.5, exponent: float = 1.0, widths=WIDTHS) -
 )
 def test_a_limit_is_recovered(limit, drop, exponent, best):
     runs = parabolas(dict.fromkeys(WIDTHS, best), law(limit, drop, exponent))
-    (row,) = limits(runs, GROUP).iter_rows(named=True)
+    (row,) = limits(runs).iter_rows(named=True)
     # As in test_power_law: the search for the exponent ends at 1e-8 of the loss in its residual.
     assert row["limit"] == pytest.approx(limit, abs=1e-3)
-    assert row["exponent"] == pytest.approx(exponent, abs=1e-2)
-    assert row["limit_low"] - 1e-3 <= limit <= row["limit_high"] + 1e-3
-    assert (row["widths"], row["seeds"], row["note"], row["reason"]) == (4, 2, "", None)
-
-
-def test_the_law_is_fitted_to_the_best_losses():
-    rng = np.random.default_rng(0)
-    floors = {n: loss + 0.01 * rng.normal() for n, loss in law(1.5).items()}
-    (row,) = limits(parabolas(BESTS, floors), GROUP).iter_rows(named=True)
-    alone = fit_power_law(list(floors), list(floors.values()))
-    assert (row["limit"], row["exponent"]) == pytest.approx((alone.limit, alone.exponent), rel=1e-6)
+    assert row["penalty"] == pytest.approx(limit - 1, abs=1e-3)
+    assert row["penalty_low"] - 1e-3 <= limit - 1 <= row["penalty_high"] + 1e-3
+    assert (row["note"], row["reason"]) == ("", None)
 
 
 def test_without_a_law_there_is_no_limit():
@@ -143,11 +131,12 @@ def test_without_a_law_there_is_no_limit():
     few, gone, *others = (
         parabolas(dict.fromkeys(its, -5.3), its, optimizer=f"{i}") for i, its in enumerate(floors)
     )
-    found = limits(pl.concat([few, diverge(gone, width=[32, 64], seed=0), *others]), GROUP)
-    for name in ("limit", "limit_low", "limit_high", "exponent"):
+    found = limits(pl.concat([few, diverge(gone, width=[32, 64], seed=0), *others]))
+    for name in ("limit", "penalty", "penalty_low", "penalty_high"):
         assert found[name].to_list() == [None] * 4
     few, gone, rising, unlike = found["reason"]
-    assert few == "a limit needs the losses of 3 widths or more, got [32, 64]"
+    assert few.startswith("a limit needs the losses of 3 widths or more, got [32, 64]")
+    assert few.endswith("widths differ: [32, 64] against [32, 64, 128, 256]")
     assert "got [128, 256]" in gone and "width 32: every rate" in gone
     assert "losses [1.0, 1.25, 1.375, 1.4375]" in rising
     assert "do not fall with the width: no power law fits" in rising
@@ -164,14 +153,14 @@ def test_without_a_law_there_is_no_limit():
     ],
 )
 def test_a_number_not_to_judge_by_has_a_reason(bests, floors, limit, reason):
-    (row,) = limits(parabolas(BESTS | bests, floors), GROUP).iter_rows(named=True)
+    (row,) = limits(parabolas(BESTS | bests, floors)).iter_rows(named=True)
     assert row["limit"] is not None and reason in row["reason"]
     assert limit is None or row["limit"] == limit
 
 
 def test_three_widths_cannot_miss_and_say_so():
     runs = parabolas(dict.fromkeys(WIDTHS[:3], -5.0), law(1.5, widths=WIDTHS[:3]))
-    (row,) = limits(runs, GROUP).iter_rows(named=True)
+    (row,) = limits(runs, WIDTHS[:3]).iter_rows(named=True)
     assert row["limit"] == pytest.approx(1.5, abs=1e-6)
     assert "three widths: the law runs through all" in row["note"] and row["reason"] is None
 
@@ -188,9 +177,6 @@ def test_a_reference_has_the_other_values_of_its_group():
         ("mup", "adam"), ("mup", "sgd"), ("ntk", "lion")
     ]  # fmt: skip
     assert found["penalty"].to_list()[:2] == pytest.approx([0.1, 0.4], abs=1e-4)
-    assert (
-        found["penalty"].to_list()[:2] == (found["limit"] - found["reference_limit"])[:2].to_list()
-    )
     assert found["penalty"][2] is None
     missing = "there is no group {'parameterization': 'standard', 'optimizer': 'lion'}"
     assert missing in found["reason"][2]
@@ -200,7 +186,7 @@ def test_a_penalty_says_what_its_reference_lacks():
     two = parabolas(dict.fromkeys(WIDTHS[:2], -5.0), law(1.5, widths=WIDTHS[:2]))
     runs = pl.concat([two, parabolas(BESTS, law(1.7), optimizer="sgd")])
     (row,) = penalties(runs, GROUP, {"optimizer": "adam"}).iter_rows(named=True)
-    assert row["penalty"] is row["reference_limit"] is None
+    assert row["penalty"] is None
     assert row["limit"] == pytest.approx(1.7, abs=1e-4)
     assert "reference: a limit needs the losses of 3 widths" in row["reason"]
     assert "widths differ: [32, 64, 128, 256] against [32, 64]" in row["reason"]
@@ -222,4 +208,3 @@ def test_an_impossible_reference_is_refused(against, message):
     )
     with pytest.raises(ValueError, match=message):
         penalties(runs, GROUP, against)
-    assert limits(runs, GROUP)["seeds"].to_list() == [3, 2]  # each alone is fine

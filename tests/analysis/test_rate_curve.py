@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolab.analysis.rate_curve import RateCurve, parabola_vertices
+from isolab.analysis.rate_curve import RateCurve
 
 INF = math.inf
 GRID = np.arange(-4.0, 1.0)
@@ -85,31 +85,6 @@ def test_off_the_grid_there_is_no_value():
     assert at(single, -4.0) == 2.0 and math.isnan(at(single, -3.9))
 
 
-@given(st.lists(st.floats(0.1, 9.0), min_size=3, max_size=3), st.floats(0.3, 3.0))
-def test_vertices_match_the_formula_in_the_docstring(y, gap):
-    x0, x1, x2 = x = np.array([-5.0, -4.0, -4.0 + gap])
-    y0, y1, y2 = y
-    found_x, found_y, _ = parabola_vertices(x, np.array([y]))
-    below = (x1 - x0) * (y1 - y2) - (x1 - x2) * (y1 - y0)
-    if not (y1 < y0 - 1e-6 and y1 < y2 - 1e-6):
-        if y1 > min(y0, y2):
-            assert found_x[0] == x[np.argmin(y)]
-            assert found_y[0] == min(y)
-        return
-    above = (x1 - x0) ** 2 * (y1 - y2) - (x1 - x2) ** 2 * (y1 - y0)
-    assert found_x[0] == pytest.approx(x1 - above / below / 2, abs=1e-8)
-    assert (x0 + x1) / 2 <= found_x[0] <= (x1 + x2) / 2
-    polynomial = np.polynomial.Polynomial.fit(x, y, 2)
-    assert found_y[0] == pytest.approx(polynomial(found_x[0]), abs=1e-8)
-
-
-@given(st.lists(st.lists(st.floats(0.5, 9.0), min_size=5, max_size=5), min_size=1, max_size=4))
-def test_the_best_rate_is_open_towards_an_end_of_the_grid(rows):
-    best = curve(*rows).best
-    np.testing.assert_array_equal(np.isinf(best.low), np.argmin(rows, axis=1) == 0)
-    np.testing.assert_array_equal(np.isinf(best.high), np.argmin(rows, axis=1) == 4)
-
-
 @pytest.mark.parametrize(
     ("losses", "edge", "note"),
     [
@@ -139,10 +114,3 @@ def test_half_a_step_holds_whatever_stands_in_for_a_diverged_neighbour(left, sta
     assert (its.best.low[0], its.best.x[0], its.best.high[0]) == (-3.5, -3.0, -2.5)
     true = curve([left + 1e-6, 1.0, stand_in, INF]).best.x[0]
     assert its.best.low[0] <= true <= its.best.high[0]
-
-
-def test_equal_neighbours_leave_half_a_step_too():
-    its = curve([2.0, 1.0, 1.0, 1.0, 2.0])  # the first of a tie is best: a vertex at the midpoint
-    assert its.best.x[0] == -2.5 and not its.step_note
-    flat = RateCurve(64, GRID, np.array([[1.0] * 5]))
-    assert flat.edge == "low"

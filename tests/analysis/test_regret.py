@@ -11,6 +11,7 @@ from analysis.samples import diverge, parabolas, seedwise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from isolab.analysis.groups import width_groups
 from isolab.analysis.transfer import regrets, sensitivities, worst_shift
 
 INF = math.inf
@@ -22,26 +23,19 @@ INCREASE = ["increase", "increase_low", "increase_high"]
 
 
 @given(
-    bests=st.lists(st.floats(-8.0, -2.0), min_size=2, max_size=4),
-    curvature=st.floats(0.01, 1.0),
-    base=st.integers(0, 3),
+    bests=st.lists(st.floats(-8.0, -2.0), min_size=2, max_size=4), curvature=st.floats(0.01, 1.0)
 )
-def test_regret_of_a_known_shift(bests, curvature, base):
+def test_regret_of_a_known_shift(bests, curvature):
     widths = (32, 64, 128, 256)[: len(bests)]
-    base = base % len(bests)
     floors = {n: 2 + 8 / n for n in widths}
     runs = parabolas(
         dict(zip(widths, bests, strict=True)), floors, curvature=curvature, optimizer="a"
     )
-    found = regrets(runs, GROUP, base_width=widths[base])
-    assert found["width"].to_list() == [n for n in widths if n != widths[base]]
-    for row in found.iter_rows(named=True):
-        shift = bests[widths.index(row["width"])] - bests[base]
+    found = regrets(runs, GROUP)
+    assert found["width"].to_list() == list(widths[1:])
+    for row, best in zip(found.iter_rows(named=True), bests[1:], strict=True):
+        shift = best - bests[0]
         # Float64 losses reach 66 here; the vertex divides their differences by the curvature.
-        assert row["best_loss"] == pytest.approx(floors[row["width"]], abs=1e-9)
-        assert row["transferred_loss"] == pytest.approx(row["best_loss"] + row["regret"], abs=1e-12)
-        assert math.log2(row["transferred_rate"]) == pytest.approx(bests[base], abs=1e-9)
-        assert math.log2(row["best_rate"]) == pytest.approx(bests[base] + shift, abs=1e-9)
         assert [row[name] for name in STEPS] == pytest.approx([shift] * 3, abs=1e-9)
         assert [row[name] for name in REGRET] == pytest.approx([curvature * shift**2] * 3, abs=1e-9)
         assert (row["note"], row["reason"]) == ("", None)
@@ -65,7 +59,7 @@ def test_a_transferred_rate_off_the_grid_has_no_loss():
     runs = parabolas({32: -4.0, 64: -6.5})
     runs = runs.filter((pl.col("width") == 32) | (pl.col("learning_rate") < 2.0**-4.5))
     (row,) = regrets(runs, GROUP).iter_rows(named=True)
-    assert [row[name] for name in REGRET] == [None] * 3 and row["transferred_loss"] is None
+    assert [row[name] for name in REGRET] == [None] * 3
     assert row["grid_steps"] == pytest.approx(-2.5, abs=1e-9)
     assert row["reason"] == (
         "width 64: the transferred rate, 0.0625, is off the grid from 0.000977 to 0.0312: widen it "
@@ -78,8 +72,6 @@ def test_a_transferred_rate_that_diverges_is_a_result():
     runs = parabolas(BESTS, seeds=3)
     high = [2.0**x for x in range(-4, 0)]
     every = regrets(diverge(runs, width=128, learning_rate=high), GROUP).row(-1, named=True)
-    # Its rate 2**-4 diverged, so that the grid point 2**-5 is best, 0.25 off the true one.
-    assert (every["transferred_loss"], every["best_loss"]) == (INF, pytest.approx(2.00625))
     assert [every[name] for name in REGRET] == [INF] * 3
     assert every["reason"] is None
     one = regrets(diverge(runs, width=128, learning_rate=high, seed=1), GROUP).row(-1, named=True)
@@ -92,13 +84,11 @@ def test_a_transferred_rate_that_diverges_is_a_result():
 def test_a_width_that_diverged_everywhere_has_no_best():
     runs = diverge(parabolas(BESTS), width=128)
     row = regrets(runs, GROUP).row(-1, named=True)
-    assert row["transferred_loss"] == INF and row["transferred_rate"] == pytest.approx(2.0**-4)
-    assert row["best_rate"] is row["regret"] is row["grid_steps"] is None
+    assert row["regret"] is row["grid_steps"] is None
     assert "width 128: every rate" in row["reason"]
-    base = regrets(runs, GROUP, base_width=128)
-    assert base["transferred_rate"].to_list() == base["regret"].to_list() == [None, None]
-    assert base["best_rate"].to_list() == pytest.approx([2.0**-4, 2.0**-4.5], rel=1e-9)
-    assert all("width 128: every rate" in reason for reason in base["reason"])
+    base = regrets(diverge(parabolas(BESTS), width=32), GROUP)
+    assert base["grid_steps"].to_list() == base["regret"].to_list() == [None, None]
+    assert all("width 32: every rate" in reason for reason in base["reason"])
 
 
 @pytest.mark.parametrize(
@@ -116,13 +106,6 @@ def test_an_edge_opens_the_steps_towards_it(bests, low_open, high_open):
     assert "of the grid: widen it to" in row["reason"]
 
 
-def test_a_diverged_neighbour_widens_steps_by_half_a_step():
-    runs = parabolas({32: -4.0, 64: -5.0})
-    (row,) = regrets(diverge(runs, width=64, learning_rate=2.0**-4), GROUP).iter_rows(named=True)
-    assert [row[name] for name in STEPS] == pytest.approx([-1.0, -1.5, -0.5], abs=1e-9)
-    assert row["regret"] == INF and "diverged at 0.0625 next to" in row["note"]
-
-
 def test_resamples_off_the_grid_leave_the_regret_open():
     # Seed 2's own best at the base width is at -1, beyond the other width's grid, which ends at
     # -2; the mean of three, -4.33, is inside.
@@ -135,60 +118,40 @@ def test_resamples_off_the_grid_leave_the_regret_open():
     assert (row["regret_low"], row["regret_high"]) == (0.0, INF)
 
 
-def test_worst_shift_is_the_largest_width():
-    runs = pl.concat([parabolas(BESTS), parabolas({32: -5.0, 512: -4.75}, optimizer="sgd")])
-    found = worst_shift(runs, GROUP)
-    assert found["width"].to_list() == [128, 512]
-    assert found["grid_steps"].to_list() == pytest.approx([-1.25, 0.25], abs=1e-9)
-    rows = regrets(runs, GROUP).filter(pl.col("width") >= 128)
-    assert found.equals(rows.select(found.columns))
-
-
-def test_the_base_width_must_be_there_and_not_alone():
+def test_one_width_has_nothing_to_transfer_to():
     for function in (regrets, worst_shift):
         (row,) = function(parabolas({64: -5.0}), GROUP).iter_rows(named=True)
         assert (row["width"], row["grid_steps"]) == (64, None)
-        assert row["reason"].startswith("width 64 is the base and the largest: add larger ones")
-        message = r"\{'optimizer': 'adam'\}: base_width 48 is not in \[32, 64, 128\]"
-        with pytest.raises(ValueError, match=message):
-            function(parabolas(BESTS), GROUP, base_width=48)
+        assert row["reason"] == "width 64 is the only one: add larger ones"
 
 
-@given(
-    best=st.floats(-7.0, -3.0),
-    curvature=st.floats(0.01, 1.0),
-    factors=st.lists(st.floats(1.1, 4.0), min_size=1, max_size=3),
-)
-def test_sensitivity_of_a_known_curvature(best, curvature, factors):
-    runs = parabolas({32: best, 64: best}, curvature=curvature)
-    found = sensitivities(runs, GROUP, factors)
-    assert found["width"].to_list() == [32] * len(factors) + [64] * len(factors)
+@given(best=st.floats(-7.0, -3.0), curvature=st.floats(0.01, 1.0))
+def test_sensitivity_of_a_known_curvature(best, curvature):
+    found = sensitivities(parabolas({32: best, 64: best}, curvature=curvature), GROUP)
+    assert found.select("width", "factor").rows() == [(32, 2), (32, 4), (64, 2), (64, 4)]
     for row in found.iter_rows(named=True):
         true = curvature * math.log2(row["factor"]) ** 2
-        for name in [*INCREASE, "increase_below", "increase_above"]:
-            assert row[name] == pytest.approx(true, abs=1e-9)
+        assert [row[name] for name in INCREASE] == pytest.approx([true] * 3, abs=1e-9)
         assert row["note"] == ""
-    assert found["factor"].to_list() == pytest.approx([*factors, *factors])
 
 
-def test_sides_differ_and_the_mean_is_theirs():
+def test_sides_differ_and_the_increase_is_their_mean():
     steep = 1 + 2 * (pl.col("learning_rate") > 2.0**-4.5)
     runs = parabolas({32: -5.0}).with_columns(
         final_validation_loss=2 + steep * (pl.col("final_validation_loss") - 2)
     )
-    row = sensitivities(runs, GROUP, [4]).row(0, named=True)
-    below, above = row["increase_below"], row["increase_above"]
+    curve = width_groups(runs, GROUP)[0].curves[0]
+    below, above = (curve.at(curve.best.x + shift)[0] - curve.best.loss[0] for shift in (-2, 2))
     assert above > 1.5 * below > 0
+    row = sensitivities(runs, GROUP).row(1, named=True)
     assert row["increase"] == pytest.approx((below + above) / 2, abs=1e-12)
 
 
 @given(st.floats(-9.5, -0.5))
 def test_a_side_off_the_grid_is_null_with_a_note(best):
     assume(abs(best - round(best)) > 1e-3)  # not on a point, where the side may be the grid's end
-    row = sensitivities(parabolas({32: best}), GROUP, [4]).row(0, named=True)
+    row = sensitivities(parabolas({32: best}), GROUP).row(1, named=True)
     below, above = best - 2 < -10, best + 2 > -1
-    assert (row["increase_below"] is None) == below
-    assert (row["increase_above"] is None) == above
     assert (row["increase"] is None) == (row["increase_low"] is None) == (below or above)
     assert ("widen it to lower rates" in row["note"]) == below
     assert ("widen it to higher rates" in row["note"]) == above
@@ -200,7 +163,6 @@ def test_a_side_that_diverges_is_infinite():
     two, four = sensitivities(diverge(runs, learning_rate=high), GROUP).iter_rows(named=True)
     assert two["increase"] == pytest.approx(0.1, abs=1e-9)
     assert [four[name] for name in INCREASE] == [INF] * 3
-    assert four["increase_below"] == pytest.approx(0.4, abs=1e-9)
     assert "diverged at 0.125, a factor of 4 above the best rate" in four["note"]
     _, four = sensitivities(diverge(runs, learning_rate=high, seed=0), GROUP).iter_rows(named=True)
     assert [four[name] for name in INCREASE] == [INF, 0.0, INF]
@@ -209,10 +171,4 @@ def test_a_side_that_diverges_is_infinite():
     # A side off the grid cannot take the divergence of the other back.
     low = runs.filter(pl.col("learning_rate") > 2.0**-6.5)
     _, four = sensitivities(diverge(low, learning_rate=high), GROUP).iter_rows(named=True)
-    assert (four["increase"], four["increase_below"]) == (INF, None)
-
-
-@pytest.mark.parametrize("factors", [(1.0,), (2, 0.5), (INF,), (math.nan,), ()])
-def test_impossible_factors_are_refused(factors):
-    with pytest.raises(ValueError, match="factors must be above 1 and finite"):
-        sensitivities(parabolas(BESTS), GROUP, factors)
+    assert four["increase"] == INF

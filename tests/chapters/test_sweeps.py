@@ -10,7 +10,7 @@ import pytest
 
 from isolab import chapters
 from isolab.chapters import CHAPTERS, transfer
-from isolab.chapters.eps_sweeps import TINY_EPS, by_scale, large_eps
+from isolab.chapters.eps_sweeps import large_eps
 from isolab.chapters.epsilon import damping
 from isolab.chapters.grids import CENTRES, log2_centre
 from isolab.theory.parameterization import parameterization
@@ -34,23 +34,6 @@ def test_chapter_1_gives_both_sides_as_many_trials(preset):
     assert {c.steps for c in sides["isoadam"]} == {longest // 4, longest}
     assert len({sum(c.steps == longest for c in side) for side in sides.values()}) == 1
     assert all(c.warmup_steps == c.steps // 10 for c in own.sweep)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_chapter_2_crosses_widths_rules_and_rates(preset):
-    own = planned("transfer", preset)
-    s, rates = own.settings, own.sweeps["rates"]
-    cells = {(c.parameterization, c.optimizer, c.rate_rule, c.width) for c in rates}
-    assert len(rates) == len(cells) * (2 * s.reach + 1) * len(s.seeds)
-    expected = {
-        (name, optimizer, rule, width)
-        for name in s.parameterizations
-        for rule in (("global", "full") if name == "standard" else ("full",))
-        for optimizer in s.optimizers
-        for width in s.widths
-    }
-    assert cells == expected
-    assert {c.base_width for c in rates} == {min(s.widths)}
 
 
 def test_grids_are_factors_of_two_around_the_centre():
@@ -79,38 +62,11 @@ def test_the_reference_of_chapter_2_changes_one_thing_at_a_time():
     assert {(c.gamma_hidden, c.gamma_embedding, c.gamma_readout) for c in tuned} == {(0.25, 1, 1)}
 
 
-def test_a_roles_constant_is_changed_alone_and_one_is_there_for_each():
-    runs = transfer.by_constant(CHAPTERS["transfer"].evidence().runs("one role's constant"))
-    assert set(runs["width"]) == {32}
-    for (role,), group in runs.group_by("role"):
-        assert set(group["gamma"]) == {0.25, 0.5, 1.0, 2.0, 4.0}
-        others = [other for other in transfer.ROLES if other != role]
-        assert all(set(group[f"gamma_{other}"]) == {1.0} for other in others)
-
-
 def test_compared_runs_have_the_seeds_that_all_their_widths_have():
     cells = [("a", 32, 0), ("a", 32, 1), ("a", 32, 2), ("a", 64, 0), ("a", 64, 2), ("b", 32, 0)]
     runs = pl.DataFrame(cells, schema=["rule", "width", "seed"], orient="row")
     found = transfer.common_seeds(runs, ["rule"])
     assert found.rows() == [("a", 32, 0), ("a", 32, 2), ("a", 64, 0), ("a", 64, 2)]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_chapter_3_draws_whole_maps(preset):
-    own = planned("epsilon", preset)
-    s, sweeps = own.settings, own.sweeps
-    widths, few, scales = sorted(s.widths), len(s.map_seeds), len(s.log2_loss_scales)
-    eps, scaled = len(s.log10_eps) + 1, len(s.log10_eps_scaled)
-    assert len(sweeps["width_map"]) == few * len(widths) * (2 * eps + 1)
-    assert len(sweeps["scale_map"]) == len(s.seeds) * scales * (2 * scaled + 2)
-    assert len(sweeps["transfer"]) == len(s.seeds) * len(widths) * 3 * (2 * s.reach + 1)
-    assert len(sweeps["bfloat16"]) == few * 2 * len(s.log2_loss_scales_bfloat16)
-    assert set(sweeps["tuned_eps"]) <= set(sweeps["transfer"])  # nothing more to train
-    assert {c.width for c in sweeps["scale_map"]} == {widths[1]}  # per layer differs from one eps
-    assert {c.base_width for c in own.sweep} == {widths[0]}
-    assert {0.0, 1e-8} < {c.eps for c in sweeps["width_map"] if c.optimizer == "adam"}
-    assert TINY_EPS in {c.eps for c in sweeps["scale_map"]}
-    assert 1.0 in {c.loss_scale for c in sweeps["bfloat16"]}
 
 
 def test_each_map_changes_one_thing_and_shares_a_program():
@@ -160,11 +116,6 @@ def test_the_reference_of_chapter_3_asks_of_all_alike():
             }
             assert widened < set(sweeps[wide])
     assert {c.atan2_b for c in sweeps["constants"]} == {1.0, 2.0, 4.0}
-
-
-def test_a_scale_map_of_tiny_eps_alone_has_no_per_layer_rows():
-    runs = by_scale(planned("epsilon").settings.base, [TINY_EPS, 0.0], [1.0, 0.5], [0])
-    assert {c.eps_rule for c in runs} == {"same"}
 
 
 def test_damping_at_a_step_counts_every_parameter():

@@ -140,12 +140,12 @@ def both_transfers():
 
 def best(runs, by=BY):
     """Best rates."""
-    return optima(runs, [*by, "width"], resamples=50)
+    return optima(runs, [*by, "width"])
 
 
 def fitted(runs, by=BY):
     """Powers fitted to best rates, and theory's."""
-    found = exponents(runs, by, resamples=50)
+    found = exponents(runs, by)
     return found.with_columns(theory=pl.col("rate_rule").replace_strict(POWERS))
 
 
@@ -211,7 +211,9 @@ def eps_curves(over="width", widths=(32, 64, 256)):
     its = gradients(("mean_field",), widths)
     if over == "width":
         return eps_lines(its, base_width=32)
-    return eps_lines(its, 32, width=64, loss_scales=list(SCALES))
+    scales = pl.DataFrame({"loss_scale": list(SCALES)})
+    lines = eps_lines(its, 32).filter(width=64).join(scales, how="cross")
+    return lines.with_columns(pl.col("eps") * pl.col("loss_scale"))
 
 
 def moments():
@@ -269,13 +271,9 @@ EVERY = {
     "best_rate_vs_width": lambda: charts.best_rate_vs_width(
         best(transfer()), fitted(transfer()), columns="parameterization"
     ),
-    "ranking": lambda: charts.ranking(ranking(transfer(gone=GONE), BY, resamples=50)),
-    "regrets": lambda: charts.regrets(
-        regrets(transfer(), BY, resamples=50), columns="parameterization"
-    ),
-    "sensitivities": lambda: charts.sensitivities(
-        sensitivities(transfer(("mup",), gone=GONE), BY, resamples=50)
-    ),
+    "ranking": lambda: charts.ranking(ranking(transfer(gone=GONE), BY)),
+    "regrets": lambda: charts.regrets(regrets(transfer(), BY), columns="parameterization"),
+    "sensitivities": lambda: charts.sensitivities(sensitivities(transfer(("mup",), gone=GONE), BY)),
     "coordinates": lambda: charts.coordinates(check()),
     "coordinates step": lambda: charts.coordinates(check(), columns="step"),
     "coordinate_slopes": lambda: charts.coordinate_slopes(slopes(check())),
@@ -304,9 +302,9 @@ BOTH_ORIGINS = {
     "best_rate_vs_width": lambda: charts.best_rate_vs_width(
         best(both_transfers(), ORIGIN), fitted(both_transfers(), ORIGIN), **PANELS, color="origin"
     ),
-    "ranking": lambda: charts.ranking(both(ranking(transfer(), BY, resamples=50))),
+    "ranking": lambda: charts.ranking(both(ranking(transfer(), BY))),
     "regrets": lambda: charts.regrets(
-        regrets(both_transfers(), ORIGIN, resamples=50), columns="parameterization"
+        regrets(both_transfers(), ORIGIN), columns="parameterization"
     ),
     "coordinates": lambda: charts.coordinates(both(check())),
     "coordinate_slopes": lambda: charts.coordinate_slopes(both(slopes(check()))),

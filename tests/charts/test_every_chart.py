@@ -117,7 +117,7 @@ def test_charts_side_by_side_keep_their_own_zoom():
     assert json.dumps(pair).count('"bind": "scales"') == 2
 
 
-RANKED = ranking(transfer(), BY, resamples=50)
+RANKED = ranking(transfer(), BY)
 REFUSED = {
     r"missing columns \['seed'\]": lambda: charts.loss_by_width(transfer().drop("seed")),
     "no rows": lambda: charts.loss_vs_rate(sweep().clear()),
@@ -144,7 +144,7 @@ REFUSED = {
     r"one width, the frame has \[32, 64\]": lambda: charts.ranking(
         RANKED.with_columns(width=pl.Series([32, 64, 64, 64]))
     ),
-    "2 runs share.*colour by": lambda: charts.regrets(regrets(transfer(), BY, resamples=50)),
+    "2 runs share.*colour by": lambda: charts.regrets(regrets(transfer(), BY)),
     "factor must be finite and above 0, got 0": lambda: charts.theory_rates(
         theory_lines().with_columns(factor=0.0)
     ),

@@ -72,7 +72,7 @@ def test_fitted_curve_and_speedup_are_the_analysis_ones(drawn, subtitle):
     # The rule ends on the curve.
     assert float(law.loss(rule["to"])) == pytest.approx(rule["loss"])
     assert f"{found.value:.2f}×" in subtitle(chart)
-    few = runs.filter(pl.col("steps") <= 400)
+    few = runs.filter(pl.col("steps") <= 800)
     none = speedup(few.filter(pl.col("optimizer") == "adam"), isoadam)
     assert "No speedup: the challenger's loss" in subtitle(charts.loss_vs_steps(few, speedup=none))
 
@@ -122,7 +122,7 @@ def test_ranking_is_in_order_with_diverged_rules_last(drawn, spec_of):
     gone = [("mup", 128, 2.0**k, 0) for k in range(-11, -3)]
     lower = pl.when(pl.col("rate_rule") == "full").then(0.5).otherwise(0.0)
     runs = transfer(gone=gone).with_columns(pl.col("final_validation_loss") - lower)
-    frame = ranking(runs, BY, resamples=50)
+    frame = ranking(runs, BY)
     chart = charts.ranking(frame.sample(fraction=1, shuffle=True, seed=1))
     order = spec_of(chart)["layer"][0]["encoding"]["y"]["sort"]
     points, crosses = drawn(chart, "point")
@@ -156,7 +156,7 @@ def test_regrets_are_drawn_with_their_intervals_and_infinite_ones_at_the_top(dra
 
 
 def test_sensitivities_have_a_panel_for_each_factor(drawn, titles):
-    frame = sensitivities(transfer(), BY, factors=(2, 4), resamples=50)
+    frame = sensitivities(transfer(), BY)
     chart = charts.sensitivities(frame.filter(parameterization="mup"))
     assert titles(chart) == ["factor 2", "factor 4"]
     (points,) = drawn(chart, "point", "factor 4")

@@ -1,4 +1,4 @@
-"""Inside a run: against the run's own steps, against alignment.measure, and against NumPy."""
+"""Inside a run: against the run's own steps, against alignment, and against NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from flax import nnx
 
-from isolab.measure.alignment import measure
+from isolab.measure.alignment import alignment
 from isolab.measure.inside import SIDES, TOKENS, inspect_run, prepare_inspection
 from isolab.model.corpus import load_corpus
 from isolab.model.probe import activations, rms
@@ -63,15 +63,20 @@ def test_the_change_is_that_of_the_runs_own_next_step():
         assert numbers(inside, "relative_update")[layer] == pytest.approx(relative, rel=1e-3)
 
 
-def test_alignment_is_what_alignment_measure_finds():
+def test_alignment_is_that_of_the_change_with_held_out_inputs():
     inside = inspect_run(BASE, state(BASE, 4), 4)
-    measured = measure(BASE, [BASE.width], [5], [BASE.seed], windows=WINDOWS)
-    expected = measured.filter(pl.col("kind") == "update").select("layer", "alignment")
-    found = inside.layers.filter(pl.col("alignment").is_not_null()).select("layer", "alignment")
-    assert found["layer"].to_list() == expected["layer"].to_list()
-    assert len(found) == 5
-    np.testing.assert_allclose(found["alignment"], expected["alignment"], atol=2e-3)
-    assert found["alignment"].n_unique() == 5
+    before, after = watch(BASE, [4, 5])
+    inputs, _ = held_out(load_corpus(BASE.corpus), WINDOWS, BASE.context)
+    seen = activations(after.model(after.params), inputs)
+    first, second = by_layer(before.params), by_layer(after.params)
+    expected = {
+        layer: float(alignment(second[layer] - first[layer], seen[layer].inputs[0]))
+        for layer in LAYERS
+        if before.model.roles[layer] in ("hidden", "readout")
+    }
+    found = {layer: x for layer, x in numbers(inside, "alignment").items() if x is not None}
+    assert found == pytest.approx(expected, abs=2e-3)
+    assert len(set(found.values())) == 5
 
 
 def test_the_schedule_is_left_out():
