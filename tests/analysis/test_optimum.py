@@ -58,19 +58,6 @@ def test_intervals_are_open_with_one_seed_and_where_they_reach_the_end_of_the_gr
         )
 
 
-@pytest.mark.parametrize(
-    ("runs", "message"),
-    [
-        (frame({0.1: [1.0], 0.2: [1.0]}), r"at least 3 rates, got \[0\.1, 0\.2\]"),
-        (frame({-0.1: [1.0], 0.2: [1.0], 0.4: [1.0]}), "must be positive"),
-        (frame({0.1: [1.0]}).clear(), "no rows"),
-    ],
-)
-def test_what_cannot_be_judged_is_refused(runs, message):
-    with pytest.raises(ValueError, match=message):
-        optimum(runs)
-
-
 def test_optima_has_a_row_per_group():
     runs = pl.concat(
         [
