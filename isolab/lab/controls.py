@@ -52,22 +52,12 @@ _LARGEST = 2**31 - 1  # what int32 holds, as seeds and steps do in a compiled pr
 class Controls:
     """Widgets for a question's fields, and the setting that they make.
 
-    Args:
-        question: which fields have a control, and which are in front.
-        start: the first setting.
-        on_change: called after each change, also to one that is refused.
-
-    Attributes:
-        front: a box of the controls in front.
-        more: a box of the others.
-        general: the note for a refusal that no control has caused.
-        config: the setting now, or None while it is refused.
-        refusals: why, by field, or "" for none.
+    ``on_change`` is called after each change, also to a setting that is refused.
     """
 
     def __init__(self, question: Question, start: RunConfig, on_change: Callable[[], None]) -> None:
-        self.config: RunConfig | None = start
-        self.refusals: dict[str, str] = {}
+        self.config: RunConfig | None = start  # the setting now, or None while it is refused
+        self.refusals: dict[str, str] = {}  # why, by field, or "" where no control has caused it
         self._base = start
         self._corpus = start.corpus  # the last that was found
         self._on_change = on_change
@@ -76,7 +66,7 @@ class Controls:
         self._controls = {name: _control(name, _value(start, name)) for name in names}
         self._notes = {name: widgets.HTML(layout={"margin": "0"}) for name in [*names, ""]}
         self.front, self.more = self._grid(question.front), self._grid(question.more)
-        self.general = self._notes[""]
+        self.general = self._notes[""]  # of a refusal that no control has caused
         for control in self._controls.values():
             control.observe(self._changed, names="value")
         self._check()

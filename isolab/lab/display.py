@@ -33,16 +33,10 @@ _EMBED = {VEGALITE_MIME: {"embed_options": {"renderer": "svg", "actions": False}
 
 
 class FrontEnd:
-    """The page in which a lab is shown.
-
-    Attributes:
-        widget: the script and its button, without size; to be laid out in the lab's outermost box,
-            which has the class ``isolab-lab``.
-        draws: whether it has drawn a chart from Vega-Lite.
-    """
+    """The page in which a lab is shown; ``widget`` is its script and a button, without size."""
 
     def __init__(self) -> None:
-        self.draws = False
+        self.draws = False  # whether it has drawn a chart from Vega-Lite
         button = widgets.Button(layout={"display": "none"}).add_class("isolab-lab-draws")
         button.on_click(lambda _: setattr(self, "draws", True))
         script = Path(__file__).with_name("front_end.js").read_text()
@@ -55,20 +49,13 @@ class LiveChart:
     """A chart that is redrawn in place; as pictures until the front end draws it itself.
 
     An output's contents are replaced as a whole, which is safe in a thread and under papermill;
-    ``with Output(): clear_output()`` is not.
-
-    Args:
-        front_end: where it is shown.
-        **layout: of the box: with a width and a least height the page does not jump.
-
-    Attributes:
-        widget: what to lay out.
-        spec: the Vega-Lite specification shown last, or None.
+    ``with Output(): clear_output()`` is not.  With a width and a least height in its layout the
+    page does not jump.
     """
 
     def __init__(self, front_end: FrontEnd, **layout: str) -> None:
         self._front_end = front_end
-        self.spec: Spec | None = None
+        self.spec: Spec | None = None  # shown last
         self.widget = widgets.Output(layout=layout)
 
     def show(self, spec: Spec) -> None:

@@ -28,13 +28,10 @@ class Inspections:
 
     Their programs are compiled in threads of their own, so that training does not wait for them;
     until they are compiled there is nothing to see.  What fails here is noted, and ends nothing.
-
-    Attributes:
-        problems: what failed, in words; of one kind, the first.
     """
 
     def __init__(self, config: RunConfig, report: Callable[..., None]) -> None:
-        self.problems: dict[str, str] = {}
+        self.problems: dict[str, str] = {}  # what failed, in words; of one kind, the first
         self._config = config
         self._report = report  # called with ``inside``, ``before`` or ``after`` as they come
         self._length = sample_length(config)
@@ -132,10 +129,5 @@ def operations_per_window(config: RunConfig) -> int:
 
 
 def printable(text: str) -> str:
-    r"""Returns a text with a mark, as for wrong bytes, in place of what cannot be shown.
-
-    Example:
-        >>> printable("a\x00b\n") == "a\ufffdb\n"
-        True
-    """
+    """Returns a text with a mark, as for wrong bytes, in place of what cannot be shown."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

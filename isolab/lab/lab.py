@@ -239,10 +239,9 @@ class Lab:
         for folder in (chapter.folder for chapter in CHAPTERS.values() if chapter.folder):
             with contextlib.suppress(FileNotFoundError):
                 frames.append(load(folder))
-        if self._store is not None and not (own := self._store.runs()).is_empty():
-            frames.append(own)
-        if frames:
-            self._stored = self._stored.joined(*frames)
+        if self._store is not None:
+            frames.append(self._store.runs())
+        self._stored = self._stored.joined(*frames)
 
     def _moved(self) -> None:
         self._warn("")

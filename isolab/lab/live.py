@@ -75,23 +75,12 @@ class RunState:
 
 
 class Live(threading.Thread):
-    """The thread of a run.
+    """The thread of a run; one that ends by itself is stored, one that is stopped is not.
 
-    A run that ends by itself is stored; one that is stopped is partial, and is not.
-
-    Args:
-        config: what to train.
-        on_change: called with each :class:`RunState`, one call at a time and in order, in the run's
-            thread: at the start, after the evaluation at step 0 and after each interval, with a new
-            inspection, and once at the end; where an evaluation takes long, also after the first
-            ``FIRST_WINDOWS`` windows of the one at step 0.  What it raises is noted in the last
-            message and disturbs nothing.
-        store: where the result is kept; None to keep nothing.
-        number: of the session's runs.
-
-    Attributes:
-        now: the newest state.
-        inspections: what is measured inside.
+    ``on_change`` is called in that thread with each :class:`RunState`, in order: at the start,
+    after each evaluation, with a new inspection, and once at the end; where an evaluation takes
+    long, also after the first windows of the one at step 0.  What it raises is noted in the last
+    message and disturbs nothing.
     """
 
     def __init__(
@@ -102,15 +91,11 @@ class Live(threading.Thread):
         number: int = 1,
     ) -> None:
         super().__init__(name="isolab-live", daemon=True)
-        self.now = RunState(config, number)
+        self.now = RunState(config, number)  # the newest state
         self.inspections = Inspections(config, self._report)
         self._on_change, self._store = on_change, store
         self._stopping = threading.Event()
-
-    def start(self) -> None:
-        """Starts to train, and returns at once; RuntimeError if it was started before."""
-        super().start()
-        _started.add(self)
+        _made.add(self)
 
     def stop(self) -> None:
         """Asks the run to stop after the interval in hand, and returns at once."""
@@ -211,7 +196,7 @@ class _Stopped(Exception):
     """Raised to leave a run that was asked to stop."""
 
 
-_started: weakref.WeakSet[Live] = weakref.WeakSet()
+_made: weakref.WeakSet[Live] = weakref.WeakSet()
 
 
 @atexit.register  # after JAX's own, so called before it
@@ -221,7 +206,7 @@ def _end_runs() -> None:
     A thread that comes back from there to a Python that has ended would crash it.
     """
     until = time.monotonic() + EXIT_SECONDS
-    runs = list(_started)
+    runs = [run for run in _made if run.is_alive()]
     for run in runs:
         run.stop()
     threads = [thread for run in runs for thread in (run, *run.inspections.threads)]

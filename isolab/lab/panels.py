@@ -19,15 +19,7 @@ _TEXT = (
 
 
 class EndedRun:
-    """A run of this session that has ended.
-
-    Attributes:
-        label: what it is, in words.
-        end: its last state.
-        outcome: how it ended, in a few words.
-        check_box, remove_button: to show or hide it, and to remove it.
-        row: all of it, to lay out.
-    """
+    """A run of this session that has ended, and its row: a box to show or hide it, a button."""
 
     def __init__(self, label: str, end: RunState) -> None:
         self.label, self.end, number = label, end, end.number
@@ -59,11 +51,7 @@ class EndedRun:
 
 
 class Inspector:
-    """A panel, closed at first, that draws the newest inspection of a run while it is open.
-
-    Attributes:
-        widget: what to lay out.
-    """
+    """A panel, closed at first, that draws the newest inspection of a run while it is open."""
 
     def __init__(self, front_end: FrontEnd) -> None:
         self._layers, self._spectra = LiveChart(front_end), LiveChart(front_end)

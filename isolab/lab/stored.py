@@ -98,16 +98,14 @@ class Nearest(NamedTuple):
 
 
 class Stored:
-    """Stored runs, arranged for one question.
+    """Runs, a row each as :func:`isolab.run` gives them, arranged for one question.
+
+    Of several rows of one setting and seed the first counts.
 
     Args:
-        runs: a row per run, with the columns of :func:`isolab.run`; more rows of one setting and
-            seed than one: the first counts.
+        runs: ValueError where a column is missing.
         x: the field along a line, "learning_rate" or "eps".
         line: what tells lines apart, a key of :data:`LINE_FIELDS`.
-
-    Raises:
-        ValueError: missing columns.
     """
 
     def __init__(self, runs: pl.DataFrame, x: str = "learning_rate", line: str = "width") -> None:
@@ -138,7 +136,9 @@ class Stored:
     def joined(self, *more: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
         frames = [frame for frame in (self._runs, *more) if not frame.is_empty()]
-        return Stored(pl.concat(frames, how="diagonal_relaxed"), self.x, self.line)
+        return Stored(
+            pl.concat([*frames, pl.DataFrame()], how="diagonal_relaxed"), self.x, self.line
+        )
 
     def nearest(self, config: RunConfig) -> Nearest:
         """Returns what is stored near a setting."""

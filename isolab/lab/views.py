@@ -27,11 +27,7 @@ ZERO = -23.0
 """Where eps = 0 is drawn on a log10 axis; just right of it whatever is too small for the axis."""
 RUN_COLOURS = [colour for colour in theme.OTHER_COLOURS if colour != "#000000"]
 GREY = "#555555"
-_VARIANTS = {
-    "Adam": theme.OPTIMIZER_COLOURS["adam"],
-    "Adam, eps per layer": "#E69F00",
-    "Adam-atan2": theme.OPTIMIZER_COLOURS["adam_atan2"],
-}
+_LAYERED = "#E69F00"  # of a line with an eps for each layer
 _LEGEND = {
     "orient": "bottom",
     "titleOrient": "left",
@@ -41,6 +37,7 @@ _LEGEND = {
     "symbolSize": 300,
     "columnPadding": 14,
 }
+_AXIS = {"labelOverlap": True, "grid": True}
 _SOLID = [1, 0]
 _DASHES = [[7, 3], [2, 2], [8, 3, 2, 3], [4, 2], [12, 3]]  # of the other lines
 _CEILING = 1.8  # a rate chart ends at so many times its lowest loss, losses above it at its edge
@@ -76,8 +73,8 @@ def curve_view(asked: str, cell: Cell | None, runs: Sequence[RunState], steps: i
     finite = [loss for _, losses, *_ in curves for loss in losses if math.isfinite(loss)]
     finite += [0.8 * max(starts)] if training else []  # room below a first point
     y = _loss_axis("loss (nats/token)", finite, max(starts) * 1.15 if starts else None)
-    ends = [-_LEFT * last, last * (1 + _ROOM)]
-    plot = Plot(_axis("step", "step", ends, channels.number_ticks(0, max(last, 4)), ",d"), y)
+    ticks: Spec = {"values": channels.number_ticks(0, max(last, 4)), "format": ",d"} | _AXIS
+    plot = Plot(channels.axis("step", "step", [-_LEFT * last, last * (1 + _ROOM)], **ticks), y)
 
     layers, named, lost = list[Layer](), list[Spec](), list[Spec]()
     for run in training:
@@ -287,18 +284,6 @@ def _own(field: str) -> Spec:
     return {"field": field, "type": "nominal", "scale": None}
 
 
-def _axis(
-    field: str,
-    title: str,
-    ends: Sequence[float],
-    ticks: Sequence[float],
-    form: str,
-    base: float | None = None,
-) -> Spec:
-    style: Spec = {"values": ticks, "format": form, "labelOverlap": True, "grid": True}
-    return channels.axis(field, title, ends, base, **style)
-
-
 def _power_axis(x: str, places: Sequence[float]) -> Spec:
     """Returns the axis of powers of a rate or an eps, with at most about ten ticks."""
     left, right = min(places), max(places)
@@ -306,11 +291,9 @@ def _power_axis(x: str, places: Sequence[float]) -> Spec:
     ticks: list[float] = [ZERO] if left <= ZERO else []
     ticks += channels.power_ticks(math.ceil(max(left, -20)), math.floor(right), 11)
     titles = {"learning_rate": "learning rate, as a power of 2", "eps": "eps, as a power of 10"}
-    channel = _axis("x", titles[x], [left - pad, right + pad], ticks, "d")
-    if x == "eps":
-        zero = f"datum.value == {ZERO} ? '0, tiny' : format(datum.value, 'd')"
-        channel["axis"]["labelExpr"] = zero
-    return channel
+    named = f"datum.value == {ZERO} ? '0, tiny' : format(datum.value, 'd')"
+    style: Spec = {"values": ticks, "labelExpr": named} | _AXIS
+    return channels.axis("x", titles[x], [left - pad, right + pad], **style)
 
 
 def _loss_axis(title: str, losses: Sequence[float], limit: float | None = None) -> Spec:
@@ -322,7 +305,8 @@ def _loss_axis(title: str, losses: Sequence[float], limit: float | None = None) 
         span = math.log(most / least)
         low, high = least * math.exp(-0.06 * span), most * math.exp(0.1 * span)
     top = high * (low / high) ** 0.03  # no tick at the very top, where a title begins
-    return _axis("loss", title, [low, high], channels.number_ticks(low, top), "~g", 10)
+    ticks: Spec = {"values": channels.number_ticks(low, top), "format": "~g"} | _AXIS
+    return channels.axis("loss", title, [low, high], 10, **ticks)
 
 
 def _ends(channel: Spec) -> tuple[float, float]:
@@ -348,13 +332,11 @@ def _asked(config: RunConfig, x: str) -> Spec:
 def _line_colours(lines: Sequence[StoredLine], kind: str) -> dict[str, str]:
     """Returns the colour of each line: by its optimizer, or from dark to light with the width."""
     if kind == "width":
-        last = max(len(lines) - 1, 1)
-        shades = [
-            theme.VIRIDIS[round(i * (len(theme.VIRIDIS) - 1) / last)] for i in range(len(lines))
-        ]
-        return {line.name: shade for line, shade in zip(lines, shades, strict=True)}
-    own = {
-        line.name: theme.OPTIMIZER_COLOURS.get(line.value, theme.OTHER_COLOURS[-1])
-        for line in lines
+        step = (len(theme.VIRIDIS) - 1) / max(len(lines) - 1, 1)
+        return {its.name: theme.VIRIDIS[round(i * step)] for i, its in enumerate(lines)}
+    known, other = theme.OPTIMIZER_COLOURS, theme.OTHER_COLOURS[-1]
+    layered = choice("eps_rule", "per_layer")
+    return {
+        its.name: _LAYERED if its.name.endswith(layered) else known.get(its.value, other)
+        for its in lines
     }
-    return own | {name: _VARIANTS[name] for name in own if kind == "variant" and name in _VARIANTS}
