@@ -7,7 +7,6 @@ script libraries are left out.
 
 from __future__ import annotations
 
-import base64
 import copy
 import html
 from collections.abc import Iterator, Mapping
@@ -96,7 +95,7 @@ def _flatten(output: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[An
     elif "image/png" in data or data[_VIEW]["model_id"] not in state:
         # a picture made to stand for the widget; or one that was closed, and whatever else is there
         rest = {mime: its for mime, its in data.items() if mime != _VIEW}
-        yield _display(rest, output.get("metadata", {}))
+        yield _display(rest, **output.get("metadata", {}))
     else:
         yield from _shown(data[_VIEW]["model_id"], state)
 
@@ -114,8 +113,7 @@ def _shown(model_id: str, state: Mapping[str, Any]) -> Iterator[Any]:
         yield _display({"text/html": f"<p>{html.escape(value)}</p>"})
     elif kind == "ImageModel":
         for buffer in model.get("buffers", ()):
-            data = base64.b64encode(base64.b64decode(buffer["data"])).decode()
-            yield _display({f"image/{values.get('format') or 'png'}": data})
+            yield _display({f"image/{values.get('format') or 'png'}": buffer["data"]})
     elif "children" in values:
         for child in values["children"]:
             yield from _shown(child.removeprefix("IPY_MODEL_"), state)
@@ -127,7 +125,7 @@ def _shown(model_id: str, state: Mapping[str, Any]) -> Iterator[Any]:
             yield _display({"text/html": f"<p>{html.escape(text)}</p>"})
 
 
-def _display(data: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Any:
+def _display(data: Mapping[str, Any], **metadata: Any) -> Any:
     from nbformat.v4 import new_output
 
-    return new_output("display_data", data=dict(data), metadata=dict(metadata or {}))
+    return new_output("display_data", data=dict(data), metadata=metadata)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Sequence
 from typing import Annotated
 
 import polars as pl
@@ -67,8 +66,6 @@ def list_runs(
 ) -> None:
     """Show what varies among the runs that match, and how they ended."""
     frame = _matching_runs(_open(store), where)
-    if not frame.height:
-        return
     names = _names(columns) or _varying(frame)
     check_columns([*names, *([sort] if sort else [])], frame.columns)
     if sort and frame.schema[sort].is_nested():
@@ -93,9 +90,7 @@ def export_runs(
 
     Curves are included. Ends with 1, and writes nothing, where no run matches.
     """
-    frame = _matching_runs(_open(store), where)
-    if not frame.height:
-        raise typer.Exit(1)
+    frame = _matching_runs(_open(store), where, 1)
     names = _names(columns) or [name for name in frame.columns if name != STORED_AT]
     check_columns(names, frame.columns)
     export(frame.select(names), out)
@@ -115,8 +110,6 @@ def prune_runs(
         raise ValueError("say which runs: either --where CONDITION, or --all")
     opened = _open(store)
     frame = _matching_runs(opened, where)
-    if not frame.height:
-        return
     names = _varying(frame)
     typer.echo(_table(frame.select(names).sort(names, nulls_last=True).head(10), may_drop=True))
     if frame.height > 10:
@@ -177,17 +170,18 @@ def _open(path: str | None) -> Store:
         raise ValueError(f"cannot open the store {path!r}: {error}") from error
 
 
-def _matching_runs(store: Store, where: Sequence[str] | None) -> pl.DataFrame:
-    """Returns the runs that satisfy every condition; says so where there are none."""
+def _matching_runs(store: Store, where: list[str] | None, code: int = 0) -> pl.DataFrame:
+    """Returns the runs that satisfy every condition; where there are none, ends with a code."""
     frame = store.runs()
     if not frame.height:
         typer.echo(f"no runs in {store.folder.path}", err=True)
-        return frame
+        raise typer.Exit(code)
     frame = store.runs(columns=[*frame.columns, STORED_AT])
     found = matching(frame, where or [])
     if not found.height:
         none = f"none of {_count(frame.height, 'run')} in {store.folder.path} matches"
         typer.echo("; ".join([none, *stored_texts(frame, where or [])]), err=True)
+        raise typer.Exit(code)
     return found
 
 

@@ -39,7 +39,7 @@ RUNS = pl.DataFrame(
         (["stored_at < TIMESTAMP '2026-01-31T13:00'"], [32]),
     ],
 )
-def test_conditions_are_sql(conditions: list[str], widths: list[int]) -> None:
+def test_conditions_are_sql(conditions, widths):
     assert matching(RUNS, conditions)["width"].to_list() == widths
 
 
@@ -61,7 +61,7 @@ def test_conditions_are_sql(conditions: list[str], widths: list[int]) -> None:
         ("EXISTS (SELECT * FROM read_csv('/etc/hosts'))", "it names no column"),
     ],
 )
-def test_anything_else_is_refused_in_a_line(text: str, told: str) -> None:
+def test_anything_else_is_refused_in_a_line(text, told):
     with pytest.raises(ValueError) as refused:
         matching(RUNS, [text])
     assert told in str(refused.value) and "\n" not in str(refused.value)

@@ -48,7 +48,7 @@ def printed(path: Path) -> str:
 FETCHED = r"""<(?:link|script|img|source|iframe)\b[^>]*\b(?:href|src|srcset)=["'](?!data:|["'])"""
 
 
-def test_workbook_runs_a_notebook_and_says_its_verdict(tmp_path: Path) -> None:
+def test_workbook_runs_a_notebook_and_says_its_verdict(tmp_path):
     notebook = write(
         tmp_path / "notebooks" / "01_tiny.ipynb",
         "# Claim\n\nThe rate goes as $n^{-c}$:\n\n$$c = \\alpha - a$$",
@@ -71,7 +71,7 @@ def test_workbook_runs_a_notebook_and_says_its_verdict(tmp_path: Path) -> None:
     assert page.count("<math") == 2 and "$$" not in page.partition("<main>")[2]
 
 
-def test_page_fetches_nothing_and_keeps_what_widgets_showed(tmp_path: Path) -> None:
+def test_page_fetches_nothing_and_keeps_what_widgets_showed(tmp_path):
     picture = """import ipywidgets as w
 dot = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082")"""
@@ -101,7 +101,7 @@ w.VBox([w.IntSlider(128, max=512, description="width"), w.Label("a label"), show
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_failed_notebook_is_named_and_the_others_run(tmp_path: Path, at_once: int) -> None:
+def test_failed_notebook_is_named_and_the_others_run(tmp_path, at_once):
     bad = write(tmp_path / "01_bad.ipynb", "print('before')", "\nratio = 1 / 0", "print('after')")
     good = write(tmp_path / "02_good.ipynb", CLAIM)
     out = tmp_path / "out"
@@ -125,9 +125,7 @@ def test_failed_notebook_is_named_and_the_others_run(tmp_path: Path, at_once: in
         ("import os\nos._exit(1)", "DeadKernelError: Kernel died"),
     ],
 )
-def test_cell_that_hangs_or_kills_its_kernel_is_named(
-    tmp_path: Path, code: str, message: str
-) -> None:
+def test_cell_that_hangs_or_kills_its_kernel_is_named(tmp_path, code, message):
     notebook = write(tmp_path / "01_slow.ipynb", code)
     result = run(notebook, "--preset", "smoke", "--out", tmp_path / "out", "--timeout", "2")
     assert result.exit_code == 1 and message in result.output
@@ -148,9 +146,7 @@ def test_cell_that_hangs_or_kills_its_kernel_is_named(
         (["--out", "{folder}/01_tiny.ipynb"], "is not a folder"),
     ],
 )
-def test_wrong_argument_ends_with_2_before_anything_runs(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_wrong_argument_ends_with_2_before_anything_runs(tmp_path, arguments, words):
     notebook = write(tmp_path / "01_tiny.ipynb", "open('ran', 'w').close()")
     write(tmp_path / "again" / "01_tiny.ipynb")
     (tmp_path / "02_torn.ipynb").write_text('{"cells": [')
@@ -162,9 +158,7 @@ def test_wrong_argument_ends_with_2_before_anything_runs(
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-def test_chapters_are_the_numbered_notebooks_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chapters_are_the_numbered_notebooks_in_order(tmp_path, monkeypatch):
     for name in ("10_c.ipynb", "02_b.ipynb", "00_a.ipynb", "scratch.ipynb", "03_notes.md"):
         (tmp_path / name).touch()
     assert [path.name for path in chapters(tmp_path)] == ["00_a.ipynb", "02_b.ipynb", "10_c.ipynb"]
@@ -174,7 +168,7 @@ def test_chapters_are_the_numbered_notebooks_in_order(
     assert nowhere.stderr.startswith("isolab workbook: no chapters in notebooks/")
 
 
-def test_a_formula_that_cannot_be_read_stays_as_it_is() -> None:
+def test_a_formula_that_cannot_be_read_stays_as_it_is():
     assert mathml(r"\left( a < b", "inline") == r"<code>\left( a &lt; b</code>"
     assert "<mfrac>" in mathml(r"\frac{1}{2}", "block")
     assert mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "block").count("<mtr>") == 2
