@@ -44,25 +44,23 @@ OWN_FOLDERS = (
     "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "ISOLAB_RUNS", "ISOLAB_PROGRAMS",
 )  # fmt: skip
 APPUTILS = "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/{}.jupyterlab-settings"
-TABLE = pytest.StashKey[list[tuple[str, float]]]()
+HAS_RUN = """([cell, before]) => {
+    const now = cell.querySelector('.jp-InputArea-prompt').innerText;
+    return /\\d/.test(now) && now !== before;
+}"""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TABLE] = []
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints how long it took until a chart was drawn; nothing fails for it."""
     times: dict[str, list[float]] = {}
-    for what, ms in config.stash[TABLE]:
-        times.setdefault(what, []).append(ms)
+    for report in terminalreporter.getreports("passed"):
+        for what, ms in report.user_properties if report.when == "call" else ():
+            times.setdefault(what, []).append(ms)
     if times:
-        terminalreporter.section("latency in the browser, from the key to the last change")
+        terminalreporter.section("ms in the browser, from the key to the charts' last change")
     for what, found in times.items():
         middle = statistics.median(found)
-        terminalreporter.line(
-            f"{what}: {len(found)} times, median {middle:.0f} ms, longest {max(found):.0f} ms"
-        )
+        terminalreporter.line(f"{what}: {len(found)}x, median {middle:.0f}, most {max(found):.0f}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -76,12 +74,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         with contextlib.suppress(Exception):  # the browser may be what failed
             browser.context.pages[-1].screenshot(path=OUT / f"failed_{name}.png", timeout=5000)
     return report
-
-
-@pytest.fixture(scope="module")
-def latency(request: pytest.FixtureRequest) -> Any:
-    """Records a time: latency(what, ms)."""
-    return lambda what, ms: request.config.stash[TABLE].append((what, ms))
 
 
 @dataclass
@@ -213,8 +205,8 @@ class Book:
 
     def run_all(self) -> None:
         """Runs all cells by the menu."""
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        for name in ("Run", "Run All Cells"):
+            self.page.get_by_role("menuitem", name=name, exact=True).click()
 
     def idle(self) -> None:
         """Waits until the kernel has nothing to do."""
@@ -230,25 +222,18 @@ class Book:
         """Runs one cell from its prompt, and waits until it has run."""
         cell = self.cell(number)
         prompt = cell.locator(".jp-InputArea-prompt")
-        cell.scroll_into_view_if_needed()
         before = prompt.inner_text()
         # a click elsewhere leaves the keyboard with the control that has it
         self.page.evaluate("document.activeElement.blur()")
         prompt.click()
         self.page.keyboard.press("Control+Enter")
-        self.page.wait_for_function(
-            """([cell, before]) => {
-                const now = cell.querySelector('.jp-InputArea-prompt').innerText;
-                return /\\d/.test(now) && now !== before;
-            }""",
-            arg=[cell.element_handle(), before],
-            timeout=START * 1000,
-        )
+        arguments = [cell.element_handle(), before]
+        self.page.wait_for_function(HAS_RUN, arg=arguments, timeout=START * 1000)
 
-    def shoot(self, name: str, **options: Any) -> None:
+    def shoot(self, name: str) -> None:
         """Keeps a screenshot as build/browser/NAME.png."""
         OUT.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=OUT / f"{name}.png", **options)
+        self.page.screenshot(path=OUT / f"{name}.png")
 
 
 @pytest.fixture(scope="module")

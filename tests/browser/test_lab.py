@@ -115,12 +115,12 @@ class Shown:
         self.settle()
         return self.root.evaluate("root => root.seen.change - root.seen.begun")
 
-    def move(self, field: str, keys: list[str], latency: Any) -> None:
+    def move(self, field: str, keys: list[str], record_property: Any) -> None:
         """Moves a control by keys; each has to change the curve, which names the setting."""
         self.control(field).locator(".noUi-handle, select").focus()
         for key in keys:
             before = self.pictures()["curve"]
-            latency(f"move {field}", self.press(key))
+            record_property(f"move {field}", self.press(key))
             self.eventually(lambda now, before=before: now["curve"] != before)
 
     def drag(self, field: str, pixels: float) -> None:
@@ -202,7 +202,8 @@ def test_names_for_screen_readers_and_the_order_of_tab(lab: Shown) -> None:
         expect(slider).to_have_attribute("aria-valuetext", value)
     assert "Asked for: Adam, width 64, 2^-5." in lab.described("curve")
     assert "Marked: learning rate 2^-5." in lab.described("summary")
-    expect(lab.button("More settings")).to_have_attribute("aria-expanded", "false")
+    more = lab.root.get_by_role("button", name="More settings")
+    expect(more).to_have_attribute("aria-expanded", "false")
     lab.root.get_by_role("slider", name="width", exact=True).focus()
     reached = []
     while len(reached) < 20 and "Watch it work" not in reached:
@@ -236,10 +237,10 @@ def test_keys_in_a_control_are_not_jupyterlabs(lab: Shown) -> None:
     ],
 )
 def test_a_control_redraws_both_charts(
-    lab: Shown, latency: Any, field: str, keys: list[str], named: str
+    lab: Shown, record_property: Any, field: str, keys: list[str], named: str
 ) -> None:
     before = lab.pictures()["summary"]
-    lab.move(field, keys, latency)
+    lab.move(field, keys, record_property)
     lab.eventually(lambda now: now["summary"] != before)
     assert named in lab.described("curve")
     expect(lab.status).to_contain_text("tored")
@@ -247,7 +248,7 @@ def test_a_control_redraws_both_charts(
     lab.book.shoot(f"light_{field}")
 
 
-def test_train_draws_lists_and_removes_a_run(tiny: Shown, latency: Any) -> None:
+def test_train_draws_lists_and_removes_a_run(tiny: Shown, record_property: Any) -> None:
     expect(tiny.runs).to_contain_text("None yet")
     before = tiny.pictures()
     tiny.open("Watch it work")
@@ -278,7 +279,7 @@ def test_train_draws_lists_and_removes_a_run(tiny: Shown, latency: Any) -> None:
     tiny.wait("seed 7")
     tiny.book.shoot("light_two_runs")
     points_of_2 = [ms for ms, text, _ in tiny.log() if "Run 2: training, loss" in text]
-    latency("first point of a warm run", points_of_2[0])
+    record_property("first point of a warm run", points_of_2[0])
 
     both = tiny.pictures()
     tiny.root.get_by_role("checkbox", name=re.compile("^1: Adam, width 16")).focus()
@@ -327,7 +328,7 @@ def test_a_refusal_stands_at_its_control(tiny: Shown) -> None:
 
 
 def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
-    server: Any, open_book: Any, latency: Any
+    server: Any, open_book: Any, record_property: Any
 ) -> None:
     write_words(server)
     server.write("dark.ipynb", IMPORTS, 'isolab.Lab("epsilon")', WILD)
@@ -338,7 +339,7 @@ def test_chapter_3_and_a_diverged_run_in_a_dark_theme(
     lab = Shown(book, 1)
     book.idle()
     for field in ("eps", "loss_scale"):
-        lab.move(field, ["ArrowLeft"] * 2, latency)
+        lab.move(field, ["ArrowLeft"] * 2, record_property)
     assert "invert" in lab.chart("curve").locator("svg.marks").evaluate(FILTER)
     book.shoot("dark_epsilon")
     assert "Run 1: diverged, diverged." in wild.described("curve")
@@ -360,6 +361,7 @@ def test_the_labs_of_chapters_1_and_2_follow_the_mouse(server: Any, open_book: A
         lab.drag(field, 60)
         lab.eventually(lambda now, old=before: all(now[name] != old[name] for name in old))
         expect(lab.status).to_contain_text(words)
+        lab.runs.scroll_into_view_if_needed()
         book.shoot(f"light_{question}")
 
 
