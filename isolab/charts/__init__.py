@@ -5,8 +5,8 @@ or infinity. What cannot be drawn at its place is drawn at the edge with a mark 
 in the subtitle, never dropped.
 
 ``color`` names the column that tells series apart: an optimizer has the same colour everywhere
-(:data:`OPTIMIZER_COLOURS`), and so has a parameterization, a rate rule or a role. Charts of small
-multiples take the columns whose values go down (``rows``) and across (``columns``). A column
+(:data:`OPTIMIZER_COLOURS`), and so has a parameterization, a rate rule or a role. ``rows`` and
+``columns`` name the columns whose values go down and across the panels of small multiples. A column
 ``origin`` ("reference" or "yours"), where a frame has it, tells a reader's own runs, solid and
 filled, from the reference results, dashed and hollow.
 
@@ -19,12 +19,13 @@ reset; tooltips hold the numbers. Call :func:`enable_offline_renderer` once in a
 """
 
 from isolab.charts.curves import loss_curves, loss_vs_steps
-from isolab.charts.epsilon import damped_shares, loss_by_eps, root_histogram
+from isolab.charts.epsilon import damped_shares, root_histogram
 from isolab.charts.exponents import best_rate_vs_width
+from isolab.charts.heat import loss_by_eps
 from isolab.charts.inside import layers_inside, spectra
 from isolab.charts.optimizers import invariance, step_time, theory_rates, update_function
 from isolab.charts.rates import loss_by_width, loss_vs_rate
-from isolab.charts.renderer import enable_offline_renderer, offline_bundle, to_png
+from isolab.charts.renderer import enable_offline_renderer
 from isolab.charts.scores import ranking, regrets, sensitivities
 from isolab.charts.sizes import alignment, coordinate_slopes, coordinates, gradient_sizes
 from isolab.charts.theme import OPTIMIZER_COLOURS
@@ -45,7 +46,6 @@ __all__ = [
     "loss_curves",
     "loss_vs_rate",
     "loss_vs_steps",
-    "offline_bundle",
     "ranking",
     "regrets",
     "root_histogram",
@@ -53,6 +53,5 @@ __all__ = [
     "spectra",
     "step_time",
     "theory_rates",
-    "to_png",
     "update_function",
 ]

@@ -20,21 +20,17 @@ def axis(
     title: str | None,
     domain: Sequence[float] | None = None,
     base: float | None = None,
-    kind: str | None = None,
     **options: Any,
 ) -> Spec:
-    """Returns a position channel of numbers.
+    """Returns a position channel of numbers, on a log axis where it has a ``base``.
 
-    Args:
-        domain: where the axis starts and ends.
-        base: of a log axis; None is a linear one unless ``kind`` names another scale.
-        options: of the axis, such as ``values``, ``format`` or ``labelExpr``.
+    ``domain`` is where it starts and ends; ``options`` are such as ``values`` or ``format``.
     """
-    scale: Spec = {"nice": False} | ({"domain": list(domain), "zero": False} if domain else {})
+    scale: Spec = {"nice": False} | ({"domain": list(domain)} if domain else {})
     if base is not None:
-        scale = {"type": "log", "base": base, "nice": False, "domain": scale["domain"]}
-    if kind is not None:
-        scale = {"type": kind, "constant": 1, "nice": False, "domain": scale["domain"]}
+        scale |= {"type": "log", "base": base}
+    elif domain:
+        scale["zero"] = False
     channel = {"field": field, "type": "quantitative", "title": title, "scale": scale}
     return channel | ({"axis": options} if options else {})
 
@@ -46,11 +42,7 @@ def log_axis(
     format: str = ".3~g",
     domain: Sequence[float] | None = None,
 ) -> Spec:
-    """Returns a log2 axis with a tick at every value, thinned to ten.
-
-    Raises:
-        ValueError: for a value that is not a positive number.
-    """
+    """Returns a log2 axis with a tick at every value, thinned to ten; they must be positive."""
     ends = log_domain(column, values)
     levels = values.cast(pl.Float64).unique().sort()
     ticks = levels.gather_every(math.ceil(len(levels) / 10)).to_list()
@@ -61,8 +53,7 @@ def log_axis(
 def width_axis(widths: pl.Series, at: pl.Series | None = None, share: float = 0.0) -> Spec:
     """Returns the log2 axis of widths, or of where they are drawn.
 
-    Args:
-        share: room for texts at its end, as a share of the rest of it.
+    ``share`` is the room for texts at its end, as a share of the rest of it.
     """
     low, high = log_domain("width", widths if at is None else at)
     first, last = extent(widths)
@@ -130,9 +121,8 @@ def offset_by(field: str, values: pl.Series) -> Spec:
 
 def edge_shape(marks: pl.Series) -> Spec:
     """Returns the shape, with a legend, of the edge marks that occur."""
-    domain = [name for name in _SHAPES if name in marks]
-    title = EDGE_MARK if len(domain) > 1 or "above the axis" in domain else "run"
-    return scaled(EDGE_MARK, {name: _SHAPES[name] for name in domain}, title)
+    shapes = {name: shape for name, shape in _SHAPES.items() if name in marks}
+    return scaled(EDGE_MARK, shapes, "run" if list(shapes) == ["diverged"] else EDGE_MARK)
 
 
 def scaled(field: str, values: Mapping[str, Any], title: Any = None, **legend: Any) -> Spec:
@@ -145,10 +135,8 @@ def scaled(field: str, values: Mapping[str, Any], title: Any = None, **legend: A
 def spread(places: Sequence[tuple[float, float]], near: float, line: float) -> list[float]:
     """Returns heights at which labels do not cover each other: each as given, or further up.
 
-    Args:
-        places: where each label is: across, and its height, in pixels.
-        near: pixels across within which two labels would cover each other.
-        line: the height of a label.
+    ``places`` are where each label is, across and up, in pixels. Two less than ``near`` across from
+    each other would cover each other, where they are not a ``line`` apart.
     """
     lifted: dict[int, float] = {}
     for i in sorted(range(len(places)), key=lambda i: places[i][1]):
@@ -160,12 +148,12 @@ def spread(places: Sequence[tuple[float, float]], near: float, line: float) -> l
     return [lifted[i] for i in range(len(places))]
 
 
-def number_ticks(low: float, high: float, least: int = 4) -> list[float]:
-    """Returns at least so many round numbers between two, evenly spaced."""
+def number_ticks(low: float, high: float) -> list[float]:
+    """Returns at least four round numbers between two, evenly spaced."""
     unit = 10.0 ** math.ceil(math.log10(high - low))
     for share in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
         first, last = math.ceil(low / (unit * share)), math.floor(high / (unit * share))
-        if last - first + 1 >= least:
+        if last - first >= 3:
             return [round(k * unit * share, 10) for k in range(first, last + 1)]
     return [low, high]
 

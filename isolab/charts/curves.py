@@ -10,12 +10,13 @@ import polars as pl
 
 from isolab.analysis.optimum import at_best_rate
 from isolab.analysis.power_law import fit_power_law
-from isolab.analysis.seeds import require_columns
-from isolab.charts import frames
+from isolab.analysis.seeds import require_columns, require_unique
 from isolab.charts.channels import axis, edge_shape, log_axis, padded, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.layers import Layer, Plot, style_of
-from isolab.charts.theme import BAND, DASH, LINE, POINT, spelled, title_of, value_text
+from isolab.charts.frames import EDGE_MARK, extent, thinned
+from isolab.charts.layers import Layer, Plot
+from isolab.charts.series import keys_of, series_of
+from isolab.charts.theme import BAND, DASH, DASHED, LINE, POINT, title_of, value_text
 
 if TYPE_CHECKING:
     from isolab.analysis.speedup import Speedup
@@ -36,68 +37,51 @@ def loss_curves(
 
     Args:
         runs: a row per ``color`` and ``seed`` (reduce a rate sweep by
-            :func:`~isolab.analysis.optimum.at_best_rate` first); list columns ``curve_step`` and
-            ``curve_validation_loss`` or ``curve_train_loss``.
+            :func:`~isolab.analysis.optimum.at_best_rate` first); ``diverged`` and list columns
+            ``curve_step`` and ``curve_validation_loss`` or ``curve_train_loss``.
         y: "validation" or "train".
 
     Raises:
         ValueError: for an unknown ``y``, or several runs a seed.
     """
-    kinds = {"validation": "validation", "train": "training"}
+    kinds, curve = {"validation": "validation", "train": "training"}, f"curve_{y}_loss"
     if y not in kinds:
         raise ValueError(f"unknown y {y!r}; known: {sorted(kinds)}")
-    keys = frames.keys_of(runs, color)
-    style = style_of(_curve_points(runs, keys, f"curve_{y}_loss"), color)
-    points, groups = style.frame, list(style.columns)
-    finished = points.filter(~pl.col("diverged"))
-    bands = frames.thinned(frames.spread_of(finished, [*groups, "step"], "loss"), "step")
-    (lowest, highest), last = (
-        frames.extent(points["loss"], 0.0, 1.0),
-        frames.extent(points["step"], high=0.0)[1],
-    )
-    top = frames.extent(finished.filter(pl.col("step") >= CUT * last)["loss"], high=highest)[1]
-    lost = points.filter(pl.col("diverged")).sort(*groups, "seed", "step")
-    ends = lost.group_by(*groups, "seed", maintain_order=True).last()
-    at_top = pl.min_horizontal("loss", pl.lit(top)).alias("drawn")
-    ends = ends.with_columns(at_top, pl.lit("diverged").alias(frames.EDGE_MARK))
-    loss_axis = axis("mean", f"{kinds[y]} loss (nats/token)", padded(lowest, top))
-    plot = Plot(axis("step", "step", format=",d"), loss_axis, style)
-    of_mean = [*keys, ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f"), "seeds"]
-    layers = plot.draw(bands, LINE)
-    layers += plot.draw(bands, BAND, 0.2, y="low", y2="high")
+    each = [*keys_of(runs, color), "seed"]
+    require_columns(runs, [*each, "diverged", "curve_step", curve])
+    require_unique(runs, each, "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
+    lists = runs.select(*each, "diverged", step="curve_step", loss=curve).explode("step", "loss")
+    series = series_of(lists, color, kept=["seed", "step", "diverged"], values={"loss": "loss"})
+    failed = pl.col("diverged") | pl.col("loss").is_null().any().over(each)
+    points = series.points.with_columns(diverged=failed).drop_nulls("loss")
+    finished, last = points.filter(~pl.col("diverged")), extent(points["step"], high=0.0)[1]
+    bands = thinned(series.spread(finished, ["step"], "loss"), "step")
+    low, highest = extent(points["loss"], 0.0, 1.0)
+    top = extent(finished.filter(pl.col("step") >= CUT * last)["loss"], high=highest)[1]
+    y_axis = axis("mean", f"{kinds[y]} loss (nats/token)", padded(low, top))
+    plot = Plot(axis("step", "step", format=",d"), y_axis, series)
+    numbers = ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f")
+    of_mean = tips(*series.keys, *numbers, "seeds")
+    layers = plot.draw(bands, LINE) + plot.draw(bands, BAND, 0.2, y="low", y2="high")
     invisible = POINT | {"size": 80, "opacity": 0}  # for the tooltip
-    layers += plot.draw(bands, invisible, None, split=False, tooltip=tips(*of_mean))
-    notes = ["Line: mean over seeds; band: lowest to highest", *style.note]
-    if highest > top:
-        notes.append(f"The axis is cut at {top:.2f}; the highest loss is {highest:.2f}")
-    if not lost.is_empty():
-        notes.append("Dashed: a diverged run, up to a cross at its last finite loss")
-        path = LINE | {"strokeDash": DASH, "strokeWidth": 1.5}
-        each: Any = {"y": "loss", "detail": [*style.columns, "seed"]}
-        layers += plot.draw(frames.thinned(lost, "step"), path, 0.8, split=False, **each)
-        of_end = [*keys, "seed", ("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
-        cross: Any = {
-            "y": "drawn",
-            "shape": edge_shape(ends[frames.EDGE_MARK]),
-            "tooltip": tips(*of_end),
-        }
-        mark = {"type": "point", "size": 80, "strokeWidth": 2.5}
-        layers += plot.draw(ends, mark, split=False, **cross)
-    return facets(points, layers, title, notes, style)
+    layers += plot.draw(bands, invisible, None, split=False, tooltip=of_mean)
 
-
-def _curve_points(runs: pl.DataFrame, keys: list[str], curve: str) -> pl.DataFrame:
-    """Returns a row per finite loss of a curve, with ``diverged``: whether its run did."""
-    each = [*keys, "seed"]
-    require_columns(runs, [*each, "curve_step", curve])
-    frames.duplicates(runs, each, "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
-    told = ["diverged"] if "diverged" in runs.columns else []
-    lists = runs.select(*each, *told, "curve_step", curve).explode("curve_step", curve)
-    points = frames.finite(lists, [*each, "curve_step", *told], {"loss": curve})
-    failed = pl.col("loss").is_null().any().over(each)
-    failed = failed | pl.col("diverged") if told else failed
-    points = points.rename({"curve_step": "step"}).with_columns(failed.alias("diverged"))
-    return spelled(points.filter(pl.col("loss").is_not_null()))
+    own = [*series.apart, "seed"]
+    lost = points.filter("diverged").sort(*own, "step")
+    ends = lost.group_by(own, maintain_order=True).last()
+    at_top = pl.min_horizontal("loss", pl.lit(top)).alias("drawn")
+    ends = ends.with_columns(at_top, pl.lit("diverged").alias(EDGE_MARK))
+    note = "Dashed: a diverged run, up to a cross at its last finite loss"
+    path, its = LINE | {"strokeDash": DASH, "strokeWidth": 1.5}, thinned(lost, "step")
+    layers += plot.draw(its, path, 0.8, split=False, note=note, y="loss", detail=own)
+    of_end = [("step", ",d", "last step with a finite loss"), ("loss", ".4f")]
+    tooltip = tips(*series.keys, "seed", *of_end)
+    mark: Any = {"type": "point", "size": 80, "strokeWidth": 2.5}
+    cross: Any = {"y": "drawn", "shape": edge_shape(ends[EDGE_MARK])}
+    layers += plot.draw(ends, mark, split=False, tooltip=tooltip, **cross)
+    cut = f"The axis is cut at {top:.2f}; the highest loss is {highest:.2f}"
+    notes = ["Line: mean over seeds; band: lowest to highest", cut if highest > top else ""]
+    return facets(series, layers, title, notes)
 
 
 def loss_vs_steps(
@@ -116,41 +100,37 @@ def loss_vs_steps(
         ValueError: for no horizon with a finite loss.
     """
     steps, rate, loss = "steps", "learning_rate", "final_validation_loss"
-    keys = frames.keys_of(runs, color)
-    require_columns(runs, [*keys, steps, rate, loss, "seed"])
-    notes, best = [], []
-    for values, its in runs.sort(*keys, steps).group_by([*keys, steps], maintain_order=True):
+    each = [*keys_of(runs, color), steps]
+    require_columns(runs, [*each, rate, loss, "seed"])
+    lost, best = [], []
+    for values, its in runs.sort(each).group_by(each, maintain_order=True):
         try:
-            best.append(at_best_rate(its, [*keys, steps]))
+            best.append(at_best_rate(its, each))
         except ValueError as error:
             who = ", ".join(map(value_text, values[:-1]))
-            notes.append(f"{who} at {values[-1]} steps is not drawn: {error}")
+            lost.append(f"{who} at {values[-1]} steps is not drawn: {error}")
     if not best:
-        raise ValueError("no horizon can be drawn: " + ("; ".join(notes) or "the frame is empty"))
-    points = spelled(frames.finite(pl.concat(best), [*keys, steps, rate, "seed"], {"loss": loss}))
-    style = style_of(points, color)
-    points, groups = style.frame, list(style.columns)
-    mean, first = pl.col("loss").mean(), pl.col(rate).first()
-    means = frames.spread_of(points, [*groups, steps], "loss", mean=mean, learning_rate=first)
-    laws, fits = _laws(means, groups)
+        raise ValueError("no horizon can be drawn: " + ("; ".join(lost) or "the frame is empty"))
+    series = series_of(pl.concat(best), color, kept=[steps, rate, "seed"], values={"loss": loss})
+    points, middle = series.points, {"mean": pl.col("loss").mean(), rate: pl.col(rate).first()}
+    means = series.spread(points, [steps], "loss", **middle)
+    laws, fits = _laws(means, series.groups)
     x = log_axis(steps, points[steps], f"{title_of(steps)} (log2 axis)", ",d")
-    plot = Plot(x, axis("loss", title_of(loss), padded(*frames.extent(points["loss"]))), style)
-    where: list[Any] = [*keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
-    layers = []
-    if not laws.is_empty():
-        layers += plot.draw(laws, LINE, 0.9, y="fitted", tooltip=tips(*keys, "law"))
+    plot = Plot(x, axis("loss", title_of(loss), padded(*extent(points["loss"]))), series)
+    where = [*series.keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
+    layers = plot.draw(laws, LINE, 0.9, y="fitted", tooltip=tips(*series.keys, "law"))
     layers += plot.draw(points, POINT, 0.5, tooltip=tips(*where, "seed", ("loss", ".4f")))
     of_mean = tips(*where, ("mean", ".4f", "mean loss"), "seeds")
     dot = POINT | {"size": 90, "stroke": "white", "strokeWidth": 1}
     layers += plot.draw(means, dot, y="mean", tooltip=of_mean)
+    notes = [*fits, *lost]
     if speedup is not None and speedup.value is None:
         notes.append(f"No speedup: {speedup.reason}")
     elif speedup is not None:
-        layers += _speedup_layers(plot, speedup)
-        fits = [f"Speedup in steps: {_speedup_text(speedup)}", *fits]
-        notes += [speedup.reason] if speedup.reason else []
-    subtitle = [*style.note, *fits, *notes]
-    return facets(points, layers, "Loss against length of the schedule", subtitle, style)
+        text = _speedup_text(speedup)
+        layers += _speedup_layers(plot, speedup, text)
+        notes = [f"Speedup in steps: {text}", *notes, speedup.reason or ""]
+    return facets(series, layers, "Loss against length of the schedule", notes)
 
 
 def _laws(means: pl.DataFrame, groups: list[str]) -> tuple[pl.DataFrame, list[str]]:
@@ -165,7 +145,7 @@ def _laws(means: pl.DataFrame, groups: list[str]) -> tuple[pl.DataFrame, list[st
         except ValueError as error:
             notes.append(f"{who}: {error}")
             continue
-        at = np.geomspace(*frames.extent(its["steps"]), 60)
+        at = np.geomspace(*extent(its["steps"]), 60)
         text = f"{law.limit:.3f} + {law.scale:.3g} T^-{law.exponent:.3f}"
         notes.append(f"{who}: L(T) = {text}, residual {law.residual:.4f} nats")
         curve = pl.DataFrame({"steps": at, "fitted": law.loss(at), "law": text})
@@ -182,7 +162,7 @@ def _speedup_text(speedup: Speedup) -> str:
     return f"{text} (95% interval {ends[0]} to {ends[1]})"
 
 
-def _speedup_layers(plot: Plot, speedup: Speedup) -> list[Layer]:
+def _speedup_layers(plot: Plot, speedup: Speedup, text: str) -> list[Layer]:
     assert speedup.value is not None and speedup.baseline_steps is not None
     row = {
         "steps": float(speedup.challenger_steps),
@@ -190,12 +170,10 @@ def _speedup_layers(plot: Plot, speedup: Speedup) -> list[Layer]:
         "middle": math.sqrt(speedup.challenger_steps * speedup.baseline_steps),
         "loss": speedup.challenger_loss,
         "label": f"{speedup.value:.2f}×",
-        "speedup in steps": _speedup_text(speedup),
+        "speedup in steps": text,
     }
     rows, tooltip = pl.DataFrame([row]), tips("speedup in steps", ("loss", ".4f"))
-    rule = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 2, "color": "#333333"}
+    rule = DASHED | {"strokeWidth": 2, "color": "#333333"}
     font: Any = {"dy": -11, "color": "#222222", "fontSize": 14}
-    return [
-        *plot.draw(rows, rule, None, x2="to", tooltip=tooltip),
-        *plot.labels(rows, "label", None, x="middle", tooltip=tooltip, **font),
-    ]
+    layers = plot.draw(rows, rule, None, x2="to", tooltip=tooltip)
+    return layers + plot.labels(rows, "label", None, x="middle", tooltip=tooltip, **font)

@@ -10,8 +10,9 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from isolab.charts.layers import Layer, Style, number_of
-from isolab.charts.theme import HEIGHT, PANEL_HEIGHT, Spec, panel_width, value_text
+from isolab.charts.layers import Layer
+from isolab.charts.series import Series, number_of
+from isolab.charts.theme import Spec, panel_width, value_text
 
 Chart = alt.LayerChart | alt.ConcatChart
 _NO_ROWS = Layer(
@@ -31,76 +32,43 @@ class Panel:
     height: int
 
 
-def panel_columns(rows: str | None, columns: str | None) -> list[str]:
-    """Returns the columns that tell panels apart.
-
-    Raises:
-        ValueError: if both are the same.
-    """
-    if rows is not None and rows == columns:
-        raise ValueError(f"rows and columns are both {rows!r}: name two columns, or only one")
-    return [name for name in (rows, columns) if name is not None]
-
-
-def panel_height(frame: pl.DataFrame, panel: Sequence[str]) -> int:
-    """Returns how tall a panel is, in pixels: taller where there is only one."""
-    return HEIGHT if len(frame.select(panel).unique() if panel else [0]) == 1 else PANEL_HEIGHT
-
-
-def panel_pixels(frame: pl.DataFrame, columns: str | None) -> int:
-    """Returns how wide a panel is, in pixels."""
-    return panel_width(frame[columns].n_unique() if columns else 1)
-
-
 def facets(
-    frame: pl.DataFrame,
+    series: Series,
     layers: Sequence[Layer],
     title: str,
     notes: Sequence[str],
-    style: Style | None = None,
-    rows: str | None = None,
-    columns: str | None = None,
     height: int | None = None,
     zoom: bool = True,
 ) -> Chart:
-    """Draws the layers: one panel for each value of ``rows`` and ``columns``, if any is named.
+    """Draws the layers: one panel for each value of the series' rows and columns, if any is named.
 
-    A layer's rows go to the panel whose values they have; rows without those columns go to all.
-    Axes have titles only at the left and at the bottom, and all panels share one legend.
-
-    Args:
-        frame: tells which panels there are; a pair of values that it lacks says "no rows".
-        layers: what is drawn, over all panels.
-        title, notes: of the chart, and what stands below it.
-        style: whose legend selects series.
-        rows, columns: columns whose sorted values go down and across, or None.
-        height: of a panel, in pixels.
-        zoom: whether axes can be panned and zoomed.
+    A layer's rows go to the panel whose values they have; rows without those columns go to all. A
+    pair of values that the series lack says "no rows". Axes have titles only at the left and at the
+    bottom, and all panels share one legend. ``height`` is a panel's, in pixels.
     """
-    panel = panel_columns(rows, columns)
-    tall = height or panel_height(frame, panel)
-    if not panel:
-        return figure([Panel("", layers, panel_width(1), tall)], title, notes, style, zoom=zoom)
-    down, across = _levels(frame, rows), _levels(frame, columns)
+    tall = height or series.height
+    if not series.panel:
+        return figure([Panel("", layers, panel_width(1), tall)], title, notes, series, zoom=zoom)
+    down, across = series.levels(series.rows), series.levels(series.columns)
     panels = []
     for i, below in enumerate(down):
         for j, beside in enumerate(across):
-            values = {n: v for n, v in ((rows, below), (columns, beside)) if n is not None}
+            both = ((series.rows, below), (series.columns, beside))
+            values = {name: value for name, value in both if name is not None}
             drawn = [_in_panel(its, values, j == 0, i == len(down) - 1) for its in layers]
-            drawn = [_NO_ROWS] if _of(frame, values).is_empty() else drawn
-            heading = "; ".join(value_text(v, name) for name, v in values.items())
-            panels.append(Panel(heading, drawn, panel_width(len(across)), tall))
-    return figure(panels, title, notes, style, len(across), zoom)
+            drawn = [_NO_ROWS] if _of(series.points, values).is_empty() else drawn
+            heading = "; ".join(value_text(value, name) for name, value in values.items())
+            panels.append(Panel(heading, drawn, series.width, tall))
+    return figure(panels, title, notes, series, len(across), zoom)
 
 
 def figure(
     panels: Sequence[Panel],
     title: str,
     notes: Sequence[str],
-    style: Style | None = None,
+    series: Series | None = None,
     columns: int = 1,
     zoom: bool = True,
-    letters: int | None = None,
     spacing: Any = None,
     **properties: Any,
 ) -> Chart:
@@ -108,15 +76,17 @@ def figure(
 
     Args:
         panels: from left to right, then down; one without a heading is the whole chart.
-        notes: what the subtitle says, wrapped at ``letters``.
+        notes: what the subtitle says, with the notes of layers and on two origins.
         columns: how many panels stand side by side, ``spacing`` pixels apart.
         properties: of the chart, such as a description.
     """
-    charts = [_layered(p, zoom, None if i else style) for i, p in enumerate(panels)]
+    charts = [_layered(p, zoom, None if i else series) for i, p in enumerate(panels)]
     alone = len(panels) == 1 and not panels[0].heading
     wide = sum(panel.width for panel in panels[:columns])
-    letters = letters or (92 if alone else max(60, min(130, (wide + 20 * columns) // 6)))
-    lines = [line for note in notes for line in textwrap.wrap(note, letters)]
+    letters = 92 if alone else max(54, min(130, (wide + 20 * columns) // 6))
+    said = [*notes, *(its.note for p in panels for its in p.layers if len(its.rows))]
+    said.append(series.note if series is not None else "")
+    lines = [line for note in dict.fromkeys(said) for line in textwrap.wrap(note, letters)]
     heading: Any = {"text": title} | ({"subtitle": lines} if lines else {})
     if alone:
         return charts[0].properties(title=heading, **properties)
@@ -137,7 +107,7 @@ def specification(
     return {"title": heading, **properties, "layer": [its.to_dict() for its in layers]}
 
 
-def _layered(panel: Panel, zoom: bool, style: Style | None) -> alt.LayerChart:
+def _layered(panel: Panel, zoom: bool, series: Series | None) -> alt.LayerChart:
     """Returns a panel, its parameters declared by the first layer that has both axes.
 
     A mark with a point overlay becomes two in Vega-Lite, which would both declare them.
@@ -148,9 +118,9 @@ def _layered(panel: Panel, zoom: bool, style: Style | None) -> alt.LayerChart:
         for layer in layers
     ]
     holder = next((i for i, layer in enumerate(layers) if _has_axes(layer)), 0)
-    if style is not None:
-        picked: Any = {"fields": [style.color["field"]], "bind": "legend", "toggle": "true"}
-        units[holder] = units[holder].add_params(alt.selection_point(name=style.pick, **picked))
+    if series is not None and series.color is not None:
+        picked: Any = {"fields": [series.color["field"]], "bind": "legend", "toggle": "true"}
+        units[holder] = units[holder].add_params(alt.selection_point(name=series.pick, **picked))
     if zoom:
         zoomed: Any = {"bind": "scales", "zoom": "wheel![event.shiftKey]"}
         zooming = alt.selection_interval(name=number_of("zoom"), **zoomed)
@@ -171,11 +141,8 @@ def _has_axes(layer: Layer) -> bool:
 
 def _of(rows: Any, values: dict[str, Any]) -> Any:
     """Returns the rows that belong to a panel; those without its columns belong to every one."""
-    for column, value in values.items():
-        if column in rows.columns:
-            its = pl.col(column)
-            rows = rows.filter(its.is_null() if value is None else its == value)
-    return rows
+    its = [pl.col(n).eq_missing(value) for n, value in values.items() if n in rows.columns]
+    return rows.filter(*its) if its else rows
 
 
 def _in_panel(layer: Layer, values: dict[str, Any], left: bool, bottom: bool) -> Layer:
@@ -189,8 +156,4 @@ def _in_panel(layer: Layer, values: dict[str, Any], left: bool, bottom: bool) ->
         style: Spec = {"labelBound": True} if left else {"labels": False, "ticks": False}
         axis = {**(y.get("axis") or {}), **style}
         encoding["y"] = {**y, "axis": axis, "title": y["title"] if left else None}
-    return Layer(_of(layer.rows, values), layer.mark, encoding)
-
-
-def _levels(frame: pl.DataFrame, column: str | None) -> list[Any]:
-    return frame[column].unique().sort().to_list() if column else [None]
+    return Layer(_of(layer.rows, values), layer.mark, encoding, layer.note)

@@ -1,74 +1,44 @@
-"""Result frames made ready to draw: cleaned, checked, with intervals in numbers and in words."""
+"""Frames made ready to draw: cleaned, checked, with intervals in numbers and in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import require_columns
-from isolab.charts.theme import NAMES, signed
+from isolab.analysis.seeds import require_rows
+from isolab.charts.theme import signed
 
 EDGE_MARK = "at the top edge"
 MAX_ROWS = 5000  # Altair's own limit for one data set
-ORIGINS = tuple(NAMES["origin"])
-"""Values of the column "origin", which a frame may have."""
+_LEAST = {"finite": -math.inf, "finite and 0 or above": 0.0, "finite and above 0": math.ulp(0.0)}
 
 
 def finite(
-    frame: pl.DataFrame,
-    columns: Sequence[str],
-    values: Mapping[str, str],
-    lossless: bool = False,
-    zero: bool = False,
+    frame: pl.DataFrame, columns: Sequence[str], values: Mapping[str, str], positive: bool = False
 ) -> pl.DataFrame:
     """Keeps ``columns`` and ``values`` (new name -> column), infinity and NaN turned into null.
 
     Raises:
-        ValueError: for missing columns, no rows and, where ``lossless``, a value that is not finite
-            and above 0 (or 0 where ``zero``).
+        ValueError: for missing columns, no rows and, where ``positive``, a value that is not.
     """
-    require_columns(frame, [*columns, *values.values()])
-    if frame.is_empty():
-        raise ValueError("nothing to draw: the frame has no rows")
+    require_rows(frame, [*columns, *values.values()])
+    for column in values.values() if positive else ():
+        check_numbers(column, frame[column])
     numbers = {name: pl.col(column).cast(pl.Float64) for name, column in values.items()}
     clean = [pl.when(its.is_finite()).then(its).alias(name) for name, its in numbers.items()]
-    cleaned = frame.select(*dict.fromkeys(columns), *clean)
-    for name, column in values.items() if lossless else ():
-        low = pl.col(name) < 0 if zero else pl.col(name) <= 0
-        bad = frame.filter(cleaned.select(pl.col(name).is_null() | low).to_series())
-        if not bad.is_empty():
-            allowed = "finite and 0 or above" if zero else "finite and above 0"
-            raise ValueError(f"{column} must be {allowed}, got {bad[column][0]}")
-    return cleaned
+    return frame.select(*dict.fromkeys(columns), *clean)
 
 
-def duplicates(frame: pl.DataFrame, columns: Sequence[str], advice: str = "") -> None:
-    """Raises ValueError where several rows share ``columns``: their mean would mix settings."""
-    columns = list(dict.fromkeys(columns))
-    twice = frame.group_by(columns).len().filter(pl.col("len") > 1).sort(columns)
-    if not twice.is_empty():
-        row = twice.row(0, named=True)
-        count = row.pop("len")
-        advice = advice or "keep one configuration, or colour by the column that differs"
-        raise ValueError(f"{count} runs share {row}: {advice}")
-
-
-def keys_of(frame: pl.DataFrame, *columns: str) -> list[str]:
-    """Returns the columns, and "origin" where there is one, without repeats.
-
-    Raises:
-        ValueError: for a value of ``origin`` that is not one of :data:`ORIGINS`.
-    """
-    if "origin" not in frame.columns:
-        return list(dict.fromkeys(columns))
-    unknown = [v for v in frame["origin"].unique().to_list() if v not in ORIGINS]
-    if unknown:
-        raise ValueError(f"unknown origin {unknown[0]!r}; known: {list(ORIGINS)}")
-    return list(dict.fromkeys([*columns, "origin"]))
+def check_numbers(name: str, values: pl.Series, allowed: str = "finite and above 0") -> None:
+    """Raises ValueError for a number that is not as ``allowed``: one of :data:`_LEAST`."""
+    numbers = values.cast(pl.Float64)
+    fine = numbers.is_finite() & (numbers >= _LEAST[allowed])
+    bad = values.filter(~fine.fill_null(False))
+    if len(bad):
+        raise ValueError(f"{name} must be {allowed}, got {bad[0]}")
 
 
 def thinned(frame: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -99,16 +69,9 @@ def ceiling(means: pl.Series, losses: pl.Series) -> float:
 
 
 def log_domain(column: str, values: pl.Series) -> list[float]:
-    """Returns the ends of a log axis, a little beyond the lowest and highest value.
-
-    Raises:
-        ValueError: for a value that is not a positive number.
-    """
-    levels = values.cast(pl.Float64)
-    bad = levels.filter(levels.is_null() | ~levels.is_finite() | (levels <= 0))
-    if len(bad):
-        raise ValueError(f"{column} must be positive and finite, got {bad[0]}")
-    low, high = extent(levels)
+    """Returns the ends of a log axis, a little beyond all values, which must be positive."""
+    check_numbers(column, values)
+    low, high = extent(values)
     pad = (high / low) ** 0.05 if high > low else 1.5
     return [low / pad, high * pad]
 
@@ -128,13 +91,13 @@ def with_intervals(
     They are the columns ``name``, ``name``_low and ``name``_high. Numbers that are not finite are
     null; ``lost`` says that the value itself is infinite or NaN, ``bar`` that an end is known. A
     null or empty ``note`` becomes "none".
-
-    Raises:
-        ValueError: for missing columns or no rows.
     """
     ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
     cleaned = finite(frame, columns, ends)
-    texts = [interval_text(a, b, digits) for a, b in cleaned.select("low", "high").rows()]
+    texts = []
+    for both in cleaned.select("low", "high").rows():
+        words = [signed(end, digits) if end is not None else "open" for end in both]
+        texts.append("none" if both == (None, None) else " to ".join(words))
     if "note" in cleaned.columns:
         cleaned = cleaned.with_columns(pl.col("note").fill_null("").replace("", "none"))
     return cleaned.with_columns(
@@ -142,17 +105,6 @@ def with_intervals(
         pl.Series("interval", texts, dtype=pl.String),
         (pl.col("low").is_not_null() | pl.col("high").is_not_null()).alias("bar"),
     )
-
-
-def interval_text(low: float | None, high: float | None, digits: int) -> str:
-    """Returns an interval in words.
-
-    Example:
-        >>> interval_text(-1.0, None, 2), interval_text(None, None, 2)
-        ('−1 to open', 'none')
-    """
-    ends = [signed(end, digits) if end is not None else "open" for end in (low, high)]
-    return " to ".join(ends) if low is not None or high is not None else "none"
 
 
 def rate_interval_text(low: float | None, high: float | None) -> str:
@@ -176,20 +128,11 @@ def reach(frame: pl.DataFrame, *others: float, least: float = 0.0) -> tuple[floa
     return max(min(low, bottom), bottom - span), min(max(high, top), top + span)
 
 
-def bars(frame: pl.DataFrame, bottom: float, top: float) -> tuple[pl.DataFrame, list[str]]:
+def bars(frame: pl.DataFrame, bottom: float, top: float) -> tuple[pl.DataFrame, str]:
     """Returns the rows with a bar, ends within the axis, and what to say of those cut there."""
     drawn = frame.filter(pl.col("bar") & pl.col("value").is_not_null())
     inside = pl.col("low").ge(bottom) & pl.col("high").le(top)
     cut = not drawn.select(inside.fill_null(False).all()).item()
     ends = pl.col("low").fill_null(bottom), pl.col("high").fill_null(top)
-    note = ["A bar that ends at the frame goes on beyond it."] if cut else []
+    note = "A bar that ends at the frame goes on beyond it." if cut else ""
     return drawn.with_columns(end.clip(bottom, top) for end in ends), note
-
-
-def spread_of(
-    points: pl.DataFrame, on: Sequence[str], value: str, count: str = "seeds", **middle: pl.Expr
-) -> pl.DataFrame:
-    """Returns a row per group: ``mean`` or what is named, ``low``, ``high`` and a count."""
-    its = pl.col(value)
-    ends: dict[str, Any] = {"low": its.min(), "high": its.max(), count: pl.len()}
-    return points.group_by(on).agg(**(middle or {"mean": its.mean()}), **ends).sort(on)

@@ -45,49 +45,50 @@ def layers_inside(frame: pl.DataFrame) -> Chart:
     steps = points["step"].unique().sort().to_list()
     if len(steps) != 1:
         raise ValueError(f"the frame has steps {steps}; allowed: one step")
-    notes = ["At the peak rate. Right: 1/2, no alignment; 1, full."]
-    if len(points) > _MOST_LAYERS:
-        points = points.filter(pl.col("role") != "vector")
-        notes.append("The norms' gains are left out.")
-    names = points["layer"].to_list()
+    crowded = len(points) > _MOST_LAYERS
+    points = points.filter(pl.col("role") != "vector") if crowded else points
     points = points.with_columns(
         pl.when(pl.col("size") > 0).then("size").alias("size"),
         pl.col("alignment").clip(0.0, 1.0).alias("drawn"),
     )
-    if (points["alignment"] < 0).any():
-        notes.append("An alignment below 0 is drawn at 0.")
+    names = points["layer"].to_list()
     lost = points.filter(pl.col("size").is_null())["layer"].to_list()
-    if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        notes.append(f"Nothing that can be drawn: {', '.join(lost[:3])}{more}.")
-    height = max(len(names) * (14 if len(names) <= _MOST_LAYERS else 11), 60)
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    notes = [
+        "At the peak rate. Right: 1/2, no alignment; 1, full.",
+        "The norms' gains are left out." if crowded else "",
+        "An alignment below 0 is drawn at 0." if (points["alignment"] < 0).any() else "",
+        f"Nothing that can be drawn: {', '.join(lost[:3])}{more}." if lost else "",
+    ]
     shapes = {role: its for role, its in _SHAPES.items() if role in points["role"]}
-    color = scaled("role", {role: NAMED_COLOURS[role] for role in shapes}, **_LEGEND)
-    style: Spec = {"color": color, "shape": scaled("role", shapes, **_LEGEND)}
-    tooltip = tips("layer", "role", ("size", ".2e", "change over size"), ("alignment", ".3f"))
+    colours = {role: NAMED_COLOURS[role] for role in shapes}
+    style: Spec = {"color": scaled("role", colours, **_LEGEND)}
+    style["shape"] = scaled("role", shapes, **_LEGEND)
+    style["tooltip"] = tips(
+        "layer", "role", ("size", ".2e", "change over size"), ("alignment", ".3f")
+    )
     low, high = decades(points["size"])
     ticks = [10.0**k for k in range(low, high + 1)]
     sizes = axis("size", None, [ticks[0], ticks[-1]], 10, values=ticks, format="~g")
     along = axis("drawn", None, [0, 1.02], values=[0, 0.5, 1], format="~g")
-    font: dict[str, Any] = {"labelLimit": _NAMES, "labelFontSize": 10}
+    font: Any = {"labelLimit": _NAMES, "labelFontSize": 10}
     font["labelExpr"] = "replace(datum.label, 'blocks/', '')"
-    panels: list[Panel] = []
-    for x, heading, rules, width in (
-        (sizes, "change of a step / size", [], 118),
-        (along, "alignment", [0.5, 1.0], 78),
-    ):
-        left = not panels
-        y = names_axis("layer", names, labels=left, minExtent=_NAMES if left else 0, **font)
-        plot = Plot(x, y)
-        its = points.filter(pl.col(x["field"]).is_not_null())
-        dots = plot.draw(
-            its, POINT | {"size": 45, "opacity": 1, "clip": False}, tooltip=tooltip, **style
-        )
-        panels.append(Panel(heading, plot.rules(rules, "x") + dots, width, height))
-    ends = points.sort("size", nulls_last=True)
+    left = names_axis("layer", names, labels=True, minExtent=_NAMES, **font)
+    right = names_axis("layer", names, labels=False, minExtent=0, **font)
+    dot = POINT | {"size": 45, "opacity": 1, "clip": False}
+    plots = Plot(sizes, left), Plot(along, right)
+    of_size = plots[0].draw(points.drop_nulls("size"), dot, **style)
+    of_alignment = plots[1].draw(points.drop_nulls("drawn"), dot, **style)
+    height = max(len(names) * (14 if len(names) <= _MOST_LAYERS else 11), 60)
+    panels = [
+        Panel("change of a step / size", of_size, 118, height),
+        Panel("alignment", plots[1].rules([0.5, 1.0], "x") + of_alignment, 78, height),
+    ]
+    ends = points.drop_nulls("size").sort("size").select("size", "layer").rows()
+    smallest, largest = (f"{ends[i][0]:.2g}, {ends[i][1]}" if ends else "unknown" for i in (0, -1))
     description = (
         f"Per layer after {steps[0]} steps: relative size of a step's change, and its alignment."
-        f" Smallest change {_named(ends, 0)}; largest {_named(ends.drop_nulls('size'), -1)}."
+        f" Smallest change {smallest}; largest {largest}."
     )
     return _small(panels, f"Inside the layers, step {steps[0]}", notes, description, 8)
 
@@ -108,7 +109,7 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
         ValueError: for no eigenvalue that is finite.
     """
     points = finite(frame, ["layer", "side", "index"], {"eigenvalue": "eigenvalue"})
-    points = points.filter(pl.col("eigenvalue").is_not_null())
+    points = points.drop_nulls("eigenvalue")
     if points.is_empty():
         raise ValueError("nothing to draw: no eigenvalue of the frame is finite")
     path = pl.col("layer").str.split("/")
@@ -123,9 +124,9 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
     dashes = {b: _DASHES[i % len(_DASHES)] for i, b in enumerate(blocks)}
     stroke: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 1.6}
     black = {"symbolStrokeColor": "black", "symbolSize": 150, "titleOrient": "left"}
-    color = scaled("matrix", hues, **_LEGEND | stroke)
+    style: Spec = {"color": scaled("matrix", hues, **_LEGEND | stroke)}
     legend = _LEGEND | stroke | black | {"titleFontSize": 10}
-    style: Spec = {"color": color, "strokeDash": scaled("block", dashes, "block", **legend)}
+    style["strokeDash"] = scaled("block", dashes, "block", **legend)
     largest = extent(points["index"])[1]
     places = [2.0**k for k in range(0, 12, 2) if 2.0**k <= largest]
     x = axis("index", "place", [1.0, max(largest, 2.0)], 2, values=places, format="~g")
@@ -140,10 +141,12 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
         lines = plot.draw(its, LINE | {"strokeWidth": 1.6}, **style, **shared)
         dots = plot.draw(its, POINT | {"opacity": 0, "size": 40}, **shared)  # for the tooltip
         panels.append(Panel(side, lines + dots, 120, 150))
-    notes = ["Over the largest eigenvalue, on a held-out batch."]
-    notes += [f"{note[0].upper()}{note[1:]}."] if note else []
-    if (points["eigenvalue"] < _LEAST).any():
-        notes.append(f"At the bottom: below {_LEAST:.0e}, rounding.")
+    rounded = (points["eigenvalue"] < _LEAST).any()
+    notes = [
+        "Over the largest eigenvalue, on a held-out batch.",
+        f"{note[0].upper()}{note[1:]}." if note else "",
+        f"At the bottom: below {_LEAST:.0e}, rounding." if rounded else "",
+    ]
     wide = points.filter(pl.col("eigenvalue") >= 0.01).group_by("layer", "side")
     counts = wide.agg(pl.col("index").max())["index"]
     description = (
@@ -157,7 +160,7 @@ def _small(
     panels: Sequence[Panel], title: str, notes: Sequence[str], description: str, spacing: int
 ) -> Chart:
     """Returns panels side by side that fit beside each other below the lab."""
-    return figure(panels, title, notes, None, len(panels), zoom=False, letters=54,
+    return figure(panels, title, notes, None, len(panels), zoom=False,
                   spacing=spacing, description=description)  # fmt: skip
 
 
@@ -169,9 +172,3 @@ def _thinned(points: pl.DataFrame) -> pl.DataFrame:
     first = pl.col("index").cum_count().over([*groups, "slot"]) == 1
     some = points.with_columns(slot.alias("slot")).filter(first | (pl.col("index") == last))
     return some.drop("slot")
-
-
-def _named(points: pl.DataFrame, place: int) -> str:
-    if points.is_empty() or points["size"][place] is None:
-        return "unknown"
-    return f"{points['size'][place]:.2g}, {points['layer'][place]}"

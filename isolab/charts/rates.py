@@ -9,21 +9,12 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.optimum import optimum
-from isolab.charts import frames
 from isolab.charts.channels import axis, log_axis, padded, spread, tips
-from isolab.charts.figure import Chart, facets, panel_columns, panel_height
-from isolab.charts.layers import Layer, Plot, style_of
-from isolab.charts.theme import (
-    HEIGHT,
-    LINE,
-    POINT,
-    WIDTH,
-    Spec,
-    spelled,
-    summarized,
-    title_of,
-    value_text,
-)
+from isolab.charts.figure import Chart, facets
+from isolab.charts.frames import EDGE_MARK, ceiling, extent, rate_interval_text
+from isolab.charts.layers import Layer, Plot
+from isolab.charts.series import series_of
+from isolab.charts.theme import HEIGHT, LINE, POINT, WIDTH, Spec, summarized, title_of, value_text
 
 RATE = "learning_rate"
 _LABEL = 13  # pixels that a line of labels takes
@@ -71,74 +62,58 @@ def _sweep(
     title: str,
     labelled: bool,
 ) -> Chart:
-    panel = panel_columns(rows, columns)
-    keys = frames.keys_of(runs, *panel, color)
-    style = style_of(spelled(frames.finite(runs, [*keys, RATE, "seed"], {"loss": loss})), color)
-    points, groups = style.frame, style.groups(panel)
-    frames.duplicates(points, [*groups, RATE, "seed"])
+    one = [RATE, "seed"]
+    series = series_of(runs, color, rows, columns, one, {"loss": loss}, unique=one)
+    points, groups = series.points, series.groups
     x = log_axis(RATE, points[RATE], f"{title_of(RATE)} (log2 axis)")
     means = _seed_means(points, groups)
-    best, notes = _best_rates(points, groups)
-    top = frames.ceiling(means["mean"], points["loss"])
-    edge, lines = _edge_marks(points, groups, style.columns, top)
-    bottom = frames.extent(pl.concat([points["loss"], best["loss"]]), low=0.0)[0]
+    best, lost = _best_rates(points, groups)
+    top = ceiling(means["mean"], points["loss"])
+    edge, lines = _edge_marks(points, groups, series.apart, top)
+    bottom = extent(pl.concat([points["loss"], best["loss"]]), low=0.0)[0]
     best = _labelled(best, points[RATE], top - bottom)
-    pitch, tall = min(12.0, 60 / max(lines, 1)), panel_height(points, panel)
-    below = 1 + int(frames.extent(best["line"], high=0)[1]) if labelled else 0
-    domain = padded(bottom, top, lines * pitch / 12, below, tall)
-    plot = Plot(x, axis("loss", title_of(loss), domain), style)
-    where: list[Any] = [*keys, (RATE, ".4~g")]
-    of_best = [*keys, (RATE, ".4~g", "best rate"), ("loss", ".4f", "loss at the best rate")]
-    of_best += [("interval", "", "rate, 95% interval"), "seeds", "note"]
-    of_best += [("grid_rate", ".4~g", "best rate of the grid")]
-    of_edge = [
-        *where,
-        frames.EDGE_MARK,
-        "seeds",
-        ("of", "", "of seeds"),
-        ("loss", ".4f", "their mean loss"),
-    ]
-    joined = color == "width" and not labelled and points["width"].n_unique() > 1
+    pitch = min(12.0, 60 / max(lines, 1))
+    below = 1 + int(extent(best["line"], high=0)[1]) if labelled else 0
+    domain = padded(bottom, top, lines * pitch / 12, below, series.height)
+    plot = Plot(x, axis("loss", title_of(loss), domain), series)
+    where = [*series.keys, (RATE, ".4~g")]
 
     layers = plot.draw(means, LINE, y="mean", detail="segment")
-    seen = points.filter(pl.col("loss") <= top)
-    dot = POINT | {"size": 36 if labelled else 24}
-    layers += plot.draw(seen, dot, 0.6, tooltip=tips(*where, "seed", ("loss", ".4f")))
-    layers += plot.top_edge(edge, tips(*of_edge), pitch)
-    if joined:
-        path: Spec = {"detail": "origin"} if style.both else {}
-        grey = LINE | {"strokeWidth": 1.5, "color": "#666666"}
-        layers += plot.draw(best.sort("width"), grey, None, order="width", **path)
+    dot, of_point = POINT | {"size": 36 if labelled else 24}, tips(*where, "seed", ("loss", ".4f"))
+    layers += plot.draw(points.filter(pl.col("loss") <= top), dot, 0.6, tooltip=of_point)
+    of_edge = [EDGE_MARK, "seeds", ("of", "", "of seeds"), ("loss", ".4f", "their mean loss")]
+    note = "Runs that diverged or lie above the axis are drawn at the top edge."
+    layers += plot.top_edge(edge, tips(*where, *of_edge), note, pitch)
+    notes = []
     if labelled:
-        bar: Spec = {"type": "rule", "clip": True, "strokeWidth": 3}
+        bar = {"type": "rule", "clip": True, "strokeWidth": 3}
         layers += plot.draw(best, bar, 0.5, x="low", x2="high")
-    layers += _diamonds(plot, best, tips(*of_best), 190 if labelled else 120)
-    if labelled:
-        for (align, line), its in best.group_by(["align", "line"], maintain_order=True):
-            layers += plot.labels(its, "label", dy=18 + _LABEL * int(str(line)), align=str(align))
-    subtitle = list(style.note)
-    if not labelled:
-        subtitle.insert(
-            0, "Diamond: the best rate" + ", joined in grey over the widths" * joined + "."
-        )
-    if not best["edge"].is_null().all():
-        subtitle.append("Hollow diamond: the best rate is at an edge of the grid.")
-    if not edge.is_empty():
-        subtitle.append("Runs that diverged or lie above the axis are drawn at the top edge.")
-    subtitle += summarized(notes, 4)
-    return facets(points, layers, title, subtitle, style, rows, columns, tall)
+        layers += _diamonds(plot, best, 190)
+        layers += plot.moved_labels(best, "label", ["align", "dy"])
+    else:
+        joined = color == "width" and points["width"].n_unique() > 1
+        notes.append("Diamond: the best rate" + ", joined in grey over the widths" * joined + ".")
+        if joined:
+            path: Spec = {"detail": "origin"} if series.both else {}
+            grey = LINE | {"strokeWidth": 1.5, "color": "#666666"}
+            layers += plot.draw(best.sort("width"), grey, None, order="width", **path)
+        layers += _diamonds(plot, best, 120)
+    return facets(series, layers, title, [*notes, *summarized(lost, 4)])
 
 
-def _diamonds(plot: Plot, best: pl.DataFrame, tooltip: list[Spec], size: int) -> list[Layer]:
+def _diamonds(plot: Plot, best: pl.DataFrame, size: int) -> list[Layer]:
     """Returns filled diamonds, and hollow ones for best rates at an edge of the grid."""
-    filled: Spec = {"filled": True, "stroke": "black", "strokeWidth": 1.3}
-    hollow: Spec = {"filled": False, "fill": "white", "strokeWidth": 2}
-    layers = []
-    for its, at_edge in ((hollow, True), (filled, False)):
-        mark = {"type": "point", "clip": True, "shape": "diamond", "size": size, **its}
-        rows = best.filter(pl.col("edge").is_not_null() == at_edge)
-        layers += plot.draw(rows, mark, split=False, tooltip=tooltip)
-    return layers
+    assert plot.series is not None
+    of_best = [*plot.series.keys, (RATE, ".4~g", "best rate")]
+    of_best += [("loss", ".4f", "loss at the best rate"), ("interval", "", "rate, 95% interval")]
+    of_best += ["seeds", "note", ("grid_rate", ".4~g", "best rate of the grid")]
+    hollow: Any = {"filled": False, "fill": "white", "strokeWidth": 2}
+    filled: Any = {"filled": True, "stroke": "black", "strokeWidth": 1.3}
+    note = "Hollow diamond: the best rate is at an edge of the grid."
+    mark: Any = {"type": "point", "clip": True, "shape": "diamond", "size": size}
+    inside, own = pl.col("edge").is_null(), dict[str, Any](split=False, tooltip=tips(*of_best))
+    layers = plot.draw(best.filter(~inside), mark | hollow, note=note, **own)
+    return layers + plot.draw(best.filter(inside), mark | filled, **own)
 
 
 def _seed_means(points: pl.DataFrame, groups: Sequence[str]) -> pl.DataFrame:
@@ -158,11 +133,11 @@ def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFra
     ``low`` and ``high`` are the ends of the rate's interval within the grid: the rate itself where
     one seed says nothing of it.
     """
-    first, last = frames.extent(points[RATE])
+    first, last = extent(points[RATE])
     rows, notes = [], []
     for values, its in points.sort(groups).group_by(groups, maintain_order=True):
-        named = dict(zip(groups, values, strict=True))
-        who = ", ".join(value_text(v, name) for name, v in named.items() if name != "series")
+        named = zip(groups, values, strict=True)
+        who = ", ".join(value_text(v, name) for name, v in named if name != "series")
         try:
             loss = pl.col("loss").fill_null(math.inf).alias("final_validation_loss")
             best = optimum(its.with_columns(loss))
@@ -174,7 +149,7 @@ def _best_rates(points: pl.DataFrame, groups: Sequence[str]) -> tuple[pl.DataFra
             notes.append(f"{who}: the best rate is the {end} of the grid.")
         several = best.seeds > 1
         low, high = (best.rate_low, best.rate_high) if several else (best.rate, best.rate)
-        interval = frames.rate_interval_text(low, high) if several else "none: one seed"
+        interval = rate_interval_text(low, high) if several else "none: one seed"
         numbers = (best.rate, best.loss, max(low, first), min(high, last), best.grid_rate)
         rows.append((*values, *numbers, interval, best.seeds, best.edge, best.note or "none"))
     schema: dict[str, Any] = {name: points.schema[name] for name in groups}
@@ -192,22 +167,17 @@ def _edge_marks(
     panel. ``seeds`` lists the seeds, ``of`` counts all, ``loss`` is the mean of those above.
     """
     lost = pl.when(pl.col("loss").is_null()).then(pl.lit("diverged"))
-    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(frames.EDGE_MARK)
-    seeds = pl.col("seed").sort().cast(pl.String).str.join(", ")
-    marks = (
-        points.with_columns(kind, pl.len().over([*groups, RATE]).alias("of"))
-        .filter(pl.col(frames.EDGE_MARK).is_not_null())
-        .group_by(*groups, RATE, frames.EDGE_MARK, "of")
-        .agg(seeds.alias("seeds"), pl.col("loss").mean())
-        .sort(*groups, RATE, frames.EDGE_MARK)
-    )
-    order = marks.select(lines_of).unique().sort(lines_of).with_row_index("line")
-    return marks.join(order, on=lines_of, how="left", maintain_order="left"), len(order)
+    kind = lost.when(pl.col("loss") > top).then(pl.lit("above the axis")).alias(EDGE_MARK)
+    seeds, each = pl.col("seed").sort().cast(pl.String).str.join(", "), [*groups, RATE]
+    found = points.with_columns(kind, of=pl.len().over(each)).drop_nulls(EDGE_MARK)
+    marks = found.group_by(*each, EDGE_MARK, "of").agg(seeds=seeds, loss=pl.col("loss").mean())
+    line = pl.struct(lines_of).rank("dense").cast(pl.Int64) - 1
+    return marks.sort(*each, EDGE_MARK).with_columns(line=line), marks.select(lines_of).n_unique()
 
 
 def _labelled(best: pl.DataFrame, rates: pl.Series, span: float) -> pl.DataFrame:
     """Adds each best rate's label, how it is aligned, and the line on which it covers no other."""
-    first, last = frames.extent(rates)
+    first, last = extent(rates)
     octaves = max(math.log2(last / first), 1e-9)
     places = [
         (math.log2(at) / octaves * WIDTH, -loss / max(span, 1e-9) * HEIGHT)
@@ -216,9 +186,10 @@ def _labelled(best: pl.DataFrame, rates: pl.Series, span: float) -> pl.DataFrame
     down = spread(places, 0.13 * WIDTH, _LABEL)
     lines = [math.ceil((y - at) / _LABEL) for (_, at), y in zip(places, down, strict=True)]
     aligned = {first: "left", last: "right"}  # so that no label is cut at the frame
+    rows = zip(best[RATE], best["edge"], strict=True)
     return best.with_columns(
-        pl.Series("label", [f"{v:.2g}" for v in best[RATE]], dtype=pl.String)
-        + pl.when(pl.col("edge").is_null()).then(pl.lit("")).otherwise(pl.lit(" (edge)")),
+        pl.Series("label", [f"{v:.2g}" + " (edge)" * bool(edge) for v, edge in rows], pl.String),
         pl.Series("align", [aligned.get(v, "center") for v in best[RATE]], dtype=pl.String),
         pl.Series("line", lines, dtype=pl.Int64),
+        pl.Series("dy", [18 + _LABEL * line for line in lines], dtype=pl.Int64),
     )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 
 from isolab.analysis.seeds import require_columns
-from isolab.charts import frames
 from isolab.charts.channels import axis, names_axis, padded, tips, width_axis
-from isolab.charts.figure import Chart, Panel, facets, figure, panel_columns, panel_height
-from isolab.charts.layers import Layer, Plot, style_of
-from isolab.charts.theme import LINE, POINT, spelled, summarized, title_of
+from isolab.charts.figure import Chart, Panel, facets, figure
+from isolab.charts.frames import EDGE_MARK, reach
+from isolab.charts.layers import Plot
+from isolab.charts.series import series_of
+from isolab.charts.theme import LINE, POINT, summarized, title_of
 
 _WIDTH = 400  # pixels of the ranking
 
@@ -34,42 +34,40 @@ def ranking(
     Raises:
         ValueError: for several widths.
     """
-    keys = frames.keys_of(frame, *by, color)
-    require_columns(frame, [*keys, "width", "rate", "loss", "loss_low", "loss_high", "note"])
+    require_columns(frame, ["width"])
     widths = frame["width"].unique().sort().to_list()
     if len(widths) > 1:
         raise ValueError(f"a ranking is of one width, the frame has {widths}: keep one")
-    points = spelled(frames.with_intervals(frame, [*keys, "width", "rate", "note"], "loss"))
-    style = style_of(points, color, orient="top", direction="horizontal")
-    frames.duplicates(style.frame, keys)
-    named = list(dict.fromkeys([*by, *(["origin"] if style.both else [])]))
-    whole = pl.concat_str([pl.col(n).cast(pl.String) for n in named], separator="; ")
-    points = style.frame.with_columns(whole.alias("name"))
-    ranked = points.filter(pl.col("value").is_not_null()).sort("value", "name")
+    kept, legend = [*by, "width", "rate", "note"], {"orient": "top", "direction": "horizontal"}
+    series = series_of(frame, color, kept=kept, interval="loss", unique=by, legend=legend)
+    keys = list(dict.fromkeys([*by, *series.keys]))
+    named = [pl.col(n).cast(pl.String) for n in [*by, *(["origin"] if series.both else [])]]
+    points = series.points.with_columns(pl.concat_str(named, separator="; ").alias("name"))
+    ranked = points.drop_nulls("value").sort("value", "name")
     rest = points.filter(pl.col("value").is_null()).sort(pl.col("lost").not_(), "name")
     order = [*ranked["name"], *rest["name"]]
     texts = [f"{loss:.3f} at {rate:.2g}" for loss, rate in ranked.select("value", "rate").rows()]
     texts += ["every rate diverged" if lost else "no runs at this width" for lost in rest["lost"]]
-    bottom, top = frames.reach(ranked)
+    bottom, top = reach(ranked)
     pad = 0.04 * (top - bottom)
     x = axis("value", title_of("final_validation_loss"), (bottom - pad, top + pad))
-    plot = Plot(x, names_axis("name", order), style)
+    plot = Plot(x, names_axis("name", order), series)
     of_point = [*keys, ("value", ".4f", "loss at the best rate")]
     of_point += [("interval", "", "loss, 95% interval"), ("rate", ".4~g", "best rate"), "note"]
-    layers, cut = plot.intervals(ranked, tips(*of_point), "x", (3, 0.5), 80)
+    layers = plot.intervals(ranked, tips(*of_point), "x", (3, 0.5), 80)
     text = {"type": "text", "align": "left", "fontSize": 11, "color": "#333333"}
     numbers = pl.DataFrame({"name": order, "text": texts})
     layers += plot.draw(numbers, text, None, x=_WIDTH + 8, text="text")
-    notes = ["Point: mean over seeds at the rule's best rate; bar: 95% interval."]
-    notes += ["At the right: the loss, and the rate it is reached at.", *style.note, *cut]
-    lost = rest.filter(pl.col("lost"))
-    if not lost.is_empty():
-        notes.append("Cross at the right edge: every rate diverged.")
-        cross = POINT | {"shape": "cross", "angle": 45, "size": 70}
-        layers += plot.draw(lost, cross, x=_WIDTH - 8, split=False, tooltip=tips(*keys, "note"))
+    cross, at = POINT | {"shape": "cross", "angle": 45, "size": 70}, _WIDTH - 8
+    note, of_lost = "Cross at the right edge: every rate diverged.", tips(*keys, "note")
+    layers += plot.draw(rest.filter("lost"), cross, split=False, note=note, x=at, tooltip=of_lost)
+    notes = [
+        "Point: mean over seeds at the rule's best rate; bar: 95% interval.",
+        "At the right: the loss, and the rate it is reached at.",
+    ]
     panel = Panel("", layers, _WIDTH, max(20 * len(order), 60))
     heading = f"Loss at the best rate, width {widths[0]:g}"
-    return figure([panel], heading, notes, style, zoom=False)
+    return figure([panel], heading, notes, series, zoom=False)
 
 
 def regrets(
@@ -116,28 +114,21 @@ def _against_width(
     what: tuple[str, str, str],
 ) -> Chart:
     name, y_title, if_lost = what
-    panel = panel_columns(rows, columns)
-    keys = frames.keys_of(frame, *panel, color)
-    require_columns(frame, [*keys, "width", "note"])
-    style = style_of(spelled(frames.with_intervals(frame, [*keys, "width", "note"], name)), color)
-    frames.duplicates(style.frame, style.groups(panel, "width"))
-    points = style.apart(style.frame).sort(*keys, "width")
-    found, gone = points.filter(pl.col("value").is_not_null()), points.filter("lost")
-    gone = gone.with_columns(pl.lit("diverged").alias(frames.EDGE_MARK), pl.lit(0).alias("line"))
-    height = panel_height(points, panel)
-    domain = padded(*frames.reach(found, 0.0), 0 if gone.is_empty() else 1, 0, height)
-    plot = Plot(width_axis(points["width"], points["at"]), axis("value", y_title, domain), style)
-    of_point = [*keys, ("width", "d"), ("value", ".4f", y_title)]
-    of_point += [("interval", "", "95% interval"), "note"]
-    layers: list[Layer] = plot.draw(found, LINE | {"strokeWidth": 1.5}, 0.5)
-    layers += plot.rules([0.0], strokeWidth=1)
-    intervals, cut = plot.intervals(found, tips(*of_point))
-    layers += intervals + plot.top_edge(gone, tips(*keys, "width", "note"), size=60)
-    notes: list[Any] = ["Bar: 95% interval over seeds.", *cut, *style.note]
-    if not gone.is_empty():
-        notes.append(f"Cross at the top edge: {if_lost}.")
-    missing = points.filter(pl.col("value").is_null() & ~pl.col("lost"))
-    if not missing.is_empty():
-        reasons = missing["note"].unique().sort().to_list()
-        notes.append(f"{len(missing)} not drawn: {'; '.join(summarized(reasons, 1))}")
-    return facets(points, layers, title, notes, style, rows, columns, height)
+    kept = ["width", "note"]
+    series = series_of(frame, color, rows, columns, kept, interval=name, unique=["width"])
+    points = series.moved().sort(*series.keys, "width")
+    found, none = points.drop_nulls("value"), points.filter(pl.col("value").is_null())
+    gone = none.filter("lost").with_columns(pl.lit("diverged").alias(EDGE_MARK), line=0)
+    domain = padded(*reach(found, 0.0), 0 if gone.is_empty() else 1, 0, series.height)
+    x, y = width_axis(points["width"], points["at"]), axis("value", y_title, domain)
+    plot = Plot(x, y, series)
+    where, interval = [*series.keys, ("width", "d")], ("interval", "", "95% interval")
+    of_point = tips(*where, ("value", ".4f", y_title), interval, "note")
+    layers = plot.draw(found, LINE | {"strokeWidth": 1.5}, 0.5)
+    layers += plot.rules([0.0], strokeWidth=1) + plot.intervals(found, of_point)
+    note, of_gone = f"Cross at the top edge: {if_lost}.", tips(*series.keys, "width", "note")
+    layers += plot.top_edge(gone, of_gone, note, size=60)
+    missing = none.filter(~pl.col("lost"))
+    reasons = "; ".join(summarized(missing["note"].unique().sort().to_list(), 1))
+    left_out = f"{len(missing)} not drawn: {reasons}" if reasons else ""
+    return facets(series, layers, title, ["Bar: 95% interval over seeds.", left_out])

@@ -64,8 +64,6 @@ TITLES = {
     "final_train_loss": "final training loss (nats/token)",
     "steps": "steps of the full schedule",
     "eps": "epsilon",
-    "b1": "β₁",
-    "b2": "β₂",
 }
 
 WIDTH, HEIGHT = 480, 320
@@ -139,12 +137,7 @@ def title_of(column: str) -> str:
 
 
 def spelled(frame: pl.DataFrame) -> pl.DataFrame:
-    """Returns the frame with the values of :data:`NAMES` in words, sorted in that order.
-
-    Example:
-        >>> spelled(pl.DataFrame({"parameterization": ["mup", "ntk"]})).to_series().sort().to_list()
-        ['NTK', 'muP']
-    """
+    """Returns the frame with the values of :data:`NAMES` in words, sorted in that order."""
     for column, names in NAMES.items():
         if column in frame.columns and frame.schema[column] == pl.String:
             in_words = frame[column].replace(names)
@@ -155,35 +148,20 @@ def spelled(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def signed(number: float, digits: int = 2) -> str:
-    """Returns a number with a minus sign as wide as its digits.
-
-    Example:
-        >>> signed(-1), signed(0.256)
-        ('−1', '0.26')
-    """
+    """Returns a number, without decimals if it has none, with a minus sign as wide as a digit."""
     text = f"{number:.{digits}f}" if number != round(number) else f"{number:.0f}"
     negative = text.startswith("-") and float(text) != 0
     return "−" * negative + text.removeprefix("-")
 
 
 def fraction(number: float) -> str:
-    """Returns a number as a fraction of eighths or simpler, or with two decimals if it is none.
-
-    Example:
-        >>> fraction(-0.5), fraction(1), fraction(0.123)
-        ('−1/2', '1', '0.12')
-    """
+    """Returns a number as a fraction of eighths or simpler, or with two decimals if it is none."""
     near = Fraction(number).limit_denominator(8)
     return str(near).replace("-", "−") if abs(number - near) < 1e-4 else signed(number)
 
 
 def value_text(value: Any, column: str = "") -> str:
-    """Returns a name as it is, and a number after its column's name where one is given.
-
-    Example:
-        >>> value_text("muP", "parameterization"), value_text(64, "width"), value_text(0.5)
-        ('muP', 'width 64', '0.5')
-    """
+    """Returns a name as it is, and a number after its column's name: "width 64"."""
     return value if isinstance(value, str) else f"{words(column)} {value:g}".lstrip()
 
 
@@ -205,12 +183,7 @@ def colours_of(values: pl.Series) -> dict[str, str]:
 
 
 def ramp(first: str, last: str, count: int) -> list[str]:
-    """Returns so many colours from one to another.
-
-    Example:
-        >>> ramp("#000000", "#FF8000", 3)
-        ['#000000', '#804000', '#FF8000']
-    """
+    """Returns so many colours from one to another."""
     ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (first, last)]
     parts = [i / max(count - 1, 1) for i in range(count)]
     mixed = [[round(a + (b - a) * t) for a, b in zip(*ends, strict=True)] for t in parts]

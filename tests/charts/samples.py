@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,39 +28,45 @@ EPSILONS = (1e-2, 1e-4, 1e-8, 1e-20, 0.0)
 SCALES = (1.0, 2.0**-20, 2.0**-60)
 WIDTHS = (32, 64, 128)
 ROLES = ("embedding", "hidden", "readout", "vector")
+LOSS = "final_validation_loss"
+
+
+def grid(**columns):
+    """A row for each combination of the columns' values."""
+    return pl.DataFrame(list(itertools.product(*columns.values())), list(columns), orient="row")
+
+
+def noise(frame, scale):
+    """The same noise each time, a number for each of the frame's rows."""
+    return pl.Series(scale * np.random.default_rng(0).normal(size=len(frame)))
 
 
 def sweep(best=BEST, seeds=3, steps=400, gone=(), column="optimizer"):
     """A rate sweep with parabolas in log2(rate) and some noise; ``gone``: (name, rate, seed)."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for (name, (x, low)), rate, seed in itertools.product(best.items(), RATES, range(seeds)):
-        lost = (name, rate, seed) in gone
-        loss = low + 0.03 * (math.log2(rate) - x) ** 2 + 0.01 * rng.normal()
-        rows.append(
-            {
-                column: name, "learning_rate": rate, "seed": seed, "steps": steps,
-                "final_validation_loss": math.inf if lost else loss, "diverged": lost,
-            }
-        )  # fmt: skip
-    return pl.DataFrame(rows)
+    runs = grid(**{column: best}, learning_rate=RATES, seed=range(seeds), steps=[steps])
+    log = pl.col("learning_rate").log(2)
+    lowest, least = (
+        pl.col(column).replace_strict({k: v[i] for k, v in best.items()}) for i in (0, 1)
+    )
+    lost = pl.Series("diverged", [row[:3] in gone for row in runs.rows()])
+    loss = least + 0.03 * (log - lowest) ** 2 + noise(runs, 0.01)
+    return runs.with_columns(lost, pl.when(lost).then(math.inf).otherwise(loss).alias(LOSS))
 
 
 def with_curves(runs, points=21):
     """The same runs with curves that fall from 5.5; a diverged one rises and ends in NaN."""
     steps = np.linspace(0, 400, points).round().astype(int)
-    validation = []
-    for row in runs.iter_rows(named=True):
-        end = 2.0 if row["diverged"] else row["final_validation_loss"]
+    curves = []
+    for end, diverged in runs.select(LOSS, "diverged").rows():
+        end = 2.0 if diverged else end
         curve = end + (5.5 - end) * np.exp(-steps / 40)
-        if row["diverged"]:
+        if diverged:
             curve[points // 2 :] += np.arange(points - points // 2)
             curve[-4:] = [np.nan, np.inf, np.nan, np.nan]
-        validation.append(curve.astype(np.float32).tolist())
+        curves.append(curve.astype(np.float32).tolist())
+    each = [steps.tolist()] * len(runs)
     return runs.with_columns(
-        pl.Series("curve_step", [steps.tolist()] * len(runs)),
-        pl.Series("curve_validation_loss", validation),
-        pl.Series("curve_train_loss", [[v - 0.1 for v in its] for its in validation]),
+        pl.Series("curve_step", each), pl.Series("curve_validation_loss", curves)
     )
 
 
@@ -82,27 +87,18 @@ def horizons():
 
 def times():
     """Step times with three repeats."""
-    return pl.DataFrame(
-        [
-            {"optimizer": name, "width": width, "step_ms": over * width**1.5 / 500 * repeat}
-            for name, over in {"adam": 1.0, "isoadam": 1.2, "muon": 1.3}.items()
-            for width in WIDTHS
-            for repeat in (0.9, 1.0, 1.2)
-        ]
-    )
+    over = {"adam": 1.0, "isoadam": 1.2, "muon": 1.3}
+    frame = grid(optimizer=over, width=WIDTHS, repeat=(0.9, 1.0, 1.2))
+    ms = pl.col("optimizer").replace_strict(over) * pl.col("repeat") * pl.col("width") ** 1.5 / 500
+    return frame.with_columns(step_ms=ms)
 
 
 def changes():
-    """Changes of updates, with one that is exactly 0."""
-    rng = np.random.default_rng(1)
+    """Changes of updates, with two that are exactly 0."""
     sizes = {("adam", "inputs"): 0.5, ("isoadam", "inputs"): 2e-6, ("adam", "loss"): 1e-2}
-    rows = [
-        {"optimizer": name, "condition": kind, "relative_change": value * math.exp(rng.normal())}
-        for (name, kind), value in sizes.items()
-        for _ in range(5)
-    ]
-    zero = {"optimizer": "adam_atan2", "condition": "loss", "relative_change": 0.0}
-    return pl.DataFrame([*rows, zero, zero])
+    rows = [(*case, size * 2.0**k) for case, size in sizes.items() for k in range(-2, 3)]
+    rows += [("adam_atan2", "loss", 0.0)] * 2
+    return pl.DataFrame(rows, ["optimizer", "condition", "relative_change"], orient="row")
 
 
 def transfer(
@@ -110,27 +106,21 @@ def transfer(
     seeds=2, shift=0.0,
 ):  # fmt: skip
     """A rate sweep over widths: parabolas in log2(rate) whose lowest points move as a power."""
-    rng = np.random.default_rng(0)
-    rows = []
-    grid = itertools.product(parameterizations, rules, widths, range(-11, -3), range(seeds))
-    for p, rule, width, log, seed in grid:
-        away = log + 6 - shift - POWERS[rule] * math.log2(width / 64)
-        loss = 2 + 16 / width + 0.03 * away**2 + 0.005 * rng.normal()
-        lost = (p, width, 2.0**log, seed) in gone
-        rows.append((p, rule, width, 2.0**log, seed, math.inf if lost else loss))
-    names = [*BY, "width", "learning_rate", "seed", "final_validation_loss"]
-    return pl.DataFrame(rows, names, orient="row")
-
-
-def of(origin, frame):
-    """The frame with its origin."""
-    return frame.with_columns(origin=pl.lit(origin))
+    rates = [2.0**k for k in range(-11, -3)]
+    names = (parameterizations, rules, widths, rates, range(seeds))
+    runs = grid(**dict(zip([*BY, "width", "learning_rate", "seed"], names, strict=True)))
+    log, width = pl.col("learning_rate").log(2), pl.col("width")
+    power = pl.col("rate_rule").replace_strict(POWERS)
+    away = log + 6 - shift - power * (width / 64).log(2)
+    loss = 2 + 16 / width + 0.03 * away**2 + noise(runs, 0.005)
+    lost = pl.Series([(row[0], *row[2:]) in gone for row in runs.rows()])
+    return runs.with_columns(pl.when(lost).then(math.inf).otherwise(loss).alias(LOSS))
 
 
 def both(reference, yours=None):
     """Reference runs, and a reader's: the same ones unless others are given."""
-    mine = reference if yours is None else yours
-    return pl.concat([of("reference", reference), of("yours", mine)])
+    frames = {"reference": reference, "yours": reference if yours is None else yours}
+    return pl.concat(its.with_columns(origin=pl.lit(name)) for name, its in frames.items())
 
 
 def both_transfers():
@@ -151,59 +141,50 @@ def fitted(runs, by=BY):
 
 def check(widths=(32, 64, 256), seeds=(0, 1), steps=(0, 1, 4)):
     """A coordinate check whose layers go as powers of the width, seeds a factor of 2 apart."""
-    rows = []
-    for width, seed, step in itertools.product(widths, seeds, steps):
-        for order, (layer, power) in enumerate(LAYERS.items()):
-            size = 2.0**seed * (width / 32) ** power
-            rows.append(
-                ("mup", width, seed, step, layer, order, size, 0.1 * size if step else None)
-            )
-    names = ["parameterization", "width", "seed", "step", "layer", "order"]
-    return pl.DataFrame(rows, [*names, "activation_rms", "change_rms"], orient="row")
+    names = {"parameterization": ["mup"], "width": widths, "seed": seeds, "step": steps}
+    layer, order = pl.col("layer"), {name: i for i, name in enumerate(LAYERS)}
+    power = layer.replace_strict(LAYERS)
+    size = 2.0 ** pl.col("seed") * (pl.col("width") / 32) ** power
+    return grid(**names, layer=LAYERS).with_columns(
+        order=layer.replace_strict(order),
+        activation_rms=size,
+        change_rms=pl.when(pl.col("step") > 0).then(0.1 * size),
+    )
 
 
 def aligned(steps=(0, 1, 2, 5, 10, 100), lost=()):
-    """Alignments that rise from 1/2 towards 1, the more the wider; none of changes at step 0."""
-    rows = []
-    for width, seed, step in itertools.product((32, 64), (0, 1, 2), steps):
-        for layer, kind in itertools.product(
-            ["z", "readout", "a"], ["weights", "change", "update"]
-        ):
-            if step or kind == "weights":
-                value = 0.5 + 0.4 * step / 100 + 0.01 * seed + 0.02 * (layer == "z")
-                value = math.nan if (layer, step) in lost else value
-                role = "readout" if layer == "readout" else "hidden"
-                rows.append((width, seed, step, layer, role, kind, value))
-    names = ["width", "seed", "step", "layer", "role", "kind", "alignment"]
-    return pl.DataFrame(rows, names, orient="row")
+    """Alignments that rise from 1/2 towards 1; none of changes at step 0."""
+    names = {"width": (32, 64), "seed": (0, 1, 2), "step": steps, "layer": ["z", "readout", "a"]}
+    frame = grid(**names, kind=["weights", "change", "update"])
+    frame = frame.filter((pl.col("step") > 0) | (pl.col("kind") == "weights"))
+    layer = pl.col("layer")
+    value = 0.5 + 0.4 * pl.col("step") / 100 + 0.01 * pl.col("seed") + 0.02 * (layer == "z")
+    gone = pl.Series([its in lost for its in frame.select("layer", "step").rows()])
+    return frame.with_columns(
+        role=pl.when(layer == "readout").then(layer).otherwise(pl.lit("hidden")),
+        alignment=pl.when(gone).then(math.nan).otherwise(value),
+    )
 
 
 def cells(over="width", values=WIDTHS, lost=(), epsilons=EPSILONS):
     """A map of Adam with two rules of eps, and of Adam-atan2; ``lost``: (variant, eps, value)."""
-    rows: list[dict[str, Any]] = [
-        {"variant": variant, "eps": eps, over: value, "loss": 2.0 + i / 4 + 0.3 * j}
-        for variant in ("adam", "adam, eps per layer")
-        for (i, eps), (j, value) in itertools.product(enumerate(epsilons), enumerate(values))
-    ]
-    rows += [{"variant": "adam_atan2", "eps": None, over: value, "loss": 2.0} for value in values]
-    for row in rows:
-        gone = (row["variant"], row["eps"], row[over]) in lost
-        row |= {"seeds": 3, "diverged": int(gone), "loss": math.inf if gone else row["loss"]}
-    return pl.DataFrame(rows, infer_schema_length=None)
+    adam = grid(variant=["adam", "adam, eps per layer"], eps=epsilons, **{over: values})
+    frame = pl.concat([adam, grid(variant=["adam_atan2"], eps=[None], **{over: values})])
+    place = [(*epsilons, None).index(eps) % len(epsilons) / 4 for eps in frame["eps"]]
+    loss = 2.0 + pl.Series(place) + 0.3 * pl.Series([values.index(v) for v in frame[over]])
+    gone = pl.Series([row in lost for row in frame.rows()])
+    return frame.with_columns(
+        loss=pl.when(gone).then(math.inf).otherwise(loss), seeds=3, diverged=gone.cast(int)
+    )
 
 
 def gradients(names=("standard", "mean_field"), widths=(32, 64, 256), seeds=(0, 1)):
     """Gradients of hidden layers that fall as width to the -0.9, of others as width to the -0.1."""
-    return pl.DataFrame(
-        [
-            {
-                "parameterization": name, "step": 0, "role": role, "width": n, "seed": s,
-                "gradient_rms": 1e-3 * 2.0**s * 3.0**-i * n ** (-0.9 if role == "hidden" else -0.1),
-            }
-            for name, n, s in itertools.product(names, widths, seeds)
-            for i, role in enumerate(ROLES)
-        ]
-    )  # fmt: skip
+    frame = grid(parameterization=names, step=[0], width=widths, seed=seeds, role=ROLES)
+    power = pl.when(pl.col("role") == "hidden").then(-0.9).otherwise(-0.1)
+    of_role = pl.col("role").replace_strict({role: 3.0**-i for i, role in enumerate(ROLES)})
+    size = 1e-3 * 2.0 ** pl.col("seed") * of_role * pl.col("width") ** power
+    return frame.with_columns(gradient_rms=size)
 
 
 def eps_curves(over="width", widths=(32, 64, 256)):
@@ -231,12 +212,12 @@ def moments():
 
 def spectra(size=300):
     """Eigenvalues that fall as index to the -1, -2, ..."""
-    rows = []
-    names = itertools.product((0, 1), ("attention/qkv", "mlp/down"), ("input", "output"))
-    for power, (block, matrix, side) in enumerate(names, start=1):
-        for index in range(1, size + 1):
-            rows.append((f"blocks/{block}/{matrix}", side, index, index ** -float(power)))
-    return pl.DataFrame(rows, ["layer", "side", "index", "eigenvalue"], orient="row")
+    layers = [
+        f"blocks/{block}/{name}" for block in (0, 1) for name in ("attention/qkv", "mlp/down")
+    ]
+    frame = grid(layer=layers, side=["input", "output"], index=range(1, size + 1))
+    power = pl.Series(np.repeat(np.arange(1.0, 9.0), size))
+    return frame.with_columns(eigenvalue=pl.col("index") ** -power)
 
 
 INSIDE = pl.DataFrame(
@@ -248,23 +229,25 @@ INSIDE = pl.DataFrame(
         "alignment": [None, None, 0.75, -0.25],
     }
 )
+THEORY = rate_lines([32, 128, 512], 32, ["mup", "standard"], ["adam", "sgd"])
 GONE = tuple(("mup", 128, 2.0**-4, seed) for seed in (0, 1))
 PANELS = {"rows": "parameterization", "columns": "rate_rule"}
 ORIGIN = [*BY, "origin"]
+POWERS_OF = {"columns": "parameterization"}
+TWO_GONE = (("adam", 0.16, 0), ("adam", 0.16, 1))
+
 
 EVERY = {
-    "loss_vs_rate": lambda: charts.loss_vs_rate(sweep(gone=(("adam", 0.16, 0), ("adam", 0.16, 1)))),
+    "loss_vs_rate": lambda: charts.loss_vs_rate(sweep(gone=TWO_GONE)),
     "loss_vs_rate width": lambda: charts.loss_vs_rate(
         sweep({32: (-5.0, 2.0), 128: (-7.0, 1.7)}, column="width"), color="width"
     ),
-    "loss_curves": lambda: charts.loss_curves(
-        at_best_rate(with_curves(sweep()), ["optimizer"]), y="train"
-    ),
+    "loss_curves": lambda: charts.loss_curves(at_best_rate(with_curves(sweep()), ["optimizer"])),
     "loss_curves lost": lambda: charts.loss_curves(lost_curves()),
     "loss_vs_steps": lambda: charts.loss_vs_steps(horizons()),
     "step_time": lambda: charts.step_time(times()),
     "invariance": lambda: charts.invariance(changes()),
-    "theory_rates": lambda: charts.theory_rates(theory_lines()),
+    "theory_rates": lambda: charts.theory_rates(THEORY),
     "update_function": lambda: charts.update_function(update_function()),
     "loss_by_width": lambda: charts.loss_by_width(transfer(gone=GONE), **PANELS),
     "loss_by_width alone": lambda: charts.loss_by_width(transfer(("mup",), ("full",))),
@@ -277,16 +260,14 @@ EVERY = {
     "coordinates": lambda: charts.coordinates(check()),
     "coordinates step": lambda: charts.coordinates(check(), columns="step"),
     "coordinate_slopes": lambda: charts.coordinate_slopes(slopes(check())),
-    "alignment": lambda: charts.alignment(aligned(), rows="role"),
+    "alignment": lambda: charts.alignment(aligned()),
     "loss_by_eps": lambda: charts.loss_by_eps(
         cells(lost=[("adam", 0.0, 128)]), lines=eps_curves(widths=WIDTHS)
     ),
     "loss_by_eps scale": lambda: charts.loss_by_eps(
         cells("loss_scale", SCALES), "loss_scale", eps_curves("loss_scale")
     ),
-    "loss_by_eps alone": lambda: charts.loss_by_eps(
-        cells().filter(variant="adam_atan2"), columns=None
-    ),
+    "loss_by_eps alone": lambda: charts.loss_by_eps(cells().filter(variant="adam_atan2")),
     "gradient_sizes": lambda: charts.gradient_sizes(gradients(), gradient_exponents(gradients())),
     "root_histogram": lambda: charts.root_histogram(root_histogram(moments()), [1e-8, 1e-4]),
     "damped_shares": lambda: charts.damped_shares(damped_shares(moments(), [1e-8, 1e-6, 1e-4])),
@@ -308,14 +289,9 @@ BOTH_ORIGINS = {
     ),
     "coordinates": lambda: charts.coordinates(both(check())),
     "coordinate_slopes": lambda: charts.coordinate_slopes(both(slopes(check()))),
-    "alignment": lambda: charts.alignment(both(aligned()), rows="role"),
+    "alignment": lambda: charts.alignment(both(aligned())),
     "loss_by_eps": lambda: charts.loss_by_eps(both(cells()), rows="origin"),
     "gradient_sizes": lambda: charts.gradient_sizes(
-        both(gradients()), both(gradient_exponents(gradients())), rows="origin"
+        both(gradients()), both(gradient_exponents(gradients()))
     ),
 }
-
-
-def theory_lines():
-    """Rates by theory, of two parameterizations and rules."""
-    return rate_lines([32, 128, 512], 32, ["mup", "standard"], ["adam", "sgd"])

@@ -11,34 +11,12 @@ import altair as alt
 import polars as pl
 import pytest
 import vl_convert
-from charts.samples import (
-    BOTH_ORIGINS,
-    BY,
-    EVERY,
-    aligned,
-    best,
-    cells,
-    changes,
-    check,
-    eps_curves,
-    gradients,
-    moments,
-    spectra,
-    sweep,
-    theory_lines,
-    times,
-    transfer,
-    with_curves,
-)
-from charts.samples import INSIDE as LAYERS
+from charts import samples
+from charts.samples import BOTH_ORIGINS, BY, EVERY, INSIDE, sweep, transfer
 
 from isolab import charts
-from isolab.analysis.ranking import ranking
-from isolab.analysis.transfer import regrets
 from isolab.charts import renderer
-from isolab.charts.picture import size
-from isolab.measure.coordinates import slopes
-from isolab.measure.gradients import damped_shares, gradient_exponents, root_histogram
+from isolab.measure.gradients import damped_shares, root_histogram
 from isolab.theory.update_function import update_function
 
 ALL = EVERY | {f"{name} of both origins": make for name, make in BOTH_ORIGINS.items()}
@@ -82,7 +60,7 @@ def test_every_chart_is_strict_json_with_titles_and_drawn_by_an_old_vega_lite(na
     assert len(holders) == len(set(views))
     assert not any("point" in layer["mark"] for layer in holders)
     live = renderer.offline_bundle(spec, png=False)[0][renderer.VEGALITE_MIME]
-    assert min(size(vl_convert.vegalite_to_png(live, vl_version=OLDEST))) > 150
+    assert min(renderer.size(vl_convert.vegalite_to_png(live, vl_version=OLDEST))) > 150
     assert repeated_signals(vl_convert.vegalite_to_vega(live, vl_version=OLDEST)) == []
     vl_convert.vegalite_to_vega(spec, vl_version="6.4")
 
@@ -117,68 +95,55 @@ def test_charts_side_by_side_keep_their_own_zoom():
     assert json.dumps(pair).count('"bind": "scales"') == 2
 
 
-RANKED = ranking(transfer(), BY)
+FRAME = samples.cells()
 REFUSED = {
     r"missing columns \['seed'\]": lambda: charts.loss_by_width(transfer().drop("seed")),
     "no rows": lambda: charts.loss_vs_rate(sweep().clear()),
     "2 runs share": lambda: charts.loss_vs_rate(pl.concat([sweep()] * 2)),
-    "learning_rate must be positive": lambda: charts.loss_vs_rate(
+    "learning_rate must be finite and above 0": lambda: charts.loss_vs_rate(
         sweep().with_columns(pl.col("learning_rate") - 0.01)
     ),
-    "4 runs share": lambda: charts.loss_by_width(transfer()),
+    "4 runs share.*rows, columns or color": lambda: charts.loss_by_width(transfer()),
     "rows and columns are both 'width'": lambda: charts.loss_by_width(transfer(), "width", "width"),
     r"unknown origin 'mine'; known: \['reference', 'yours'\]": lambda: charts.loss_by_width(
         transfer().with_columns(origin=pl.lit("mine")), *BY
     ),
-    "7 runs share.*at_best_rate": lambda: charts.loss_curves(with_curves(sweep())),
-    "unknown y 'test'; known": lambda: charts.loss_curves(with_curves(sweep()), y="test"),
+    "7 runs share.*at_best_rate": lambda: charts.loss_curves(samples.with_curves(sweep())),
     "step_ms must be finite and above 0, got 0": lambda: charts.step_time(
-        times().with_columns(step_ms=0.0)
+        samples.times().with_columns(step_ms=0.0)
     ),
     "finite and 0 or above, got inf": lambda: charts.invariance(
-        changes().with_columns(relative_change=math.inf)
+        samples.changes().with_columns(relative_change=math.inf)
     ),
     "no row has a rate": lambda: charts.best_rate_vs_width(
-        best(transfer()).with_columns(rate=pl.lit(None, pl.Float64)), None, "parameterization"
+        samples.best(transfer()).with_columns(rate=pl.lit(None, pl.Float64)), None, BY[0]
     ),
     r"one width, the frame has \[32, 64\]": lambda: charts.ranking(
-        RANKED.with_columns(width=pl.Series([32, 64, 64, 64]))
+        pl.DataFrame({"width": [32, 64], "rate_rule": "full"})
     ),
-    "2 runs share.*colour by": lambda: charts.regrets(regrets(transfer(), BY)),
-    "factor must be finite and above 0, got 0": lambda: charts.theory_rates(
-        theory_lines().with_columns(factor=0.0)
-    ),
-    "must be finite, got": lambda: charts.update_function(
+    "update must be finite, got inf": lambda: charts.update_function(
         update_function().with_columns(update=math.inf)
     ),
-    r"step is 3; the frame has \[0, 1, 4\]": lambda: charts.coordinates(check(), step=3),
-    "2 runs share.*rows, columns or color": lambda: charts.coordinate_slopes(
-        pl.concat([slopes(check())] * 2)
-    ),
     "no alignment of the frame is finite": lambda: charts.alignment(
-        aligned().with_columns(alignment=math.nan)
+        samples.aligned().with_columns(alignment=math.nan)
     ),
-    "width must be positive": lambda: charts.loss_by_eps(cells(values=(0, 32))),
-    "eps must be 0 or above": lambda: charts.loss_by_eps(cells(epsilons=(-1.0, 1e-8))),
-    "lines need panels": lambda: charts.loss_by_eps(
-        cells().filter(variant="adam"), columns=None, lines=eps_curves()
-    ),
+    "width must be finite and above 0": lambda: charts.loss_by_eps(samples.cells(values=(0, 32))),
+    "eps must be finite and 0 or": lambda: charts.loss_by_eps(samples.cells(epsilons=(-1.0, 1e-8))),
     r"lines are of \['sgd'\]; panels are of \['adam'": lambda: charts.loss_by_eps(
-        cells(), lines=eps_curves().with_columns(variant=pl.lit("sgd"))
+        FRAME, lines=samples.eps_curves().with_columns(variant=pl.lit("sgd"))
     ),
     "unknown role 'bias'; known": lambda: charts.loss_by_eps(
-        cells(), lines=eps_curves().with_columns(role=pl.lit("bias"))
+        FRAME, lines=samples.eps_curves().with_columns(role=pl.lit("bias"))
     ),
-    "2 runs share.*as rows or columns": lambda: charts.gradient_sizes(
-        gradients(), gradient_exponents(gradients()), columns=None
+    "no share at an eps": lambda: charts.damped_shares(damped_shares(samples.moments(), [0.0])),
+    "eps must be finite and above": lambda: charts.root_histogram(
+        root_histogram(samples.moments()), [0.0]
     ),
-    "eps must be positive": lambda: charts.root_histogram(root_histogram(moments()), [0.0]),
-    "no share at an eps": lambda: charts.damped_shares(damped_shares(moments(), [0.0])),
     r"the frame has steps \[40, 41\]; allowed: one step": lambda: charts.layers_inside(
-        pl.concat([LAYERS, LAYERS.with_columns(pl.col("step") + 1)])
+        pl.concat([INSIDE, INSIDE.with_columns(pl.col("step") + 1)])
     ),
     "no eigenvalue of the frame is finite": lambda: charts.spectra(
-        spectra(3).with_columns(eigenvalue=pl.lit(math.nan))
+        samples.spectra(3).with_columns(eigenvalue=pl.lit(math.nan))
     ),
 }
 
@@ -189,28 +154,20 @@ def test_what_cannot_be_drawn_is_refused(message):
         REFUSED[message]()
 
 
-def points(value):
-    """A plain specification of one point."""
-    encoding = {"x": {"field": "a", "type": "quantitative"}}
-    return {"data": {"values": [{"a": value}]}, "mark": {"type": "point"}, "encoding": encoding}
-
-
 def test_a_picture_is_drawn_once_and_another_chart_anew(tmp_path, monkeypatch):
     calls = []
+
+    def counted(name, real):
+        return lambda *given, **options: calls.append(name) or real(*given, **options)
+
     for name in ("vegalite_to_png", "vegalite_to_svg"):
-        real = getattr(renderer.vl_convert, name)
-
-        def counted(*arguments, real=real, **options):
-            calls.append(arguments)
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(renderer.vl_convert, name, counted)
+        drawn = counted(name, getattr(renderer.vl_convert, name))
+        monkeypatch.setattr(renderer.vl_convert, name, drawn)
     monkeypatch.setenv("ISOLAB_RUNS", str(tmp_path))
-    first = renderer.drawn(points(1), 1)
-    assert first.startswith(b"\x89PNG") and renderer.drawn(points(1), 1) == first
-    assert len(calls) == 1
-    assert renderer.drawn(points(2), 1) != first and renderer.drawn(points(1), 2) != first
-    assert len(calls) == 3
-    svg = renderer.to_svg(points(1))
-    assert svg.startswith("<svg") and renderer.to_svg(points(1)) == svg
-    assert len(calls) == 4 and len(list((tmp_path / renderer.FOLDER).iterdir())) == 4
+    point = {"mark": "point", "encoding": {"x": {"field": "a", "type": "quantitative"}}}
+    one, two = ({**point, "data": {"values": [{"a": a}]}} for a in (1, 2))
+    first = renderer.to_png(one)
+    assert first.startswith(b"\x89PNG") and renderer.to_png(one) == first != renderer.to_png(two)
+    assert renderer.to_svg(one) == renderer.to_svg(one) and renderer.to_svg(one)[:4] == "<svg"
+    assert calls == ["vegalite_to_png"] * 2 + ["vegalite_to_svg"]
+    assert len(list((tmp_path / renderer.FOLDER).iterdir())) == 3

@@ -1,0 +1,220 @@
+"""Series of a chart: their rows ready to draw, what tells them apart, and how they look."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from isolab.analysis.seeds import require_unique
+from isolab.charts import theme
+from isolab.charts.channels import scaled
+from isolab.charts.frames import finite, with_intervals
+from isolab.charts.theme import NAMES, Spec
+
+_APART = 0.09  # octaves between series at one width
+# Equal parameters of two charts that are shown side by side would be linked.
+_NUMBERS = itertools.count(1)
+
+
+def number_of(name: str) -> str:
+    """Returns a parameter's name that no other chart of this process has."""
+    return f"{name}_{next(_NUMBERS)}"
+
+
+def keys_of(frame: pl.DataFrame, *columns: str | None) -> list[str]:
+    """Returns the columns, and "origin" where there is one, whose values must be known ones."""
+    keys = [name for name in columns if name is not None]
+    if "origin" in frame.columns:
+        unknown = [v for v in frame["origin"].unique().to_list() if v not in NAMES["origin"]]
+        if unknown:
+            raise ValueError(f"unknown origin {unknown[0]!r}; known: {list(NAMES['origin'])}")
+        keys.append("origin")
+    return list(dict.fromkeys(keys))
+
+
+@dataclass(frozen=True)
+class Series:
+    """The rows of a chart, in words, and how its series look.
+
+    Attributes:
+        points: the rows; ``series`` names shades of numbers, where there are two origins.
+        rows, columns: whose values go down and across the panels.
+        keys: the columns that name a row's panel, series and origin.
+        apart: what tells the series of a panel apart: the colour's column, ``origin`` where there
+            are two, and ``series`` where there is one.
+        both: whether there are two origins.
+        color: the colour's channel, or None.
+        pick: the parameter that the legend selects series by.
+    """
+
+    points: pl.DataFrame
+    rows: str | None
+    columns: str | None
+    keys: list[str]
+    apart: list[str]
+    both: bool
+    color: Spec | None
+    pick: str
+
+    @property
+    def note(self) -> str:
+        """What to say of the two origins."""
+        return "Dashed and hollow: reference runs; solid and filled: yours." if self.both else ""
+
+    @property
+    def panel(self) -> list[str]:
+        """The columns that tell panels apart."""
+        return [name for name in (self.rows, self.columns) if name is not None]
+
+    @property
+    def groups(self) -> list[str]:
+        """The columns that tell the series of all panels apart."""
+        return list(dict.fromkeys([*self.panel, *self.apart]))
+
+    def levels(self, column: str | None) -> list[Any]:
+        """Returns the sorted values of a column of panels; [None] of None."""
+        return self.points[column].unique().sort().to_list() if column else [None]
+
+    @property
+    def height(self) -> int:
+        """How tall a panel is, in pixels: taller where there is only one."""
+        alone = not self.panel or len(self.points.select(self.panel).unique()) == 1
+        return theme.HEIGHT if alone else theme.PANEL_HEIGHT
+
+    @property
+    def width(self) -> int:
+        """How wide a panel is, in pixels."""
+        return theme.panel_width(len(self.levels(self.columns)))
+
+    def spread(
+        self,
+        rows: pl.DataFrame,
+        on: Sequence[str],
+        value: str,
+        count: str = "seeds",
+        /,
+        **middle: pl.Expr,
+    ) -> pl.DataFrame:
+        """Returns a row per series and values of ``on``: the mean, or what is named, and the ends.
+
+        Columns ``low`` and ``high`` are the lowest and the highest value, ``count`` how many.
+        """
+        its, each = pl.col(value), list(dict.fromkeys([*self.groups, *self.keys, *on]))
+        ends: dict[str, Any] = {"low": its.min(), "high": its.max(), count: pl.len()}
+        return rows.group_by(each).agg(**(middle or {"mean": its.mean()}), **ends).sort(each)
+
+    def at(self, opacity: float) -> Spec:
+        """Returns the channels of colour and of an opacity that falls where others are picked."""
+        if self.color is None:
+            return {}
+        faded = {"condition": {"param": self.pick, "value": opacity}, "value": min(opacity, 0.07)}
+        return {"color": self.color, "opacity": faded}
+
+    def parts(self, rows: pl.DataFrame, mark: Spec) -> list[tuple[pl.DataFrame, Spec]]:
+        """Returns rows and mark by origin: the reference's lines are dashed, its points hollow."""
+        special: Spec = {
+            "line": {"strokeDash": theme.DASH},
+            "point": {"filled": False, "fill": "white"},
+        }
+        kind = mark["type"]
+        if not self.both or kind not in special or "origin" not in rows.columns:
+            return [(rows, mark)]
+        reference = pl.col("origin") == "reference"
+        other = {**mark, **special[kind], "strokeWidth": mark.get("strokeWidth", 2)}
+        other.pop("stroke", None)  # a hollow point has the colour of its series
+        return [(rows.filter(reference), other), (rows.filter(~reference), mark)]
+
+    def moved(self) -> pl.DataFrame:
+        """Returns the points with ``at``: widths moved so that series do not cover each other."""
+        order = self.points.select(self.apart).unique().sort(self.apart).with_row_index("turn")
+        turns = pl.col("turn").cast(pl.Float64) - (len(order) - 1) / 2
+        width = pl.col("width").cast(pl.Float64)
+        return self.points.join(
+            order, on=self.apart, how="left", maintain_order="left"
+        ).with_columns(width, (width * (turns * _APART * math.log(2)).exp()).alias("at"))
+
+
+def series_of(
+    frame: pl.DataFrame,
+    color: str | None,
+    rows: str | None = None,
+    columns: str | None = None,
+    kept: Sequence[str] = (),
+    values: Mapping[str, str] | None = None,
+    *,
+    positive: bool = False,
+    interval: str = "",
+    digits: int = 4,
+    unique: Sequence[str] | None = None,
+    legend: Spec | None = None,
+) -> Series:
+    """Returns the rows of a chart as series: clean where ``values`` or an ``interval`` is named.
+
+    Names have their own colours; numbers are shades from dark to light, of two origins shades of
+    blue (reference) and orange (yours).
+
+    Args:
+        frame: with ``color``, ``rows`` and ``columns``, and ``origin`` where there is one.
+        color: the column that tells series apart.
+        rows, columns: whose values go down and across the panels.
+        kept: further columns to keep.
+        values, positive: as :func:`~isolab.charts.frames.finite` has them.
+        interval, digits: as the name and the digits of
+            :func:`~isolab.charts.frames.with_intervals`.
+        unique: columns that, with the panel's and the series', have different values in all rows.
+        legend: options of the colours' legend.
+
+    Raises:
+        ValueError: for rows and columns that are the same, an unknown origin, two rows at one
+            place, and what cleaning refuses.
+    """
+    if rows is not None and rows == columns:
+        raise ValueError(f"rows and columns are both {rows!r}: name two columns, or only one")
+    keys = keys_of(frame, rows, columns, color)
+    if interval:
+        frame = with_intervals(frame, [*keys, *kept], interval, digits)
+    elif values:
+        frame = finite(frame, [*keys, *kept], values, positive)
+    points = theme.spelled(frame)
+    both = color is not None and "origin" in keys and points["origin"].n_unique() == 2
+    apart = list(dict.fromkeys([*([color] if color else []), *(["origin"] if both else [])]))
+    hue: Spec | None = None
+    if color is not None and points.schema[color].is_numeric():
+        if both:
+            points, hue = _shades_of_origins(points, color)
+            apart.append("series")
+        else:
+            shades = {"name": "viridis", "extent": [0, 0.85]}
+            domain = points[color].unique().sort().to_list()
+            hue = {"field": color, "type": "ordinal", "title": theme.words(color)}
+            hue["scale"] = {"domain": domain, "scheme": shades}
+    elif color is not None:
+        hue = scaled(color, theme.colours_of(points[color]), theme.words(color))
+    if hue is not None and legend is not None:
+        hue["legend"] = legend
+    series = Series(points, rows, columns, keys, apart, both, hue, number_of("pick"))
+    if unique is not None:
+        advice = "keep one configuration, or name the column that differs as rows, columns or color"
+        require_unique(points, list(dict.fromkeys([*series.groups, *unique])), advice)
+    return series
+
+
+def _shades_of_origins(points: pl.DataFrame, color: str) -> tuple[pl.DataFrame, Spec]:
+    named: list[tuple[str, Any]] = []
+    hexes: list[str] = []
+    for origin, ends in theme.ORIGIN_RAMPS.items():
+        levels = points.filter(pl.col("origin") == origin)[color].unique().sort().to_list()
+        named += [(origin, level) for level in levels]
+        hexes += theme.ramp(*ends, len(levels))
+    labels = [f"{level:,g}" + ", yours" * (origin == "yours") for origin, level in named]
+    schema = {"origin": points.schema["origin"], color: points.schema[color]}
+    table = pl.DataFrame(named, schema=schema, orient="row").with_columns(
+        pl.Series("series", labels, dtype=pl.Enum(labels))
+    )
+    points = points.join(table, on=["origin", color], how="left", maintain_order="left")
+    return points, scaled("series", dict(zip(labels, hexes, strict=True)), theme.words(color))
