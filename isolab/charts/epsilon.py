@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from isolab.analysis.seeds import require_columns, require_rows
+from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, power_ticks, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import check_numbers, extent, log_domain
+from isolab.charts.frames import check_numbers, extent, log_domain, require_rows
 from isolab.charts.layers import Plot
 from isolab.charts.series import series_of
 from isolab.charts.theme import DASHED, LINE, PANEL_HEIGHT, POINT, title_of

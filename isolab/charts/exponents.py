@@ -115,17 +115,19 @@ def _with_laws(
 ) -> pl.DataFrame:
     """Adds log2 of the ``fitted`` rate and ``by_theory``, and the law's ``text``, of its group."""
     on = [name for name in series.groups if name in series.keys]
-    kinds: dict[str, Any] = {name: points.schema[name] for name in on}
+    none = pl.lit(None, pl.Float64)
     if exponents is None:
-        exponents = pl.DataFrame(schema=kinds | dict.fromkeys(_POWER, pl.Float64))
-    require_columns(exponents, [*on, *_POWER])
+        return points.with_columns(fitted=none, by_theory=none, text=none.cast(pl.String))
+    require_columns(exponents, _POWER)
     require_unique(exponents, on, "keep one law for each series")
     if "theory" not in exponents.columns:
-        exponents = exponents.with_columns(theory=pl.lit(None, pl.Float64))
+        exponents = exponents.with_columns(theory=none)
     laws = spelled(exponents).select(*on, *_POWER, "theory")
     texts = [_law_text(row) for row in laws.iter_rows(named=True)]
-    laws = laws.with_columns(pl.Series("text", texts, dtype=pl.String))
-    laws = laws.with_columns(pl.col(name).cast(kind) for name, kind in kinds.items())
+    laws = laws.with_columns(
+        pl.Series("text", texts, dtype=pl.String),
+        *(pl.col(name).cast(points.schema[name]) for name in on),
+    )
     log, value = pl.col("width").log(2), pl.col("value")
     octaves = log - log.first().over(series.groups)
     return (

@@ -8,12 +8,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import require_rows
+from isolab.analysis.seeds import require_columns
 from isolab.charts.theme import signed
 
 EDGE_MARK = "at the top edge"
 MAX_ROWS = 5000  # Altair's own limit for one data set
 _LEAST = {"finite": -math.inf, "finite and 0 or above": 0.0, "finite and above 0": math.ulp(0.0)}
+
+
+def require_rows(frame: pl.DataFrame, columns: Sequence[str]) -> None:
+    """Raises ValueError for missing columns or no rows."""
+    require_columns(frame, columns)
+    if frame.is_empty():
+        raise ValueError("nothing to draw: the frame has no rows")
 
 
 def finite(

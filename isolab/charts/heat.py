@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.analysis.seeds import require_columns, require_rows
+from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, scaled, tips
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import ceiling, check_numbers, extent
+from isolab.charts.frames import ceiling, check_numbers, extent, require_rows
 from isolab.charts.layers import Layer, Plot
 from isolab.charts.series import series_of
 from isolab.charts.theme import LINE, Spec, spelled, words

@@ -7,10 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from isolab.analysis.seeds import require_rows
 from isolab.charts.channels import axis, names_axis, offset_by, padded, scaled, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure
-from isolab.charts.frames import check_numbers, decades, extent, log_domain, thinned
+from isolab.charts.frames import check_numbers, decades, extent, log_domain, require_rows, thinned
 from isolab.charts.layers import Plot
 from isolab.charts.series import series_of
 from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, fraction, panel_width

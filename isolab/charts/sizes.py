@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from isolab.analysis.seeds import require_columns, require_rows
+from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, log_ticks, names_axis, offset_by, spread, tips, width_axis
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import extent, log_domain, reach, thinned
+from isolab.charts.frames import extent, log_domain, reach, require_rows, thinned
 from isolab.charts.layers import Plot
 from isolab.charts.series import keys_of, series_of
 from isolab.charts.theme import (
