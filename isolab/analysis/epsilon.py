@@ -19,10 +19,7 @@ import polars as pl
 
 from isolab.analysis.groups import each_group, ends, group_frame, joined, told, with_ends
 from isolab.analysis.seeds import (
-    LOSS,
     ONE_SEED,
-    RATE,
-    SEED,
     Array,
     LossTable,
     loss_table,
@@ -97,8 +94,8 @@ def eps_text(eps: float) -> str:
 
 def at_best_eps(runs: pl.DataFrame) -> pl.DataFrame:
     """Returns the runs of the eps with the lowest mean loss, at its best rate, at each width."""
-    mean = pl.col(LOSS).cast(pl.Float64).fill_nan(math.inf).mean()
-    each = runs.group_by("width", "eps", RATE).agg(mean.alias("_mean"))
+    mean = pl.col("final_validation_loss").cast(pl.Float64).fill_nan(math.inf).mean()
+    each = runs.group_by("width", "eps", "learning_rate").agg(mean.alias("_mean"))
     best = each.sort("_mean", "eps").group_by("width", maintain_order=True).first()
     on = ["width", "eps"]
     return runs.join(best.select(on), on=on, how="semi", maintain_order="left")
@@ -123,9 +120,9 @@ def eps_map(runs: pl.DataFrame, over: str = "width") -> pl.DataFrame:
         [('adam', 1e-08, 32, 2.5, 2, 0)]
     """
     runs, cell = variants(runs), ["variant", "eps", over]
-    require_columns(runs, [LOSS])
-    require_unique(runs, [*cell, SEED], "keep one learning rate, width or loss scale")
-    loss = pl.col(LOSS).cast(pl.Float64).fill_nan(math.inf)
+    require_columns(runs, ["final_validation_loss"])
+    require_unique(runs, [*cell, "seed"], "keep one learning rate, width or loss scale")
+    loss = pl.col("final_validation_loss").cast(pl.Float64).fill_nan(math.inf)
     found = runs.group_by(cell).agg(
         loss.mean().alias("loss"),
         pl.len().cast(pl.Int64).alias("seeds"),
@@ -237,9 +234,7 @@ def crossing_width(gradients: pl.DataFrame) -> pl.DataFrame:
         [(32768.0, 32768.0)]
     """
     rows = []
-    for name, sizes, widths, wrong in size_tables(gradients, _ROLE, "gradient_rms"):
-        if wrong:
-            raise ValueError(f"{name}: {wrong}: a gradient must be positive and finite")
+    for name, sizes, widths in _gradient_tables(gradients):
         slopes, intercepts = width_lines(sizes, widths)
         found, note = (
             [math.inf, 0.0, math.inf],
@@ -259,6 +254,14 @@ def crossing_width(gradients: pl.DataFrame) -> pl.DataFrame:
         rows.append(name | with_ends("width", found[0], (found[1], found[2])) | row)
     columns = [*ends("width"), "beyond", "theory_width", "note"]
     return group_frame(rows, gradients, _ROLE, columns)
+
+
+def _gradient_tables(gradients: pl.DataFrame) -> list[tuple[dict[str, Any], Array, list[int]]]:
+    tables = size_tables(gradients, _ROLE, "gradient_rms")
+    for name, _, _, wrong in tables:
+        if wrong:
+            raise ValueError(f"{name}: {wrong}: a gradient must be positive and finite")
+    return [table[:3] for table in tables]
 
 
 def _reach(width: float, widths: Sequence[int], seeds: int) -> str:
@@ -293,9 +296,7 @@ def eps_lines(gradients: pl.DataFrame, base_width: int, ending: str = "") -> pl.
     layers = parameterization(kinds[0][0])
     rows: list[tuple[str, str, int, float]] = []
     for variant, per_layer in ((f"adam{ending}", False), (f"adam, eps per layer{ending}", True)):
-        for name, sizes, widths, wrong in size_tables(gradients, _ROLE, "gradient_rms"):
-            if wrong:
-                raise ValueError(f"{name}: {wrong}: a gradient must be positive and finite")
+        for name, sizes, widths in _gradient_tables(gradients):
             role = name["role"]
             g = layers.gradient_exponent(role) if per_layer else 0.0
             eps = np.exp2(np.log2(sizes).mean(axis=0)) * (np.array(widths) / base_width) ** g

@@ -132,7 +132,7 @@ def width_groups(runs: pl.DataFrame, by: Sequence[str]) -> list[WidthGroup]:
         ValueError: as the module says, and for a width that is not a positive number, or seeds that
             differ between the widths of a group.
     """
-    own = ["width", over_seeds.RATE, over_seeds.LOSS, over_seeds.SEED]
+    own = ["width", "learning_rate", "final_validation_loss", "seed"]
     over_seeds.require_columns(runs, [*by, *own])
     if set(by) & set(own) or len(set(by)) < len(by):
         raise ValueError(

@@ -19,13 +19,9 @@ import polars as pl
 from isolab.analysis.groups import each_group, group_frame, joined
 from isolab.analysis.rate_curve import RateCurve
 from isolab.analysis.seeds import (
-    LOSS,
     ONE_SEED,
-    RATE,
-    SEED,
     AllDivergedError,
     loss_table,
-    require_columns,
     seed_resamples,
 )
 
@@ -105,7 +101,7 @@ def _row(name: dict[str, Any], group: pl.DataFrame) -> dict[str, Any]:
     try:
         return name | vars(optimum(group))
     except AllDivergedError as error:
-        return name | {"seeds": group[SEED].n_unique(), "note": str(error)}
+        return name | {"seeds": group["seed"].n_unique(), "note": str(error)}
 
 
 def at_best_rate(runs: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
@@ -121,10 +117,9 @@ def at_best_rate(runs: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
         >>> at_best_rate(runs, by=["optimizer"]).select("optimizer", "learning_rate").rows()
         [('adam', 2.0), ('iso', 1.0)]
     """
-    require_columns(runs, [*by, RATE, LOSS, SEED])
     return pl.concat(each_group(runs, by, _at_best)) if len(runs) else runs
 
 
 def _at_best(_: dict[str, Any], group: pl.DataFrame) -> pl.DataFrame:
     table = loss_table(group)
-    return group.filter(pl.col(RATE).cast(pl.Float64) == table.settings[table.best])
+    return group.filter(pl.col("learning_rate").cast(pl.Float64) == table.settings[table.best])

@@ -27,11 +27,9 @@ import numpy.typing as npt
 import polars as pl
 
 Array = npt.NDArray[np.float64]
-RATE, LOSS, SEED = "learning_rate", "final_validation_loss", "seed"
 RESAMPLES = 2000
 ONE_SEED = "one seed: no interval"
-CONFIDENCE = 0.95
-_TAIL = (1 - CONFIDENCE) / 2
+_TAIL = (1 - 0.95) / 2
 
 
 class AllDivergedError(ValueError):
@@ -119,7 +117,7 @@ def require_same_seeds(first: Any, one: Sequence[Any], second: Any, other: Seque
         )
 
 
-def loss_table(runs: pl.DataFrame, setting: str = RATE) -> LossTable:
+def loss_table(runs: pl.DataFrame, setting: str = "learning_rate") -> LossTable:
     """Arranges one sweep's runs, a row each, by setting and seed.
 
     Raises:
@@ -127,29 +125,32 @@ def loss_table(runs: pl.DataFrame, setting: str = RATE) -> LossTable:
             runs), a setting that is not a positive number, two runs of one setting and seed, or a
             setting that lacks seeds which others have.
     """
-    require_columns(runs, [setting, LOSS, SEED])
+    require_columns(runs, [setting, "final_validation_loss", "seed"])
     require_unique(
-        runs, [setting, SEED], "keep one configuration, or group by the columns that differ"
+        runs, [setting, "seed"], "keep one configuration, or group by the columns that differ"
     )
-    number, loss = pl.col(setting).cast(pl.Float64), pl.col(LOSS).cast(pl.Float64)
-    frame = runs.select(number, SEED, loss.fill_nan(math.inf))
-    possible = (number > 0) & number.is_finite() & (loss > -math.inf) & pl.col(SEED).is_not_null()
+    number, loss = (
+        pl.col(setting).cast(pl.Float64),
+        pl.col("final_validation_loss").cast(pl.Float64),
+    )
+    frame = runs.select(number, "seed", loss.fill_nan(math.inf))
+    possible = (number > 0) & number.is_finite() & (loss > -math.inf) & pl.col("seed").is_not_null()
     bad = frame.filter(~possible.fill_null(False))
     if not bad.is_empty():
         raise ValueError(
             f"impossible run {bad.row(0, named=True)}: the {setting} must be positive and finite, "
             "the loss a number or, where diverged, +inf or NaN"
         )
-    table = frame.sort(setting, SEED).group_by(setting, maintain_order=True).all()
-    seeds = frame[SEED].unique().sort().to_list()
+    table = frame.sort(setting, "seed").group_by(setting, maintain_order=True).all()
+    seeds = frame["seed"].unique().sort().to_list()
     lacking = [
         f"{value:g} lacks {[one for one in seeds if one not in its]}"
-        for value, its in table.select(setting, SEED).rows()
+        for value, its in table.select(setting, "seed").rows()
         if its != seeds
     ]
     if lacking:
         raise ValueError(f"unequal seeds: of {seeds}, {setting} {'; '.join(lacking)}")
-    losses = np.array(table[LOSS].to_list(), dtype=np.float64)
+    losses = np.array(table["final_validation_loss"].to_list(), dtype=np.float64)
     return LossTable(table[setting].to_numpy(), tuple(seeds), losses)
 
 

@@ -117,7 +117,7 @@ def time_speedup(steps: Estimate, ratio: float, interval: tuple[float, float]) -
 
     ``ratio`` is the baseline's step time over the challenger's, measured interleaved in one
     process. Both lower ends of the intervals are multiplied, and both upper ends, which is wider
-    than the stated confidence.
+    than 95%.
     """
     if steps.value is None or steps.interval is None:
         return Estimate(None, None, steps.reason)

@@ -111,8 +111,17 @@ def coordinate_check(
     batches = batch if isinstance(batch, list) else [batch]
     if not batches:
         raise ValueError("batch is []; allowed: a batch, or a list of one or more")
-    outputs = jax.jit(functools.partial(_outputs_of_loss, loss), static_argnums=0)
-    train = nnx.jit(functools.partial(_train, loss))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(graphdef: Any, randomness: Any, rest: Any, batch: Any) -> dict[str, Layer]:
+        seen = activations(nnx.merge(graphdef, randomness, rest), batch, call=loss)
+        return _without_inputs(seen)
+
+    @nnx.jit
+    def train(model: Any, optimizer: Any, batch: Any) -> None:
+        gradient = nnx.grad(functools.partial(_scalar_loss, loss))
+        optimizer.update(model, gradient(model, batch))
+
     rows: list[dict[str, Any]] = []
     for width in widths:
         rule = None
@@ -199,13 +208,6 @@ def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
     return graphdef, randomness, rest
 
 
-def _outputs_of_loss(
-    loss: Loss, graphdef: Any, randomness: Any, rest: Any, batch: Any
-) -> dict[str, Layer]:
-    model = nnx.merge(graphdef, randomness, rest)
-    return _without_inputs(activations(model, batch, call=loss))
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _outputs_of_run(model: ForwardModel, params: Any, tokens: jax.Array) -> dict[str, Layer]:
     return _without_inputs(activations(model(params), tokens))
@@ -213,11 +215,6 @@ def _outputs_of_run(model: ForwardModel, params: Any, tokens: jax.Array) -> dict
 
 def _without_inputs(seen: dict[str, Layer]) -> dict[str, Layer]:
     return {name: dataclasses.replace(layer, inputs=()) for name, layer in seen.items()}
-
-
-def _train(loss: Loss, model: Any, optimizer: Any, batch: Any) -> None:
-    scalar = functools.partial(_scalar_loss, loss)
-    optimizer.update(model, nnx.grad(scalar)(model, batch))
 
 
 def _scalar_loss(loss: Loss, model: Any, batch: Any) -> jax.Array:

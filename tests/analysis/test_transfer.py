@@ -15,6 +15,7 @@ from polars.testing import assert_frame_equal
 from scipy import stats
 
 from isolab.analysis import optimum, ranking, transfer
+from isolab.analysis.groups import width_groups
 
 INF = math.inf
 WIDTHS = (32, 64, 128, 256)
@@ -74,45 +75,31 @@ def test_the_order_of_rows_does_not_matter_and_nothing_is_nan(function, seed, di
         assert all(row["note"] and row["reason"] for row in unsure.iter_rows(named=True))
 
 
-def shift_seed(runs: pl.DataFrame) -> pl.DataFrame:
-    """One width's seeds are 1 and 2 where the others have 0 and 1."""
-    return runs.with_columns(pl.col("seed") + (pl.col("width") == 64).cast(pl.Int64))
+RUNS = random_runs(np.random.default_rng(0), 0.0, 2)
+UNLIKE = RUNS.with_columns(pl.col("seed") + (pl.col("width") == 64).cast(pl.Int64))
+LACKING = RUNS.filter((pl.col("seed") == 0) | (pl.col("learning_rate") > 0.1))
 
 
-def same(runs: pl.DataFrame) -> pl.DataFrame:
-    return runs
-
-
-@ALL
 @pytest.mark.parametrize(
-    ("change", "options", "message"),
+    ("runs", "by", "message"),
     [
-        (lambda runs: runs.drop("width"), {}, r"missing columns \['width'\]; the frame has"),
-        (lambda runs: runs.drop("rate_rule"), {}, r"missing columns \['rate_rule'\]"),
-        (lambda runs: runs.clear(), {}, "nothing to group: .* 0 runs"),
-        (shift_seed, {}, r"unequal seeds: width 32 has \[0, 1\]; width 64 has \[1, 2\].*must have"),
-        (
-            lambda runs: runs.filter((pl.col("seed") == 0) | (pl.col("learning_rate") > 0.1)),
-            {},
-            r"'width': 32\}: unequal seeds: of \[0, 1\], learning_rate 0.015625 lacks \[1\]",
-        ),
-        (lambda runs: pl.concat([runs, runs]), {}, r"'width': 32\}: 2 runs share .'learning_rate"),
-        (
-            lambda runs: runs.with_columns(width=-pl.col("width")),
-            {},
-            "width must be a positive num",
-        ),
-        (lambda runs: runs.with_columns(width=None), {}, "width must be a positive num.*got None"),
-        (lambda runs: runs.with_columns(final_validation_loss=None), {}, "impossible run"),
-        (same, {"by": []}, "nothing to group"),
-        (same, {"by": ["width"]}, "must name each column once and none of"),
-        (same, {"by": ["optimizer", "optimizer"]}, "must name each column once and none of"),
+        (RUNS.drop("width"), BY, r"missing columns \['width'\]; the frame has"),
+        (RUNS.drop("rate_rule"), BY, r"missing columns \['rate_rule'\]"),
+        (RUNS.clear(), BY, "nothing to group: .* 0 runs"),
+        (UNLIKE, BY, r"unequal seeds: width 32 has \[0, 1\]; width 64 has \[1, 2\].*must have"),
+        (LACKING, BY, r"'width': 32\}: unequal seeds: of \[0, 1\], learning_rate 0.015625 lacks"),
+        (pl.concat([RUNS, RUNS]), BY, r"'width': 32\}: 2 runs share .'learning_rate"),
+        (RUNS.with_columns(width=-pl.col("width")), BY, "width must be a positive number, got -"),
+        (RUNS.with_columns(width=None), BY, "width must be a positive number, got None"),
+        (RUNS.with_columns(final_validation_loss=None), BY, "impossible run"),
+        (RUNS, [], "nothing to group"),
+        (RUNS, ["width"], "must name each column once and none of"),
+        (RUNS, ["optimizer", "optimizer"], "must name each column once and none of"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(function, change, options, message):
-    runs = change(random_runs(np.random.default_rng(0), 0.0, 2))
+def test_what_cannot_be_judged_is_refused(runs, by, message):
     with pytest.raises(ValueError, match=message):
-        function(runs, **({"by": BY} | options))
+        width_groups(runs, by)
 
 
 @ALL
