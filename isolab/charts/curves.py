@@ -24,41 +24,33 @@ if TYPE_CHECKING:
 CUT = 0.1  # the loss axis shows what comes after this part of the steps
 
 
-def loss_curves(
-    runs: pl.DataFrame,
-    color: str = "optimizer",
-    y: str = "validation",
-    title: str = "Loss while training",
-) -> Chart:
+def loss_curves(runs: pl.DataFrame, title: str = "Loss while training") -> Chart:
     """Draws losses against steps: a line through seed means and a band from lowest to highest.
 
     A diverged run is left out of its band and drawn as a dashed line of its own that ends in a
     cross. The axis is cut above the losses of the first 10% of the steps; the subtitle says so.
 
     Args:
-        runs: a row per ``color`` and ``seed`` (reduce a rate sweep by
+        runs: a row per ``optimizer`` and ``seed`` (reduce a rate sweep by
             :func:`~isolab.analysis.optimum.at_best_rate` first); ``diverged`` and list columns
-            ``curve_step`` and ``curve_validation_loss`` or ``curve_train_loss``.
-        y: "validation" or "train".
+            ``curve_step`` and ``curve_validation_loss``.
 
     Raises:
-        ValueError: for an unknown ``y``, or several runs a seed.
+        ValueError: for several runs a seed.
     """
-    kinds, curve = {"validation": "validation", "train": "training"}, f"curve_{y}_loss"
-    if y not in kinds:
-        raise ValueError(f"unknown y {y!r}; known: {sorted(kinds)}")
-    each = [*keys_of(runs, color), "seed"]
-    require_columns(runs, [*each, "diverged", "curve_step", curve])
+    each, lists = [*keys_of(runs, "optimizer"), "seed"], ["curve_step", "curve_validation_loss"]
+    require_columns(runs, ["diverged", *lists])
     require_unique(runs, each, "reduce a rate sweep by isolab.analysis.optimum.at_best_rate")
-    lists = runs.select(*each, "diverged", step="curve_step", loss=curve).explode("step", "loss")
-    series = series_of(lists, color, kept=["seed", "step", "diverged"], values={"loss": "loss"})
+    every = runs.select(*each, "diverged", *lists).explode(lists).rename({lists[0]: "step"})
+    kept = ["seed", "step", "diverged"]
+    series = series_of(every, "optimizer", kept=kept, values={"loss": lists[1]})
     failed = pl.col("diverged") | pl.col("loss").is_null().any().over(each)
     points = series.points.with_columns(diverged=failed).drop_nulls("loss")
     finished, last = points.filter(~pl.col("diverged")), extent(points["step"], high=0.0)[1]
     bands = thinned(series.spread(finished, ["step"], "loss"), "step")
     low, highest = extent(points["loss"], 0.0, 1.0)
     top = extent(finished.filter(pl.col("step") >= CUT * last)["loss"], high=highest)[1]
-    y_axis = axis("mean", f"{kinds[y]} loss (nats/token)", padded(low, top))
+    y_axis = axis("mean", "validation loss (nats/token)", padded(low, top))
     plot = Plot(axis("step", "step", format=",d"), y_axis, series)
     numbers = ("step", ",d"), ("mean", ".4f"), ("low", ".4f"), ("high", ".4f")
     of_mean = tips(*series.keys, *numbers, "seeds")
@@ -84,23 +76,21 @@ def loss_curves(
     return facets(series, layers, title, notes)
 
 
-def loss_vs_steps(
-    runs: pl.DataFrame, color: str = "optimizer", speedup: Speedup | None = None
-) -> Chart:
+def loss_vs_steps(runs: pl.DataFrame, speedup: Speedup | None = None) -> Chart:
     """Draws final losses against horizons, each with its own full schedule and its best rate.
 
     The curve is :func:`~isolab.analysis.power_law.fit_power_law`'s through the seed means. With
     ``speedup``, a dashed line runs from the challenger's point to the baseline's curve.
 
     Args:
-        runs: a row per run; ``color``, ``steps``, ``learning_rate``, ``final_validation_loss`` and
-            ``seed``.
+        runs: a row per run; ``optimizer``, ``steps``, ``learning_rate``,
+            ``final_validation_loss`` and ``seed``.
 
     Raises:
         ValueError: for no horizon with a finite loss.
     """
     steps, rate, loss = "steps", "learning_rate", "final_validation_loss"
-    each = [*keys_of(runs, color), steps]
+    each = [*keys_of(runs, "optimizer"), steps]
     require_columns(runs, [*each, rate, loss, "seed"])
     lost, best = [], []
     for values, its in runs.sort(each).group_by(each, maintain_order=True):
@@ -111,11 +101,12 @@ def loss_vs_steps(
             lost.append(f"{who} at {values[-1]} steps is not drawn: {error}")
     if not best:
         raise ValueError("no horizon can be drawn: " + ("; ".join(lost) or "the frame is empty"))
-    series = series_of(pl.concat(best), color, kept=[steps, rate, "seed"], values={"loss": loss})
+    kept = [steps, rate, "seed"]
+    series = series_of(pl.concat(best), "optimizer", kept=kept, values={"loss": loss})
     points, middle = series.points, {"mean": pl.col("loss").mean(), rate: pl.col(rate).first()}
     means = series.spread(points, [steps], "loss", **middle)
     laws, fits = _laws(means, series.groups)
-    x = log_axis(steps, points[steps], f"{title_of(steps)} (log2 axis)", ",d")
+    x = log_axis(steps, points[steps], "steps of the full schedule (log2 axis)", ",d")
     plot = Plot(x, axis("loss", title_of(loss), padded(*extent(points["loss"]))), series)
     where = [*series.keys, (steps, ",d"), (rate, ".4~g", "best rate of the grid")]
     layers = plot.draw(laws, LINE, 0.9, y="fitted", tooltip=tips(*series.keys, "law"))

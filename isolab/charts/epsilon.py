@@ -14,7 +14,7 @@ from isolab.charts.figure import Chart, facets
 from isolab.charts.frames import check_numbers, extent, log_domain, require_rows
 from isolab.charts.layers import Plot
 from isolab.charts.series import series_of
-from isolab.charts.theme import DASHED, LINE, PANEL_HEIGHT, POINT, title_of
+from isolab.charts.theme import DASHED, LINE, PANEL_HEIGHT, POINT
 
 _TEN = "'1e' + format(datum.value, 'd')"  # a tick of a linear axis in log10
 
@@ -87,7 +87,7 @@ def damped_shares(shares: pl.DataFrame) -> Chart:
         raise ValueError("nothing to draw: no share at an eps above 0")
     series = series_of(known, "width", None, "role", unique=["eps"])
     points, quarters = series.points, [0, 0.25, 0.5, 0.75, 1]
-    ends, title = log_domain("eps", points["eps"]), f"{title_of('eps')} (log10 axis)"
+    ends, title = log_domain("eps", points["eps"]), "epsilon (log10 axis)"
     x = axis("eps", title, ends, 10, format=".0e", tickCount=5)
     y = axis("share", "share with √v < eps", [-0.03, 1.03], format="~%", values=quarters)
     plot = Plot(x, y, series)

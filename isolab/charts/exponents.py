@@ -17,7 +17,7 @@ from isolab.charts.series import Series, keys_of, series_of
 from isolab.charts.theme import BAR, LINE, POINT, fraction, signed, spelled, summarized, value_text
 
 _RATES = ("rate", "rate_low", "rate_high")
-_POWER = ("exponent", "exponent_low", "exponent_high", "intercept")
+_POWER = ("exponent", "exponent_low", "exponent_high", "intercept", "theory")
 _IN_GRID = {"low": "lowest", "high": "highest", None: "inside"}
 _SHAPES = {"lowest": "triangle-down", "highest": "triangle-up", "inside": "circle"}
 _PANEL, _LINE = 190, 15  # pixels of a panel without texts, and of a line of text
@@ -25,7 +25,7 @@ _PANEL, _LINE = 190, 15  # pixels of a panel without texts, and of a line of tex
 
 def best_rate_vs_width(
     optima: pl.DataFrame,
-    exponents: pl.DataFrame | None = None,
+    exponents: pl.DataFrame,
     rows: str | None = None,
     columns: str | None = None,
     color: str = "rate_rule",
@@ -39,8 +39,8 @@ def best_rate_vs_width(
         optima: a row per group and width, as of :func:`~isolab.analysis.optimum.optima`: ``width``,
             ``rate``, ``rate_low``, ``rate_high``, ``edge``, ``color``, ``rows`` and ``columns``.
         exponents: a row per group, as of :func:`~isolab.analysis.transfer.exponents`:
-            ``exponent``, ``exponent_low``, ``exponent_high``, ``intercept`` and, where theory has
-            one, ``theory``: its power of the width.
+            ``exponent``, ``exponent_low``, ``exponent_high``, ``intercept`` and ``theory``:
+            theory's power of the width, or null.
 
     Raises:
         ValueError: if no row has a rate.
@@ -88,8 +88,8 @@ def best_rate_vs_width(
     texts = texts.with_columns((height - 6 - from_bottom).alias("pixel"))
     layers += plot.labels(texts, "text", x=7, y=pixels("pixel"), fontSize=11, align="left")
     law = "Line: a power law fitted to the best rates; below: its power [95% interval]."
-    notes = [law if exponents is not None else "", *summarized(lost)]
-    return facets(series, layers, "Best learning rate against width", notes, height)
+    heading = "Best learning rate against width"
+    return facets(series, layers, heading, [law, *summarized(lost)], height)
 
 
 def _with_rates(points: pl.DataFrame, keys: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
@@ -110,19 +110,12 @@ def _with_rates(points: pl.DataFrame, keys: Sequence[str]) -> tuple[pl.DataFrame
     return drawn, notes
 
 
-def _with_laws(
-    points: pl.DataFrame, exponents: pl.DataFrame | None, series: Series
-) -> pl.DataFrame:
+def _with_laws(points: pl.DataFrame, exponents: pl.DataFrame, series: Series) -> pl.DataFrame:
     """Adds log2 of the ``fitted`` rate and ``by_theory``, and the law's ``text``, of its group."""
     on = [name for name in series.groups if name in series.keys]
-    none = pl.lit(None, pl.Float64)
-    if exponents is None:
-        return points.with_columns(fitted=none, by_theory=none, text=none.cast(pl.String))
     require_columns(exponents, _POWER)
     require_unique(exponents, on, "keep one law for each series")
-    if "theory" not in exponents.columns:
-        exponents = exponents.with_columns(theory=none)
-    laws = spelled(exponents).select(*on, *_POWER, "theory")
+    laws = spelled(exponents).select(*on, *_POWER)
     texts = [_law_text(row) for row in laws.iter_rows(named=True)]
     laws = laws.with_columns(
         pl.Series("text", texts, dtype=pl.String),
@@ -136,7 +129,7 @@ def _with_laws(
             fitted=pl.col("intercept") + pl.col("exponent") * log,
             by_theory=value.first().over(series.groups) + pl.col("theory") * octaves,
         )
-        .drop(*_POWER, "theory")  # they may be infinite, and are in the text
+        .drop(_POWER)  # they may be infinite, and are in the text
     )
 
 

@@ -72,13 +72,9 @@ def figure(
     spacing: Any = None,
     **properties: Any,
 ) -> Chart:
-    """Returns panels as one chart with a title, a legend that selects series, and zoom.
+    """Returns panels, from left to right, then down, as one chart; one may have no heading.
 
-    Args:
-        panels: from left to right, then down; one without a heading is the whole chart.
-        notes: what the subtitle says, with the notes of layers and on two origins.
-        columns: how many panels stand side by side, ``spacing`` pixels apart.
-        properties: of the chart, such as a description.
+    The subtitle says ``notes``, those of layers, and what two origins look like.
     """
     charts = [_layered(p, zoom, None if i else series) for i, p in enumerate(panels)]
     alone = len(panels) == 1 and not panels[0].heading

@@ -13,7 +13,8 @@ from isolab.charts.theme import signed
 
 EDGE_MARK = "at the top edge"
 MAX_ROWS = 5000  # Altair's own limit for one data set
-_LEAST = {"finite": -math.inf, "finite and 0 or above": 0.0, "finite and above 0": math.ulp(0.0)}
+POSITIVE = "finite and above 0"
+_LEAST = {"finite and 0 or above": 0.0, POSITIVE: math.ulp(0.0)}
 
 
 def require_rows(frame: pl.DataFrame, columns: Sequence[str]) -> None:
@@ -24,22 +25,22 @@ def require_rows(frame: pl.DataFrame, columns: Sequence[str]) -> None:
 
 
 def finite(
-    frame: pl.DataFrame, columns: Sequence[str], values: Mapping[str, str], positive: bool = False
+    frame: pl.DataFrame, columns: Sequence[str], values: Mapping[str, str], allowed: str = ""
 ) -> pl.DataFrame:
     """Keeps ``columns`` and ``values`` (new name -> column), infinity and NaN turned into null.
 
     Raises:
-        ValueError: for missing columns, no rows and, where ``positive``, a value that is not.
+        ValueError: for missing columns, no rows, and a value that is not as ``allowed``.
     """
     require_rows(frame, [*columns, *values.values()])
-    for column in values.values() if positive else ():
-        check_numbers(column, frame[column])
+    for column in values.values() if allowed else ():
+        check_numbers(column, frame[column], allowed)
     numbers = {name: pl.col(column).cast(pl.Float64) for name, column in values.items()}
     clean = [pl.when(its.is_finite()).then(its).alias(name) for name, its in numbers.items()]
     return frame.select(*dict.fromkeys(columns), *clean)
 
 
-def check_numbers(name: str, values: pl.Series, allowed: str = "finite and above 0") -> None:
+def check_numbers(name: str, values: pl.Series, allowed: str = POSITIVE) -> None:
     """Raises ValueError for a number that is not as ``allowed``: one of :data:`_LEAST`."""
     numbers = values.cast(pl.Float64)
     fine = numbers.is_finite() & (numbers >= _LEAST[allowed])
@@ -90,9 +91,7 @@ def decades(values: pl.Series, low: float = 1e-3, high: float = 1e-1) -> tuple[i
     return bottom, max(math.ceil(math.log10(last)), bottom + 1)
 
 
-def with_intervals(
-    frame: pl.DataFrame, columns: Sequence[str], name: str, digits: int = 4
-) -> pl.DataFrame:
+def with_intervals(frame: pl.DataFrame, columns: Sequence[str], name: str) -> pl.DataFrame:
     """Keeps ``columns`` and adds ``value``, ``low``, ``high`` and ``interval`` (in words).
 
     They are the columns ``name``, ``name``_low and ``name``_high. Numbers that are not finite are
@@ -103,7 +102,7 @@ def with_intervals(
     cleaned = finite(frame, columns, ends)
     texts = []
     for both in cleaned.select("low", "high").rows():
-        words = [signed(end, digits) if end is not None else "open" for end in both]
+        words = [signed(end, 4) if end is not None else "open" for end in both]
         texts.append("none" if both == (None, None) else " to ".join(words))
     if "note" in cleaned.columns:
         cleaned = cleaned.with_columns(pl.col("note").fill_null("").replace("", "none"))

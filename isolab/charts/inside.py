@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -90,7 +89,8 @@ def layers_inside(frame: pl.DataFrame) -> Chart:
         f"Per layer after {steps[0]} steps: relative size of a step's change, and its alignment."
         f" Smallest change {smallest}; largest {largest}."
     )
-    return _small(panels, f"Inside the layers, step {steps[0]}", notes, description, 8)
+    heading, own = f"Inside the layers, step {steps[0]}", Spec(spacing=8, description=description)
+    return figure(panels, heading, notes, columns=2, zoom=False, **own)
 
 
 def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
@@ -153,15 +153,8 @@ def spectra(frame: pl.DataFrame, note: str = "") -> Chart:
         "Eigenvalues of the input and output factors of hidden matrices, falling with their place."
         " From {:.0f} to {:.0f} eigenvalues of a factor are a hundredth of its largest or more."
     ).format(*extent(counts, 0, 0))
-    return _small(panels, "Spectra of the factors", notes, description, 10)
-
-
-def _small(
-    panels: Sequence[Panel], title: str, notes: Sequence[str], description: str, spacing: int
-) -> Chart:
-    """Returns panels side by side that fit beside each other below the lab."""
-    return figure(panels, title, notes, None, len(panels), zoom=False,
-                  spacing=spacing, description=description)  # fmt: skip
+    own = Spec(spacing=10, description=description)
+    return figure(panels, "Spectra of the factors", notes, columns=2, zoom=False, **own)
 
 
 def _thinned(points: pl.DataFrame) -> pl.DataFrame:

@@ -56,15 +56,11 @@ class Plot:
         note: str = "",
         **channels: Any,
     ) -> list[Layer]:
-        """Returns a layer of the series, or one for each of two origins.
+        """Returns a layer of the series, or, where ``split``, one for each of two origins.
 
-        Args:
-            rows: what is drawn.
-            mark: as Vega-Lite has it.
-            opacity: of the series that the legend selects; None: no colour of the series.
-            split: whether the two origins look different.
-            note: what the chart says below its title, where there are rows.
-            channels: encodings by column name, constant or in full.
+        ``opacity`` is that of series that the legend selects; None is for no colour of the series.
+        The chart says ``note`` below its title, where there are rows. ``channels`` are encodings by
+        column name, constant or in full.
         """
         encoding: Spec = {"x": self.x, "y": self.y}
         parts: list[tuple[Any, Spec]] = [(rows, mark)]
@@ -117,10 +113,7 @@ class Plot:
     def labels(
         self, rows: Rows, text: str, opacity: float | None = 1.0, **options: Any
     ) -> list[Layer]:
-        """Returns texts on a white halo, so that they read over lines.
-
-        ``options`` are of the font, or the channels ``x``, ``y`` and ``tooltip``.
-        """
+        """Returns texts on a white halo; options of the font, or channels x, y and tooltip."""
         channels = {k: v for k, v in options.items() if k in ("x", "y", "tooltip")}
         style = TEXT | {k: v for k, v in options.items() if k not in channels}
         halo: Spec = {"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}

@@ -9,7 +9,7 @@ import polars as pl
 
 from isolab.charts.channels import axis, names_axis, offset_by, padded, scaled, tips, width_axis
 from isolab.charts.figure import Chart, Panel, facets, figure
-from isolab.charts.frames import check_numbers, decades, extent, log_domain, require_rows, thinned
+from isolab.charts.frames import POSITIVE, decades, extent, log_domain
 from isolab.charts.layers import Plot
 from isolab.charts.series import series_of
 from isolab.charts.theme import BAR, HEIGHT, LINE, POINT, TICK_1E, fraction, panel_width
@@ -28,7 +28,7 @@ def step_time(frame: pl.DataFrame) -> Chart:
             optimizer and width give a point at the median and a bar from lowest to highest.
     """
     values = {"step_ms": "step_ms"}
-    series = series_of(frame, "optimizer", kept=["width"], values=values, positive=True)
+    series = series_of(frame, "optimizer", kept=["width"], values=values, allowed=POSITIVE)
     points, median = series.points, pl.col("step_ms").median()
     times = series.spread(points, ["width"], "step_ms", "repeats", median=median)
     on = ["width", *series.keys[1:]]
@@ -68,9 +68,8 @@ def invariance(frame: pl.DataFrame) -> Chart:
     Raises:
         ValueError: for a change that is negative or not finite.
     """
-    values = {"change": "relative_change"}
-    series = series_of(frame, "optimizer", kept=["condition"], values=values)
-    check_numbers("relative_change", frame["relative_change"], "finite and 0 or above")
+    values, allowed = {"change": "relative_change"}, "finite and 0 or above"
+    series = series_of(frame, "optimizer", kept=["condition"], values=values, allowed=allowed)
     points, keys = series.points, [*series.keys, "condition"]
     positive = points.filter(pl.col("change") > 0)
     zeros = points.filter(pl.col("change") == 0).group_by(keys).agg(draws=pl.len())
@@ -89,22 +88,16 @@ def invariance(frame: pl.DataFrame) -> Chart:
     offset = offset_by("optimizer", points["optimizer"])
     plot = Plot(x, y, series)
     dot, of_draw = POINT | {"size": 40}, tips(*keys, ("change", ".3e"))
-    layers = plot.draw(thinned(positive, "change"), dot, 0.35, tooltip=of_draw, **offset)
+    layers = plot.draw(positive, dot, 0.35, tooltip=of_draw, **offset)
     of_median = tips(*keys, ("median", ".3e"), ("low", ".3e"), ("high", ".3e"), "draws")
     tick = {"type": "tick", "thickness": 3, "size": 15}
     layers += plot.draw(medians, tick, x="median", tooltip=of_median, **offset)
-    triangle, note = (
-        POINT | {"shape": "triangle-left", "size": 80},
-        "Triangle at the left edge: exactly 0",
-    )
-    at_edge = tips(*keys, "at the left edge", "draws")
-    layers += plot.draw(zeros, triangle, note=note, x=8, tooltip=at_edge, **offset)
+    triangle, at_edge = POINT | {"shape": "triangle-left", "size": 80}, "at the left edge"
+    note, of_zero = "Triangle at the left edge: exactly 0", tips(*keys, at_edge, "draws")
+    layers += plot.draw(zeros, triangle, note=note, x=8, tooltip=of_zero, **offset)
     height = max(len(conditions) * (18 * points["optimizer"].n_unique() + 14), 120)
-    heading, notes = (
-        "Change of the update under transformations",
-        ["Point: a draw; bar: the median"],
-    )
-    return facets(series, layers, heading, notes, height, zoom=False)
+    heading = "Change of the update under transformations"
+    return facets(series, layers, heading, ["Point: a draw; bar: the median"], height, zoom=False)
 
 
 def theory_rates(frame: pl.DataFrame) -> Chart:
@@ -120,18 +113,12 @@ def theory_rates(frame: pl.DataFrame) -> Chart:
     """
     kept, values = ["alignment", "width"], {"factor": "factor"}
     panels = "parameterization", "rule"
-    series = series_of(frame, "role", *panels, kept, values, positive=True, unique=kept)
+    series = series_of(frame, "role", *panels, kept, values, allowed=POSITIVE, unique=kept)
     each, width = [*panels, "alignment", "role"], pl.col("width").cast(pl.Float64)
     points = series.points.with_columns(width).sort(*each, "width")
-    power = (pl.col("factor").last() / pl.col("factor").first()).log() / (
-        width.last() / width.first()
-    ).log()
-    ends = points.group_by(each, maintain_order=True).agg(
-        pl.col("width", "factor").last(), exponent=power
-    )
-    texts = [fraction(p) if math.isfinite(p) else "one width only" for p in ends["exponent"]]
-    ends = ends.with_columns(power=pl.Series(texts, dtype=pl.String))
-    points = points.join(ends.select(*each, "power"), on=each, how="left", maintain_order="left")
+    factor, width = (pl.col(n).last().log() - pl.col(n).first().log() for n in ("factor", "width"))
+    power = (factor / width).over(each).fill_nan(None)  # null where there is one width only
+    points = points.with_columns(power=power.map_elements(fraction, return_dtype=pl.String))
     roles, kinds = (points[n].unique().sort().to_list() for n in ("role", "alignment"))
     x = width_axis(points["width"], share=0.12)  # for the powers, right of the lines
     lowest, highest = extent(points["factor"])
@@ -143,8 +130,9 @@ def theory_rates(frame: pl.DataFrame) -> Chart:
     layers = []
     for i, role in enumerate(roles):
         mark = LINE | {"yOffset": _APART * (i - (len(roles) - 1) / 2)}
-        its = thinned(points.filter(pl.col("role") == role), "width")
+        its = points.filter(pl.col("role") == role)
         layers += plot.draw(its, mark, strokeDash=dash, tooltip=tooltip)
+    ends = points.group_by(each, maintain_order=True).last()
     once = ends.unique([*panels, "power"], maintain_order=True)
     font: Any = {"color": "#333333", "fontSize": 11, "align": "left"}
     layers += plot.labels(once, "power", None, dy=4, dx=5, **font)
@@ -162,19 +150,12 @@ def update_function(frame: pl.DataFrame) -> Chart:
 
     Args:
         frame: from :func:`isolab.theory.update_function.update_function`.
-
-    Raises:
-        ValueError: for a number that is not finite.
     """
-    require_rows(frame, ["function", "ratio", "update"])
-    for name in ("ratio", "update"):
-        check_numbers(name, frame[name], "finite")
     in_order = pl.Enum(frame["function"].unique(maintain_order=True))
     frame = frame.with_columns(pl.col("function").cast(in_order))
-    values = {name: name for name in ("update", "slope", "bound")}
-    kept = ["optimizer", "ratio"]
-    series = series_of(frame, "function", None, None, kept, values, unique=["ratio"])
-    points = thinned(series.points, "ratio")
+    kept, values = ["optimizer", "ratio", "update", "slope"], {"bound": "bound"}
+    series = series_of(frame, "function", kept=kept, values=values, unique=["ratio"])
+    points = series.points
     far = 1.05 * extent(points["update"].abs())[1]
     x = axis("ratio", "m / √v", extent(points["ratio"]), format="~g")
     plot = Plot(x, axis("update", "update, before the rate", [-far, far]), series)

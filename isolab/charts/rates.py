@@ -34,7 +34,6 @@ def loss_by_width(
     runs: pl.DataFrame,
     rows: str | None = None,
     columns: str | None = None,
-    color: str = "width",
     loss: str = "final_validation_loss",
     title: str = "Loss against learning rate, by width",
 ) -> Chart:
@@ -46,11 +45,10 @@ def loss_by_width(
     rate is at an edge of the grid. All panels share their axes.
 
     Args:
-        runs: a row per run; ``color``, ``learning_rate``, ``loss`` (+inf or NaN where diverged),
-            ``seed``, ``rows`` and ``columns``. Widths of two origins are shades of blue and orange;
-            ``color="origin"`` needs one width in a panel.
+        runs: a row per run; ``width``, ``learning_rate``, ``loss`` (+inf or NaN where diverged),
+            ``seed``, ``rows`` and ``columns``. Widths of two origins are shades of blue and orange.
     """
-    return _sweep(runs, rows, columns, color, loss, title, labelled=False)
+    return _sweep(runs, rows, columns, "width", loss, title, labelled=False)
 
 
 def _sweep(
@@ -65,7 +63,7 @@ def _sweep(
     one = [RATE, "seed"]
     series = series_of(runs, color, rows, columns, one, {"loss": loss}, unique=one)
     points, groups = series.points, series.groups
-    x = log_axis(RATE, points[RATE], f"{title_of(RATE)} (log2 axis)")
+    x = log_axis(RATE, points[RATE], "learning rate (log2 axis)")
     means = _seed_means(points, groups)
     best, lost = _best_rates(points, groups)
     top = ceiling(means["mean"], points["loss"])
@@ -91,7 +89,7 @@ def _sweep(
         layers += _diamonds(plot, best, 190)
         layers += plot.moved_labels(best, "label", ["align", "dy"])
     else:
-        joined = color == "width" and points["width"].n_unique() > 1
+        joined = points["width"].n_unique() > 1
         notes.append("Diamond: the best rate" + ", joined in grey over the widths" * joined + ".")
         if joined:
             path: Spec = {"detail": "origin"} if series.both else {}

@@ -70,52 +70,43 @@ def ranking(
     return figure([panel], heading, notes, series, zoom=False)
 
 
-def regrets(
-    frame: pl.DataFrame,
-    rows: str | None = None,
-    columns: str | None = None,
-    color: str = "rate_rule",
-) -> Chart:
+def regrets(frame: pl.DataFrame, columns: str | None = None) -> Chart:
     """Draws the loss at the rate transferred from the smallest width, less the best loss there.
 
     Args:
         frame: a row per group and width, as of :func:`~isolab.analysis.transfer.regrets`:
             ``width``, ``regret`` (nats/token; +inf where the transferred rate diverges),
-            ``regret_low``, ``regret_high``, ``note``, ``color``, ``rows`` and ``columns``.
+            ``regret_low``, ``regret_high``, ``note``, ``rate_rule`` and ``columns``.
     """
     what = ("regret", "regret (nats/token)", "the transferred rate diverges")
-    return _against_width(frame, rows, columns, color, "What a transferred rate costs", what)
+    return _against_width(frame, None, columns, "What a transferred rate costs", what)
 
 
 def sensitivities(
-    frame: pl.DataFrame,
-    rows: str | None = None,
-    columns: str | None = "factor",
-    color: str = "rate_rule",
+    frame: pl.DataFrame, rows: str | None = None, columns: str | None = "factor"
 ) -> Chart:
     """Draws how much the loss rises some factors off the best rate, against width.
 
     Args:
         frame: a row per group, width and factor, as of
             :func:`~isolab.analysis.transfer.sensitivities`: ``width``, ``increase`` (nats/token;
-            +inf where a side diverges), ``increase_low``, ``increase_high``, ``note``, ``color``,
-            ``rows`` and ``columns``, ``factor`` among them unless the frame has only one.
+            +inf where a side diverges), ``increase_low``, ``increase_high``, ``note``,
+            ``rate_rule``, ``rows`` and ``columns``, ``factor`` among them unless there is only one.
     """
     what = ("increase", "rise of the loss (nats/token)", "a rate this far off diverges")
-    return _against_width(frame, rows, columns, color, "What a rate off the best one costs", what)
+    return _against_width(frame, rows, columns, "What a rate off the best one costs", what)
 
 
 def _against_width(
     frame: pl.DataFrame,
     rows: str | None,
     columns: str | None,
-    color: str,
     title: str,
     what: tuple[str, str, str],
 ) -> Chart:
     name, y_title, if_lost = what
-    kept = ["width", "note"]
-    series = series_of(frame, color, rows, columns, kept, interval=name, unique=["width"])
+    kept, one = ["width", "note"], ["width"]
+    series = series_of(frame, "rate_rule", rows, columns, kept, interval=name, unique=one)
     points = series.moved().sort(*series.keys, "width")
     found, none = points.drop_nulls("value"), points.filter(pl.col("value").is_null())
     gone = none.filter("lost").with_columns(pl.lit("diverged").alias(EDGE_MARK), line=0)

@@ -14,9 +14,10 @@ from isolab.analysis.seeds import require_unique
 from isolab.charts import theme
 from isolab.charts.channels import scaled
 from isolab.charts.frames import finite, with_intervals
-from isolab.charts.theme import NAMES, Spec
+from isolab.charts.theme import DASH, NAMES, Spec
 
 _APART = 0.09  # octaves between series at one width
+_REFERENCE: Spec = {"line": {"strokeDash": DASH}, "point": {"filled": False, "fill": "white"}}
 # Equal parameters of two charts that are shown side by side would be linked.
 _NUMBERS = itertools.count(1)
 
@@ -41,15 +42,10 @@ def keys_of(frame: pl.DataFrame, *columns: str | None) -> list[str]:
 class Series:
     """The rows of a chart, in words, and how its series look.
 
-    Attributes:
-        points: the rows; ``series`` names shades of numbers, where there are two origins.
-        rows, columns: whose values go down and across the panels.
-        keys: the columns that name a row's panel, series and origin.
-        apart: what tells the series of a panel apart: the colour's column, ``origin`` where there
-            are two, and ``series`` where there is one.
-        both: whether there are two origins.
-        color: the colour's channel, or None.
-        pick: the parameter that the legend selects series by.
+    The values of the columns ``rows`` and ``columns`` go down and across the panels; ``keys`` name
+    a row's panel, series and origin, ``apart`` what tells the series of a panel apart. ``both``:
+    there are two origins, and ``series`` names shades of numbers. ``color`` is the colour's
+    channel, ``pick`` the parameter that the legend selects series by.
     """
 
     points: pl.DataFrame
@@ -100,10 +96,7 @@ class Series:
         /,
         **middle: pl.Expr,
     ) -> pl.DataFrame:
-        """Returns a row per series and values of ``on``: the mean, or what is named, and the ends.
-
-        Columns ``low`` and ``high`` are the lowest and the highest value, ``count`` how many.
-        """
+        """Returns ``mean`` or what is named, ``low``, ``high`` and a count, of series by ``on``."""
         its, each = pl.col(value), list(dict.fromkeys([*self.groups, *self.keys, *on]))
         ends: dict[str, Any] = {"low": its.min(), "high": its.max(), count: pl.len()}
         return rows.group_by(each).agg(**(middle or {"mean": its.mean()}), **ends).sort(each)
@@ -117,15 +110,10 @@ class Series:
 
     def parts(self, rows: pl.DataFrame, mark: Spec) -> list[tuple[pl.DataFrame, Spec]]:
         """Returns rows and mark by origin: the reference's lines are dashed, its points hollow."""
-        special: Spec = {
-            "line": {"strokeDash": theme.DASH},
-            "point": {"filled": False, "fill": "white"},
-        }
-        kind = mark["type"]
-        if not self.both or kind not in special or "origin" not in rows.columns:
+        if not self.both or mark["type"] not in _REFERENCE or "origin" not in rows.columns:
             return [(rows, mark)]
         reference = pl.col("origin") == "reference"
-        other = {**mark, **special[kind], "strokeWidth": mark.get("strokeWidth", 2)}
+        other = {"strokeWidth": 2, **mark, **_REFERENCE[mark["type"]]}
         other.pop("stroke", None)  # a hollow point has the colour of its series
         return [(rows.filter(reference), other), (rows.filter(~reference), mark)]
 
@@ -147,39 +135,29 @@ def series_of(
     kept: Sequence[str] = (),
     values: Mapping[str, str] | None = None,
     *,
-    positive: bool = False,
+    allowed: str = "",
     interval: str = "",
-    digits: int = 4,
     unique: Sequence[str] | None = None,
     legend: Spec | None = None,
 ) -> Series:
-    """Returns the rows of a chart as series: clean where ``values`` or an ``interval`` is named.
+    """Returns the rows of a chart as series, told apart by the values of ``color``.
 
     Names have their own colours; numbers are shades from dark to light, of two origins shades of
-    blue (reference) and orange (yours).
-
-    Args:
-        frame: with ``color``, ``rows`` and ``columns``, and ``origin`` where there is one.
-        color: the column that tells series apart.
-        rows, columns: whose values go down and across the panels.
-        kept: further columns to keep.
-        values, positive: as :func:`~isolab.charts.frames.finite` has them.
-        interval, digits: as the name and the digits of
-            :func:`~isolab.charts.frames.with_intervals`.
-        unique: columns that, with the panel's and the series', have different values in all rows.
-        legend: options of the colours' legend.
+    blue (reference) and orange (yours). Where ``values`` or the name of an ``interval`` is given,
+    rows are cleaned as by :func:`~isolab.charts.frames.finite` or
+    :func:`~isolab.charts.frames.with_intervals`, and ``kept`` names further columns to keep.
 
     Raises:
-        ValueError: for rows and columns that are the same, an unknown origin, two rows at one
-            place, and what cleaning refuses.
+        ValueError: for rows and columns that are the same, an unknown origin, two rows of a series
+            that share the columns ``unique``, and what cleaning refuses.
     """
     if rows is not None and rows == columns:
         raise ValueError(f"rows and columns are both {rows!r}: name two columns, or only one")
     keys = keys_of(frame, rows, columns, color)
     if interval:
-        frame = with_intervals(frame, [*keys, *kept], interval, digits)
+        frame = with_intervals(frame, [*keys, *kept], interval)
     elif values:
-        frame = finite(frame, [*keys, *kept], values, positive)
+        frame = finite(frame, [*keys, *kept], values, allowed)
     points = theme.spelled(frame)
     both = color is not None and "origin" in keys and points["origin"].n_unique() == 2
     apart = list(dict.fromkeys([*([color] if color else []), *(["origin"] if both else [])]))

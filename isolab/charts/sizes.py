@@ -11,7 +11,7 @@ import polars as pl
 from isolab.analysis.seeds import require_columns
 from isolab.charts.channels import axis, log_ticks, names_axis, offset_by, spread, tips, width_axis
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import extent, log_domain, reach, require_rows, thinned
+from isolab.charts.frames import POSITIVE, extent, log_domain, reach, require_rows, thinned
 from isolab.charts.layers import Plot
 from isolab.charts.series import keys_of, series_of
 from isolab.charts.theme import (
@@ -54,9 +54,13 @@ def coordinates(
     require_columns(frame, [*_SIZES, "order"])
     frame, at = _last_step(frame, [rows, columns])
     kept = ["layer", "quantity", "width", "step", "seed"]
-    values, color = {"size": "given"}, "layer"
-    series = series_of(_given(frame), color, rows, columns, [*kept, "zero"], values, unique=kept)
-    series = replace(series, color=_by_depth(series.points["layer"]))
+    values, sizes = {"size": "given"}, _given(frame)
+    series = series_of(sizes, "layer", rows, columns, [*kept, "zero"], values, unique=kept)
+    names = series.levels("layer")  # from dark at the input to light at the readout
+    shades = {"domain": names, "scheme": {"name": "viridis", "extent": [0, 0.9]}}
+    legend = {"symbolLimit": 0, "columns": math.ceil(len(names) / 24), "labelFontSize": 11}
+    color = {"field": "layer", "type": "ordinal", "title": "layer, from the input on"}
+    series = replace(series, color=color | {"scale": shades, "legend": legend})
     size = pl.col("size")
     not_finite = pl.when(size.is_null().any()).then(pl.lit("not finite"))
     lost = pl.when(pl.col("zero").any()).then(pl.lit("0")).otherwise(not_finite)
@@ -100,20 +104,8 @@ def _given(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _by_depth(layers: pl.Series) -> Spec:
-    """Returns the colours of layers, from dark at the input to light at the readout."""
-    names = layers.unique().sort().to_list()
-    shades = {"domain": names, "scheme": {"name": "viridis", "extent": [0, 0.9]}}
-    legend = {"symbolLimit": 0, "columns": math.ceil(len(names) / 24), "labelFontSize": 11}
-    color = {"field": "layer", "type": "ordinal", "title": "layer, from the input on"}
-    return color | {"scale": shades, "legend": legend}
-
-
 def coordinate_slopes(
-    slopes: pl.DataFrame,
-    rows: str | None = None,
-    columns: str | None = "quantity",
-    color: str = "quantity",
+    slopes: pl.DataFrame, rows: str | None = None, columns: str | None = "quantity"
 ) -> Chart:
     """Draws each layer's slope of log size on log width with its interval, and a line at 0.
 
@@ -121,19 +113,19 @@ def coordinate_slopes(
 
     Args:
         slopes: a row per layer, step and quantity, as of
-            :func:`isolab.measure.coordinates.slopes`, with ``rows``, ``columns`` and ``color``.
+            :func:`isolab.measure.coordinates.slopes`, with ``rows`` and ``columns``.
     """
     require_columns(slopes, ["order"])
     slopes, at = _last_step(slopes.sort("order"), [rows, columns])
-    kept, how = ["layer", "quantity", "note"], dict[str, Any](interval="slope", digits=3)
-    series = series_of(slopes, color, rows, columns, kept, unique=["layer"], **how)
+    kept, one = ["layer", "note"], ["layer"]
+    series = series_of(slopes, "quantity", rows, columns, kept, interval="slope", unique=one)
     points, found = series.points, series.points.drop_nulls("value")
     names = points["layer"].unique(maintain_order=True).to_list()
     bottom, top = reach(found, 0.0)
     pad = 0.06 * (top - bottom)
     x = axis("value", "slope of log rms on log width", (bottom - pad, top + pad))
     plot = Plot(x, names_axis("layer", names, labelLimit=220), series)
-    apart = "origin" if series.both else color
+    apart = "origin" if series.both else "quantity"
     offset, number = offset_by(apart, points[apart]), ("value", ".3f", "slope")
     tooltip = tips(*series.groups, "layer", number, ("interval", "", "95% interval"))
     layers = plot.rules([0.0], "x") + plot.intervals(found, tooltip, "x", (3, 0.55), **offset)
@@ -153,12 +145,7 @@ def _last_step(frame: pl.DataFrame, panel: list[str | None]) -> tuple[pl.DataFra
     return frame.filter(pl.col("step") == last), f", step {last}"
 
 
-def alignment(
-    frame: pl.DataFrame,
-    rows: str | None = "role",
-    columns: str | None = "kind",
-    color: str = "width",
-) -> Chart:
+def alignment(frame: pl.DataFrame, rows: str = "role") -> Chart:
     """Draws alignment exponents against steps: a line through means, a band lowest to highest.
 
     Means and bands are over seeds and over whatever is not named: ``rows="role"`` takes the layers
@@ -166,13 +153,13 @@ def alignment(
 
     Args:
         frame: a row per width, seed, step, layer and kind, as of
-            :func:`isolab.measure.alignment.measure`: ``step``, ``alignment`` (null where there is
-            none), ``color``, ``rows`` and ``columns``.
+            :func:`isolab.measure.alignment.measure`: ``width``, ``kind``, ``step``, ``alignment``
+            (null where there is none) and ``rows``.
 
     Raises:
         ValueError: for no alignment that is finite.
     """
-    series = series_of(frame, color, rows, columns, ["step"], {"alignment": "alignment"})
+    series = series_of(frame, "width", rows, "kind", ["step"], {"alignment": "alignment"})
     points, lost = series.points.drop_nulls("alignment"), series.points["alignment"].null_count()
     if points.is_empty():
         raise ValueError("nothing to draw: no alignment of the frame is finite")
@@ -190,7 +177,7 @@ def alignment(
         "Line: mean; band: lowest to highest. Dashed: 1/2, no alignment, and 1, full alignment.",
         f"{lost} values are not finite and left out." if lost else "",
     ]
-    height = 110 if rows and points[rows].n_unique() > 3 else 170
+    height = 110 if points[rows].n_unique() > 3 else 170
     return facets(replace(series, points=points), layers, "Alignment while training", notes, height)
 
 
@@ -225,7 +212,7 @@ def gradient_sizes(gradients: pl.DataFrame, exponents: pl.DataFrame) -> Chart:
     require_columns(exponents, [*group, "exponent", "exponent_low", "exponent_high", "theory"])
     one, kept = ["width", "seed"], ["step", "width", "seed"]
     panels, size = (None, "parameterization"), {"size": "gradient_rms"}
-    series = series_of(gradients, "role", *panels, kept, size, positive=True, unique=one)
+    series = series_of(gradients, "role", *panels, kept, size, allowed=POSITIVE, unique=one)
     points, means = series.points, _with_powers(series.points, exponents, group)
     share = _POWER / (series.width - _POWER)  # for powers, right of the lines
     domain = log_domain("gradient", pl.concat([points["size"], means["by theory"].drop_nulls()]))

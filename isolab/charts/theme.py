@@ -62,8 +62,6 @@ NAMED_COLOURS = {
 TITLES = {
     "final_validation_loss": "final validation loss (nats/token)",
     "final_train_loss": "final training loss (nats/token)",
-    "steps": "steps of the full schedule",
-    "eps": "epsilon",
 }
 
 WIDTH, HEIGHT = 480, 320

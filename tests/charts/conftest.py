@@ -7,25 +7,18 @@ from typing import Any
 import altair as alt
 import pytest
 
-
-class Specs:
-    """The specification of the last chart: making one takes longer than anything else here."""
-
-    chart: alt.TopLevelMixin | None = None
-    spec: dict[str, Any]
-
-    def of(self, chart: alt.TopLevelMixin) -> dict[str, Any]:
-        if chart is not self.chart:
-            self.chart, self.spec = chart, chart.to_dict()
-        return self.spec
+LAST: list[Any] = [None, {}]  # chart and its specification: making one takes longer than the rest
 
 
-_SPECS = Specs()
+def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    if chart is not LAST[0]:
+        LAST[:] = chart, chart.to_dict()
+    return LAST[1]
 
 
 @pytest.fixture(scope="session")
 def spec_of():
-    return _SPECS.of
+    return specification
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +26,7 @@ def drawn():
     """Returns rows of every layer of one mark in a panel (by its title), or in all of them."""
 
     def rows(chart: alt.TopLevelMixin, mark: str, panel: str | None = None, **with_mark: Any):
-        spec = _SPECS.of(chart)
+        spec = specification(chart)
         found = []
         for part in spec.get("concat", [spec]):
             if panel is not None and part["title"]["text"] != panel:
@@ -51,10 +44,10 @@ def drawn():
 @pytest.fixture(scope="session")
 def titles():
     """Returns the titles of a chart's panels, in order."""
-    return lambda chart: [panel["title"]["text"] for panel in _SPECS.of(chart)["concat"]]
+    return lambda chart: [panel["title"]["text"] for panel in specification(chart)["concat"]]
 
 
 @pytest.fixture(scope="session")
 def subtitle():
     """Returns what a chart says under its title."""
-    return lambda chart: " ".join(_SPECS.of(chart)["title"].get("subtitle", []))
+    return lambda chart: " ".join(specification(chart)["title"].get("subtitle", []))

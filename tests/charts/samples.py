@@ -72,16 +72,13 @@ def with_curves(runs, points=21):
 
 def lost_curves():
     """Curves at one rate; a seed of Adam diverged."""
-    runs = sweep(gone=(("adam", 0.04, 1),)).filter(pl.col("learning_rate") == 0.04)
-    return with_curves(runs)
+    return with_curves(sweep(gone=(("adam", 0.04, 1),)).filter(learning_rate=0.04))
 
 
 def horizons():
     """Adam at four horizons, IsoAdam at one."""
-    adam = [
-        sweep({"adam": (-5.3, 1.3 + 16 * steps**-0.57)}, steps=steps)
-        for steps in (200, 400, 800, 1600)
-    ]
+    lowest = {steps: (-5.3, 1.3 + 16 * steps**-0.57) for steps in (200, 400, 800, 1600)}
+    adam = [sweep({"adam": best}, steps=steps) for steps, best in lowest.items()]
     return pl.concat([*adam, sweep({"isoadam": (-4.8, 1.3 + 11 * 400**-0.6)})])
 
 
@@ -231,17 +228,15 @@ INSIDE = pl.DataFrame(
 )
 THEORY = rate_lines([32, 128, 512], 32, ["mup", "standard"], ["adam", "sgd"])
 GONE = tuple(("mup", 128, 2.0**-4, seed) for seed in (0, 1))
-PANELS = {"rows": "parameterization", "columns": "rate_rule"}
 ORIGIN = [*BY, "origin"]
-POWERS_OF = {"columns": "parameterization"}
 TWO_GONE = (("adam", 0.16, 0), ("adam", 0.16, 1))
+WIDE = {32: (-5.0, 2.0), 128: (-7.0, 1.7)}
 
 
+BY_SCALE = cells("loss_scale", SCALES), "loss_scale", eps_curves("loss_scale")
 EVERY = {
     "loss_vs_rate": lambda: charts.loss_vs_rate(sweep(gone=TWO_GONE)),
-    "loss_vs_rate width": lambda: charts.loss_vs_rate(
-        sweep({32: (-5.0, 2.0), 128: (-7.0, 1.7)}, column="width"), color="width"
-    ),
+    "loss_vs_rate width": lambda: charts.loss_vs_rate(sweep(WIDE, column="width"), "width"),
     "loss_curves": lambda: charts.loss_curves(at_best_rate(with_curves(sweep()), ["optimizer"])),
     "loss_curves lost": lambda: charts.loss_curves(lost_curves()),
     "loss_vs_steps": lambda: charts.loss_vs_steps(horizons()),
@@ -249,13 +244,13 @@ EVERY = {
     "invariance": lambda: charts.invariance(changes()),
     "theory_rates": lambda: charts.theory_rates(THEORY),
     "update_function": lambda: charts.update_function(update_function()),
-    "loss_by_width": lambda: charts.loss_by_width(transfer(gone=GONE), **PANELS),
+    "loss_by_width": lambda: charts.loss_by_width(transfer(gone=GONE), *BY),
     "loss_by_width alone": lambda: charts.loss_by_width(transfer(("mup",), ("full",))),
     "best_rate_vs_width": lambda: charts.best_rate_vs_width(
         best(transfer()), fitted(transfer()), columns="parameterization"
     ),
     "ranking": lambda: charts.ranking(ranking(transfer(gone=GONE), BY)),
-    "regrets": lambda: charts.regrets(regrets(transfer(), BY), columns="parameterization"),
+    "regrets": lambda: charts.regrets(regrets(transfer(), BY), "parameterization"),
     "sensitivities": lambda: charts.sensitivities(sensitivities(transfer(("mup",), gone=GONE), BY)),
     "coordinates": lambda: charts.coordinates(check()),
     "coordinates step": lambda: charts.coordinates(check(), columns="step"),
@@ -264,9 +259,7 @@ EVERY = {
     "loss_by_eps": lambda: charts.loss_by_eps(
         cells(lost=[("adam", 0.0, 128)]), lines=eps_curves(widths=WIDTHS)
     ),
-    "loss_by_eps scale": lambda: charts.loss_by_eps(
-        cells("loss_scale", SCALES), "loss_scale", eps_curves("loss_scale")
-    ),
+    "loss_by_eps scale": lambda: charts.loss_by_eps(*BY_SCALE),
     "loss_by_eps alone": lambda: charts.loss_by_eps(cells().filter(variant="adam_atan2")),
     "gradient_sizes": lambda: charts.gradient_sizes(gradients(), gradient_exponents(gradients())),
     "root_histogram": lambda: charts.root_histogram(root_histogram(moments()), [1e-8, 1e-4]),
@@ -279,14 +272,12 @@ BOTH_ORIGINS = {
     "loss_curves": lambda: charts.loss_curves(both(lost_curves())),
     "loss_vs_steps": lambda: charts.loss_vs_steps(both(horizons())),
     "step_time": lambda: charts.step_time(both(times())),
-    "loss_by_width": lambda: charts.loss_by_width(both_transfers(), **PANELS),
+    "loss_by_width": lambda: charts.loss_by_width(both_transfers(), *BY),
     "best_rate_vs_width": lambda: charts.best_rate_vs_width(
-        best(both_transfers(), ORIGIN), fitted(both_transfers(), ORIGIN), **PANELS, color="origin"
+        best(both_transfers(), ORIGIN), fitted(both_transfers(), ORIGIN), *BY, "origin"
     ),
     "ranking": lambda: charts.ranking(both(ranking(transfer(), BY))),
-    "regrets": lambda: charts.regrets(
-        regrets(both_transfers(), ORIGIN), columns="parameterization"
-    ),
+    "regrets": lambda: charts.regrets(regrets(both_transfers(), ORIGIN), "parameterization"),
     "coordinates": lambda: charts.coordinates(both(check())),
     "coordinate_slopes": lambda: charts.coordinate_slopes(both(slopes(check()))),
     "alignment": lambda: charts.alignment(both(aligned())),

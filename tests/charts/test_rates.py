@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import polars as pl
 import pytest
-from charts.samples import BEST, PANELS, RATES, best, both_transfers, fitted, sweep, transfer
+from charts.samples import BEST, BY, RATES, best, both_transfers, fitted, sweep, transfer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolab import charts
 from isolab.analysis.optimum import optimum
+from isolab.charts.theme import NAMES
 
 
 def edge_marks(drawn, chart, panel=None):
@@ -62,7 +62,7 @@ RUNS = st.tuples(
 @settings(max_examples=12, deadline=None)
 def test_every_run_is_drawn_once_in_its_panel_and_diverged_ones_at_its_top(drawn, gone):
     runs = transfer(rules=("global",), gone=gone)
-    chart = charts.loss_by_width(runs, **PANELS)
+    chart = charts.loss_by_width(runs, *BY)
     key = ("width", "learning_rate", "seed")
     for p, name in (("standard", "standard"), ("mup", "muP")):
         title = f"{name}; one global rate"
@@ -116,7 +116,7 @@ def test_labels_of_close_optima_do_not_overlap(spec_of):
 
 def test_panels_share_their_axes_and_a_missing_one_says_so(drawn, titles, spec_of):
     missing = (pl.col("parameterization") == "mup") & (pl.col("rate_rule") == "full")
-    chart = charts.loss_by_width(transfer().filter(~missing), **PANELS)
+    chart = charts.loss_by_width(transfer().filter(~missing), *BY)
     assert titles(chart)[-1] == "muP; per layer, full alignment"
     assert drawn(chart, "text", titles(chart)[-1]) == [[{"text": "no rows"}]]
     for axis in "xy":
@@ -130,7 +130,7 @@ def test_panels_share_their_axes_and_a_missing_one_says_so(drawn, titles, spec_o
 
 
 def test_widths_of_two_origins_are_shades_of_blue_and_orange(drawn, subtitle, spec_of):
-    chart = charts.loss_by_width(both_transfers(), **PANELS)
+    chart = charts.loss_by_width(both_transfers(), *BY)
     dashed, solid = drawn(chart, "line", "muP; one global rate", strokeWidth=2)
     assert {row["origin"] for row in dashed} == {"reference"}
     assert {row["origin"] for row in solid} == {"yours"}
@@ -144,45 +144,31 @@ def test_widths_of_two_origins_are_shades_of_blue_and_orange(drawn, subtitle, sp
         red, blue = int(shade[1:3], 16), int(shade[5:7], 16)
         assert (red > blue) == name.endswith("yours")
     one = transfer().with_columns(origin=pl.lit("reference"))
-    assert "Dashed" not in subtitle(charts.loss_by_width(one, **PANELS))
+    assert "Dashed" not in subtitle(charts.loss_by_width(one, *BY))
 
 
-@given(
-    st.lists(st.tuples(st.floats(-1.5, 0.5), st.floats(-8, -4)), min_size=1, max_size=3),
-    st.sampled_from([-1.0, -0.5, 0.0, None]),
-)
-@settings(max_examples=10, deadline=None)
-def test_lines_are_the_fit_and_the_theory(drawn, laws, by_theory):
-    widths, names = (32, 64, 256), [f"r{i}" for i in range(len(laws))]
-    frame = pl.DataFrame(
-        [
-            {"rule": name, "width": n, "rate": 2.0 ** (start + slope * math.log2(n / 32) + 0.1)}
-            for name, (slope, start) in zip(names, laws, strict=True)
-            for n in widths
-        ]
-    ).with_columns(rate_low=pl.col("rate") / 2, rate_high=math.inf, edge=pl.lit(None, pl.String))
-    powers = pl.DataFrame(
-        [
-            {"rule": name, "exponent": slope, "exponent_low": slope - 0.1,
-             "exponent_high": math.inf, "intercept": start - 5 * slope, "theory": by_theory}
-            for name, (slope, start) in zip(names, laws, strict=True)
-        ],
-        schema_overrides={"theory": pl.Float64},
-    )  # fmt: skip
-    chart = charts.best_rate_vs_width(frame, powers, color="rule")
-    fits = [row for rows in drawn(chart, "line", strokeWidth=2)[:1] for row in rows]
-    dotted = [row for rows in drawn(chart, "line", strokeDash=[1.5, 3.5]) for row in rows]
-    texts = {row["rule"]: row["text"] for rows in drawn(chart, "text") for row in rows}
-    for name, (slope, start) in zip(names, laws, strict=True):
-        fit = [2.0 ** (start + x * slope) for x in (0, 1, 3)]
-        theory = [2.0 ** (start + 0.1 + x * by_theory) for x in (0, 1, 3) if by_theory is not None]
-        assert [row["rate"] for row in fits if row["rule"] == name] == pytest.approx(fit)
-        assert [row["rate"] for row in dotted if row["rule"] == name] == pytest.approx(theory)
-        text = texts[name]
-        assert float(text.split()[0].replace("−", "-")) == pytest.approx(slope, abs=0.00501)
-        assert "open]" in text and ("theory" in text) == (by_theory is not None)
-    (points,) = drawn(chart, "point")
-    assert {(row["rule"], row["width"]) for row in points} == set(itertools.product(names, widths))
+def test_lines_are_the_fit_and_the_theory(drawn):
+    runs = transfer(("mup",))
+    laws = fitted(runs).with_columns(exponent_high=math.inf)
+    chart = charts.best_rate_vs_width(best(runs), laws)
+    fits, dotted = drawn(chart, "line")
+    ((points,), (texts, _)) = (drawn(chart, mark) for mark in ("point", "text"))
+    for law in laws.iter_rows(named=True):
+        name = NAMES["rate_rule"][law["rate_rule"]]
+        of_rates, of_fits, of_theory, of_texts = (
+            {row["width"]: row for row in rows if row["rate_rule"] == name}
+            for rows in (points, fits, dotted, texts)
+        )
+        assert list(of_rates) == list(of_fits) == list(of_theory) == [32, 64, 128]
+        for width in of_rates:
+            fit = 2.0 ** (law["intercept"] + law["exponent"] * math.log2(width))
+            theory = of_rates[32]["rate"] * (width / 32) ** law["theory"]
+            assert (of_fits[width]["rate"], of_theory[width]["rate"]) == pytest.approx(
+                (fit, theory)
+            )
+        text = of_texts[32]["text"].replace("−", "-")
+        assert float(text.split()[0]) == pytest.approx(law["exponent"], abs=0.00501)
+        assert text.endswith(f"open], theory {law['theory']:.0f}")
 
 
 def test_texts_of_exponents_do_not_overlap(drawn, spec_of):
@@ -197,7 +183,7 @@ def test_texts_of_exponents_do_not_overlap(drawn, spec_of):
 
 def test_a_best_rate_at_an_edge_is_a_triangle_and_a_lost_one_is_named(drawn, subtitle):
     runs = transfer(widths=(32, 64, 128, 4096), gone=[("mup", 128, rate, 0) for rate in GRID])
-    chart = charts.best_rate_vs_width(best(runs), columns="parameterization", color="rate_rule")
+    chart = charts.best_rate_vs_width(best(runs), fitted(runs), columns="parameterization")
     (down,) = drawn(chart, "point", "standard", shape="triangle-down")
     assert [(row["width"], row["rate"]) for row in down] == [(4096, GRID[0])]
     assert "lowest (down)" in subtitle(chart)
@@ -212,7 +198,7 @@ def test_open_intervals_reach_the_frame_and_closed_ones_do_not(drawn, subtitle, 
          "edge": [None] * 4},
         schema_overrides={"edge": pl.String},
     )  # fmt: skip
-    chart = charts.best_rate_vs_width(frame)
+    chart = charts.best_rate_vs_width(frame, fitted(transfer(("mup",), ("full",))))
     (bars,) = drawn(chart, "rule")
     (points,) = drawn(chart, "point")
     low, high = spec_of(chart)["layer"][0]["encoding"]["y"]["scale"]["domain"]
