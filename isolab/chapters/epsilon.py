@@ -20,6 +20,7 @@ from isolab.chapters import eps_sweeps, grids
 from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question, claim_of
 from isolab.chapters.eps_sweeps import GRADIENT_RMS, PARAMETERIZATION, TINY_EPS
 from isolab.measure import gradients
+from isolab.model.fields import require
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 
@@ -67,14 +68,10 @@ class Settings(grids.GridSettings):
         grids.require_several(self, "gradient_widths")
         for name in ("log2_loss_scales", "log2_loss_scales_bfloat16"):
             logs = getattr(self, name)
-            if 0 not in logs or len(set(logs)) < 2:
-                raise ValueError(f"{name} is {list(logs)}; allowed: 0 and one other or more")
-        if self.stands_in < 1:
-            raise ValueError(f"stands_in is {self.stands_in}; allowed: 1 or more")
-        if not 1 <= self.gradient_step <= self.steps:
-            raise ValueError(
-                f"gradient_step is {self.gradient_step}; allowed: 1 to steps ({self.steps})"
-            )
+            require(self, name, 0 in logs and len(set(logs)) > 1, "0 and one other or more")
+        require(self, "stands_in", self.stands_in >= 1, "1 or more")
+        within = 1 <= self.gradient_step <= self.steps
+        require(self, "gradient_step", within, f"1 to steps ({self.steps})")
 
     @property
     def base(self) -> RunConfig:

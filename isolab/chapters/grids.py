@@ -12,6 +12,7 @@ import polars as pl
 
 from isolab.analysis.claim import Claim
 from isolab.chapters.chapter import claim_of
+from isolab.model.fields import require
 from isolab.optimizers.catalog import entry
 from isolab.theory.parameterization import parameterization
 from isolab.training.config import RunConfig
@@ -36,9 +37,8 @@ FULL = FULL_RUNS | {"steps": 2000}
 def require_several(settings: Any, *names: str) -> None:
     """Raises ValueError, by name and value, where a list has fewer than two different members."""
     for name in names:
-        values = getattr(settings, name)
-        if len(set(values)) < 2:
-            raise ValueError(f"{name} is {list(values)}; allowed: two different ones or more")
+        several = len(set(getattr(settings, name))) > 1
+        require(settings, name, several, "two different ones or more")
 
 
 def lab_setting(parameterization: str, log2_rate: int) -> RunConfig:
@@ -87,8 +87,7 @@ class GridSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_several(self, "widths")
-        if self.reach < 1:
-            raise ValueError(f"reach is {self.reach}; allowed: 1 or more rates to each side")
+        require(self, "reach", self.reach >= 1, "1 or more rates to each side")
 
     @property
     def base(self) -> RunConfig:

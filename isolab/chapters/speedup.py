@@ -13,6 +13,7 @@ from isolab.analysis.claim import Claim
 from isolab.chapters.chapter import Chapter, Evidence, Measurement, Question
 from isolab.chapters.grids import FULL_RUNS, SMOKE_RUNS, RunSettings
 from isolab.measure import invariance, step_time
+from isolab.model.fields import require
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 
@@ -39,15 +40,11 @@ class Settings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.horizons)) < 3:
-            raise ValueError(f"horizons is {list(self.horizons)}; allowed: three or more, in steps")
+        require(self, "horizons", len(set(self.horizons)) >= 3, "three or more, in steps")
         for name in ("log2_rates_adam", "log2_rates_isoadam"):
             ends = getattr(self, name)
-            if len(ends) != 2 or ends[1] - ends[0] < 3:
-                raise ValueError(
-                    f"{name} is {list(ends)}; allowed: [start, stop) with three rates or more, so"
-                    " that a best one can have neighbours"
-                )
+            several = len(ends) == 2 and ends[1] - ends[0] >= 3  # so that one can have neighbours
+            require(self, name, several, "[start, stop) with three rates or more")
 
     @property
     def base(self) -> RunConfig:

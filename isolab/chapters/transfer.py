@@ -19,6 +19,7 @@ from isolab.measure.alignment import measure as measure_alignment
 from isolab.measure.coordinates import coordinate_check_runs
 from isolab.measure.coordinates import slopes as coordinate_slopes
 from isolab.measure.twins import equivalent_config
+from isolab.model.fields import require
 from isolab.optimizers.catalog import entry
 from isolab.sweeps.sweep import Sweep
 from isolab.theory.parameterization import parameterization
@@ -59,15 +60,10 @@ class Settings(grids.GridSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         grids.require_several(self, "check_widths", "digits_widths")
-        if "standard" not in self.parameterizations:
-            raise ValueError(
-                f"parameterizations is {list(self.parameterizations)}; allowed: a list with"
-                " 'standard', to which the others are compared"
-            )
-        known = sorted({name for _, name in CENTRES})
-        for optimizer in self.optimizers:
-            if optimizer not in known:
-                raise ValueError(f"optimizer is {optimizer!r}; allowed in this chapter: {known}")
+        compared = "a list with 'standard', to which the others are compared"
+        require(self, "parameterizations", "standard" in self.parameterizations, compared)
+        known = {name for _, name in CENTRES}
+        require(self, "optimizers", known.issuperset(self.optimizers), f"of {sorted(known)}")
 
 
 PRESETS = {
