@@ -9,7 +9,7 @@ import re
 import pytest
 
 from isolab.chapters import golden
-from isolab.chapters.golden import number
+from isolab.chapters.golden import column, number
 
 CHAPTERS = ("speedup", "transfer", "epsilon")
 NOTEBOOKS = golden.ROOT / "notebooks"
@@ -77,13 +77,12 @@ def claim(chapter, name):
     return {"value": its["measured"], "low": low, "high": high}
 
 
-def power(optimizer, scaling="standard"):
-    its = {"parameterization": scaling, "optimizer": optimizer, "rate_rule": "global"}
-    return ends(TWO, "exponents", "exponent", **its)
+def power(scaling):
+    return ends(TWO, "exponents", "exponent", parameterization=scaling, **ADAM_GLOBAL)
 
 
-def ends(chapter, table, column, **where):
-    names = {"value": column, "low": f"{column}_low", "high": f"{column}_high"}
+def ends(chapter, table, name, **where):
+    names = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
     return {name: number(chapter, table, its, **where) for name, its in names.items()}
 
 
@@ -99,24 +98,21 @@ def gamma(role, scaling):
 
 
 def apart():
-    losses = [
+    mup, standard = (
         number(TWO, "gamma", "loss", gamma=1.0, parameterization=name, role="hidden")
         for name in ("mup", "standard")
-    ]
-    return losses[0] - losses[1]
+    )
+    return mup - standard
 
 
 def aligned(role):
-    table = TWO["tables"]["alignment"]
-    rows = zip(table["kind"], table["role"], table["mean"], strict=True)
-    found = [mean for kind, its, mean in rows if (kind, its) == ("update", role)]
+    found = column(TWO, "alignment", "mean", kind="update", role=role)
     return min(found), max(found)
 
 
 def slopes(rule):
-    table = TWO["tables"]["slopes"]
-    of_rule = [i for i, its in enumerate(table["rate_rule"]) if its == rule]
-    return min(table["least"][i] for i in of_rule), max(table["most"][i] for i in of_rule)
+    least, most = (column(TWO, "slopes", its, rate_rule=rule) for its in ("least", "most"))
+    return min(least), max(most)
 
 
 def gradient(name, role="hidden"):
@@ -183,11 +179,11 @@ PROSE = [
     (P2, "moves by {value:.2f} grid steps, but the interval, {low:.2f} to {high:.2f}, reaches past",
      lambda: claim(TWO, "shift_mean_field")),
     (P2, "$n^{{{value:.2f}}}$ under NTK ({low:.2f} to {high:.2f}; theory",
-     lambda: power("adam", "ntk")),
+     lambda: power("ntk")),
     (P2, "$n^{{{value:.2f}}}$ under muP ({low:.2f} to {high:.2f}; theory",
-     lambda: power("adam", "mup")),
+     lambda: power("mup")),
     (P2, "under mean-field $n^{{{value:.2f}}}$ ({low:.2f} to {high:.2f}) decides nothing",
-     lambda: power("adam", "mean_field")),
+     lambda: power("mean_field")),
     (P2, "SGD's goes as $n^{{{value:.2f}}}$ ({low:.2f} to {high:.2f}; theory",
      lambda: claim(TWO, "exponent_standard_sgd")),
     (P2, "Adafactor's as $n^{{{value:.2f}}}$ ({low:.2f} to {high:.2f}; theory",
