@@ -20,14 +20,14 @@ reset; tooltips hold the numbers. Call :func:`enable_offline_renderer` once in a
 
 from isolab.charts.curves import loss_curves, loss_vs_steps
 from isolab.charts.epsilon import damped_shares, root_histogram
-from isolab.charts.exponents import best_rate_vs_width
+from isolab.charts.exponents import best_rate_vs_width, gradient_sizes
 from isolab.charts.heat import loss_by_eps
 from isolab.charts.inside import layers_inside, spectra
 from isolab.charts.optimizers import invariance, step_time, theory_rates, update_function
 from isolab.charts.rates import loss_by_width, loss_vs_rate
 from isolab.charts.renderer import enable_offline_renderer
 from isolab.charts.scores import ranking, regrets, sensitivities
-from isolab.charts.sizes import alignment, coordinate_slopes, coordinates, gradient_sizes
+from isolab.charts.sizes import alignment, coordinate_slopes, coordinates
 from isolab.charts.theme import OPTIMIZER_COLOURS
 
 __all__ = [

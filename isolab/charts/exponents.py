@@ -1,4 +1,4 @@
-"""Best learning rates against width, with the powers fitted to them."""
+"""Best learning rates and gradients against width, with the powers fitted to them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 from isolab.analysis.seeds import require_columns, require_unique
-from isolab.charts.channels import axis, pixels, power_ticks, tips, width_axis
+from isolab.charts.channels import axis, pixels, power_ticks, spread, tips, width_axis
 from isolab.charts.figure import Chart, facets
-from isolab.charts.frames import bars, rate_interval_text, reach
+from isolab.charts.frames import POSITIVE, bars, log_domain, rate_interval_text, reach
 from isolab.charts.layers import Plot
 from isolab.charts.series import Series, keys_of, series_of
 from isolab.charts.theme import BAR, LINE, POINT, fraction, signed, spelled, summarized, value_text
@@ -21,6 +21,7 @@ _POWER = ("exponent", "exponent_low", "exponent_high", "intercept", "theory")
 _IN_GRID = {"low": "lowest", "high": "highest", None: "inside"}
 _SHAPES = {"lowest": "triangle-down", "highest": "triangle-up", "inside": "circle"}
 _PANEL, _LINE = 190, 15  # pixels of a panel without texts, and of a line of text
+_GRADIENTS, _TEXT = 260, 85  # pixels that a panel of gradients is tall, that its texts are wide
 
 
 def best_rate_vs_width(
@@ -147,3 +148,70 @@ def _law_text(row: dict[str, Any]) -> str:
 
 def _power(*logs: str) -> pl.Expr:
     return (pl.col(*logs) * math.log(2)).exp()
+
+
+def gradient_sizes(gradients: pl.DataFrame, exponents: pl.DataFrame) -> Chart:
+    """Draws each role's gradient against width, log-log, and theory's slope beside it.
+
+    A panel a parameterization. A point a seed, a line through their geometric means, and a thin
+    dashed line of theory's slope from the narrowest width. The number at a line's end is the fitted
+    power of the width, theory's in brackets; tooltips hold the interval.
+
+    Args:
+        gradients: from :func:`isolab.measure.gradients.gradient_sizes`, of one step.
+        exponents: from :func:`isolab.measure.gradients.gradient_exponents`, of the same frame.
+            Both have ``origin`` where one has it.
+
+    Raises:
+        ValueError: for a gradient that is not positive and finite.
+    """
+    group = [*keys_of(gradients, "parameterization", "step"), "role"]
+    require_columns(exponents, [*group, "exponent", "exponent_low", "exponent_high", "theory"])
+    one, kept = ["width", "seed"], ["step", "width", "seed"]
+    panels, size = (None, "parameterization"), {"size": "gradient_rms"}
+    series = series_of(gradients, "role", *panels, kept, size, allowed=POSITIVE, unique=one)
+    points, means = series.points, _with_powers(series.points, exponents, group)
+    share = _TEXT / (series.width - _TEXT)  # for powers, right of the lines
+    domain = log_domain("gradient", pl.concat([points["size"], means["by theory"].drop_nulls()]))
+    y = axis("size", "rms of the gradient (log10 axis)", domain, 10, format=".0e", tickCount=6)
+    plot = Plot(width_axis(points["width"], share=share), y, series)
+    where = [*group, ("width", "d")]
+    of_mean = [("size", ".3~e", "geometric mean"), ("power", ".3f", "fitted power")]
+    tooltip = tips(*where, *of_mean, ("interval", "", "95% interval"))
+    layers = plot.draw(means, LINE, tooltip=tooltip)
+    of_point = tips(*where, ("size", ".3~e"), "seed")
+    layers += plot.draw(points, POINT | {"size": 22}, 0.55, tooltip=of_point)
+    theory = LINE | {"strokeWidth": 1.2, "strokeDash": [4, 3]}
+    layers += plot.draw(means, theory, 0.9, split=False, y="by theory")
+    ends = means.group_by(group, maintain_order=True).last()
+    decade = _GRADIENTS / math.log10(domain[1] / domain[0])  # in pixels
+    for _, its in ends.group_by("parameterization", maintain_order=True):
+        down = [(0.0, -math.log10(size) * decade) for size in its["size"]]
+        moved = [round(d - y) for d, (_, y) in zip(spread(down, 1, 13), down, strict=True)]
+        its = its.with_columns(pl.Series("dy", moved, dtype=pl.Int64))
+        layers += plot.moved_labels(its, "text", ["dy"], dx=6, fontSize=11, align="left")
+    notes = [
+        "Point: a seed. Line: their geometric mean. Dashed: theory's slope, from the narrowest"
+        " width.",
+        "The number at a line's end is its power of the width, fitted, and by theory in brackets.",
+    ]
+    heading = "Root mean square of the gradient against width"
+    return facets(series, layers, heading, notes, _GRADIENTS)
+
+
+def _with_powers(points: pl.DataFrame, exponents: pl.DataFrame, group: list[str]) -> pl.DataFrame:
+    """Returns geometric means over seeds, the fitted ``power``, its ``interval`` and ``text``."""
+    texts = [
+        "no fit" if exponent is None else f"{signed(-exponent)} ({fraction(-theory)})"
+        for exponent, theory in exponents.select("exponent", "theory").rows()
+    ]
+    ends = [(-pl.col(name)).round(2) for name in ("exponent_high", "exponent_low")]
+    numbers = {"power": -pl.col("exponent"), "interval": pl.format("{} to {}", *ends)}
+    fits = exponents.with_columns(text=pl.Series(texts, dtype=pl.String), **numbers)
+    fits = spelled(fits).select(*group, "theory", *numbers, "text")
+    fits = fits.cast({name: points.schema[name] for name in group})
+    means = points.group_by(*group, "width").agg(pl.col("size").log().mean().exp())
+    means = means.sort(*group, "width").join(fits, on=group, how="left", maintain_order="left")
+    octaves = pl.col("width").log() - pl.col("width").log().first().over(group)
+    by_theory = pl.col("size").first().over(group) * (-pl.col("theory") * octaves).exp()
+    return means.with_columns(by_theory.alias("by theory")).drop("theory")

@@ -20,14 +20,15 @@ RATE = "learning_rate"
 _LABEL = 13  # pixels that a line of labels takes
 
 
-def loss_vs_rate(runs: pl.DataFrame, color: str = "optimizer") -> Chart:
+def loss_vs_rate(runs: pl.DataFrame) -> Chart:
     """Draws a rate sweep: a point a run, a line through seed means, a diamond at the best rate.
 
     The diamond and its bar are :func:`~isolab.analysis.optimum.optimum`'s rate, loss and rate
-    interval; the rate stands below it. Otherwise, frame included, as :func:`loss_by_width`.
+    interval; the rate stands below it. Otherwise, frame included, as :func:`loss_by_width`, of
+    optimizers in place of widths.
     """
     title = "Loss against learning rate"
-    return _sweep(runs, None, None, color, "final_validation_loss", title, labelled=True)
+    return _sweep(runs, None, None, "optimizer", "final_validation_loss", title)
 
 
 def loss_by_width(
@@ -48,7 +49,7 @@ def loss_by_width(
         runs: a row per run; ``width``, ``learning_rate``, ``loss`` (+inf or NaN where diverged),
             ``seed``, ``rows`` and ``columns``. Widths of two origins are shades of blue and orange.
     """
-    return _sweep(runs, rows, columns, "width", loss, title, labelled=False)
+    return _sweep(runs, rows, columns, "width", loss, title)
 
 
 def _sweep(
@@ -58,8 +59,8 @@ def _sweep(
     color: str,
     loss: str,
     title: str,
-    labelled: bool,
 ) -> Chart:
+    labelled = color == "optimizer"
     one = [RATE, "seed"]
     series = series_of(runs, color, rows, columns, one, {"loss": loss}, unique=one)
     points, groups = series.points, series.groups

@@ -41,12 +41,13 @@ def noise(frame, scale):
     return pl.Series(scale * np.random.default_rng(0).normal(size=len(frame)))
 
 
-def sweep(best=BEST, seeds=3, steps=400, gone=(), column="optimizer"):
+def sweep(best=BEST, seeds=3, steps=400, gone=()):
     """A rate sweep with parabolas in log2(rate) and some noise; ``gone``: (name, rate, seed)."""
-    runs = grid(**{column: best}, learning_rate=RATES, seed=range(seeds), steps=[steps])
+    runs = grid(optimizer=best, learning_rate=RATES, seed=range(seeds), steps=[steps])
     log = pl.col("learning_rate").log(2)
     lowest, least = (
-        pl.col(column).replace_strict({k: v[i] for k, v in best.items()}) for i in (0, 1)
+        pl.col("optimizer").replace_strict({name: its[i] for name, its in best.items()})
+        for i in (0, 1)
     )
     lost = pl.Series("diverged", [row[:3] in gone for row in runs.rows()])
     loss = least + 0.03 * (log - lowest) ** 2 + noise(runs, 0.01)
@@ -230,13 +231,11 @@ THEORY = rate_lines([32, 128, 512], 32, ["mup", "standard"], ["adam", "sgd"])
 GONE = tuple(("mup", 128, 2.0**-4, seed) for seed in (0, 1))
 ORIGIN = [*BY, "origin"]
 TWO_GONE = (("adam", 0.16, 0), ("adam", 0.16, 1))
-WIDE = {32: (-5.0, 2.0), 128: (-7.0, 1.7)}
 
 
 BY_SCALE = cells("loss_scale", SCALES), "loss_scale", eps_curves("loss_scale")
 EVERY = {
     "loss_vs_rate": lambda: charts.loss_vs_rate(sweep(gone=TWO_GONE)),
-    "loss_vs_rate width": lambda: charts.loss_vs_rate(sweep(WIDE, column="width"), "width"),
     "loss_curves": lambda: charts.loss_curves(at_best_rate(with_curves(sweep()), ["optimizer"])),
     "loss_curves lost": lambda: charts.loss_curves(lost_curves()),
     "loss_vs_steps": lambda: charts.loss_vs_steps(horizons()),
@@ -245,7 +244,6 @@ EVERY = {
     "theory_rates": lambda: charts.theory_rates(THEORY),
     "update_function": lambda: charts.update_function(update_function()),
     "loss_by_width": lambda: charts.loss_by_width(transfer(gone=GONE), *BY),
-    "loss_by_width alone": lambda: charts.loss_by_width(transfer(("mup",), ("full",))),
     "best_rate_vs_width": lambda: charts.best_rate_vs_width(
         best(transfer()), fitted(transfer()), columns="parameterization"
     ),

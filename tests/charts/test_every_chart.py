@@ -16,7 +16,7 @@ from charts.samples import BOTH_ORIGINS, BY, EVERY, INSIDE, sweep, transfer
 
 from isolab import charts
 from isolab.charts import renderer
-from isolab.measure.gradients import damped_shares, root_histogram
+from isolab.measure.gradients import damped_shares
 
 ALL = EVERY | {f"{name} of both origins": make for name, make in BOTH_ORIGINS.items()}
 OLDEST = "5.8"  # that vl-convert has; JupyterLab's own is 5.6
@@ -68,7 +68,7 @@ def test_every_chart_is_strict_json_with_titles_and_drawn_by_an_old_vega_lite(na
         hollow = any(its["mark"].get("filled") is False for its in layers)
         dashed = any(its["mark"].get("strokeDash") == [5, 3] for its in layers)
         panels = [panel["title"]["text"] for panel in spec.get("concat", [])]
-        said = "Dashed and hollow: reference" in " ".join(spec["title"]["subtitle"])
+        said = "Dashed and hollow: reference" in " ".join(spec["title"].get("subtitle", []))
         assert ((hollow or dashed) and said) or any("yours" in heading for heading in panels)
 
 
@@ -104,9 +104,6 @@ REFUSED = {
         transfer().with_columns(origin=pl.lit("mine")), *BY
     ),
     "7 runs share.*at_best_rate": lambda: charts.loss_curves(samples.with_curves(sweep())),
-    "step_ms must be finite and above 0, got 0": lambda: charts.step_time(
-        samples.times().with_columns(step_ms=0.0)
-    ),
     "finite and 0 or above, got inf": lambda: charts.invariance(
         samples.changes().with_columns(relative_change=math.inf)
     ),
@@ -128,9 +125,6 @@ REFUSED = {
         FRAME, lines=samples.eps_curves().with_columns(role=pl.lit("bias"))
     ),
     "no share at an eps": lambda: charts.damped_shares(damped_shares(samples.moments(), [0.0])),
-    "eps must be finite and above": lambda: charts.root_histogram(
-        root_histogram(samples.moments()), [0.0]
-    ),
     r"the frame has steps \[40, 41\]; allowed: one step": lambda: charts.layers_inside(
         pl.concat([INSIDE, INSIDE.with_columns(pl.col("step") + 1)])
     ),

@@ -16,7 +16,6 @@ from isolab.analysis.optimum import at_best_rate
 from isolab.analysis.power_law import fit_power_law
 from isolab.analysis.ranking import ranking
 from isolab.analysis.speedup import speedup
-from isolab.analysis.transfer import sensitivities
 from isolab.measure.coordinates import slopes
 from isolab.theory.tables import exponents
 
@@ -140,15 +139,6 @@ def test_regrets_are_drawn_with_their_intervals_and_infinite_ones_at_the_top(dra
     assert sorted((row["low"], row["high"]) for row in bars) == [(0.0, 0.01), (0.05, 0.2)]
     assert len({row["at"] for row in points}) == 2  # side by side
     assert "1 not drawn: off the grid" in subtitle(chart)
-
-
-def test_sensitivities_have_a_panel_for_each_factor(drawn, titles):
-    frame = sensitivities(transfer(), BY)
-    chart = charts.sensitivities(frame.filter(parameterization="mup"))
-    assert titles(chart) == ["factor 2", "factor 4"]
-    (points,) = drawn(chart, "point", "factor 4")
-    its = frame.filter(pl.col("increase").is_finite(), parameterization="mup", factor=4.0)
-    assert sorted(row["value"] for row in points) == sorted(its["increase"])
 
 
 def test_sizes_are_geometric_means_over_seeds_at_the_last_step(drawn, titles, spec_of):
