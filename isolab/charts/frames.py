@@ -94,9 +94,8 @@ def decades(values: pl.Series, low: float = 1e-3, high: float = 1e-1) -> tuple[i
 def with_intervals(frame: pl.DataFrame, columns: Sequence[str], name: str) -> pl.DataFrame:
     """Keeps ``columns`` and adds ``value``, ``low``, ``high`` and ``interval`` (in words).
 
-    They are the columns ``name``, ``name``_low and ``name``_high. Numbers that are not finite are
-    null; ``lost`` says that the value itself is infinite or NaN, ``bar`` that an end is known. A
-    null or empty ``note`` becomes "none".
+    They are null where not finite; ``lost`` says that the value itself is infinite or NaN, ``bar``
+    that an end is known. A null or empty ``note`` becomes "none".
     """
     ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
     cleaned = finite(frame, columns, ends)

@@ -42,15 +42,10 @@ def enable_offline_renderer() -> None:
 def offline_bundle(
     spec: dict[str, Any], png: bool = True, **_: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns a chart's mime bundle and metadata.
+    """Returns a specification's mime bundle and metadata: Vega-Lite 5 JSON, and a title as text.
 
-    Args:
-        spec: a Vega-Lite specification, as of ``chart.to_dict()``.
-        png: also draw the picture (0.25 s); False for live charts that are redrawn often.
-
-    Returns:
-        ``(data, metadata)`` with Vega-Lite 5 JSON, a title as text and, with ``png``, a PNG at
-        twice the resolution with its display width in the metadata.
+    With ``png`` also a PNG at twice the resolution, and its display width: not for live charts,
+    since it takes 0.25 s.
     """
     spec, title = _styled(spec), spec.get("title", "untitled")
     text = title["text"] if isinstance(title, Mapping) else title

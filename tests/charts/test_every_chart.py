@@ -22,16 +22,11 @@ ALL = EVERY | {f"{name} of both origins": make for name, make in BOTH_ORIGINS.it
 OLDEST = "5.8"  # that vl-convert has; JupyterLab's own is 5.6
 
 
-def scales(node, channel):
-    """Returns every scale of a channel, anywhere in a specification."""
-    found = []
-    if isinstance(node, dict):
-        its = node.get(channel)
-        found = [its["scale"]] if isinstance(its, dict) and its.get("scale") else []
-        node = list(node.values())
-    return found + [
-        s for child in node if isinstance(child, dict | list) for s in scales(child, channel)
-    ]
+def colours(chart):
+    """Returns the scale of each layer that has colours."""
+    spec = chart.to_dict()
+    layers = [layer for panel in spec.get("concat", [spec]) for layer in panel["layer"]]
+    return [its["encoding"]["color"]["scale"] for its in layers if "color" in its["encoding"]]
 
 
 def repeated_signals(group):
@@ -76,11 +71,11 @@ def test_an_optimizer_has_one_colour_in_every_chart():
     fixed = charts.OPTIMIZER_COLOURS
     assert len(set(fixed.values())) == len(fixed)
     for name in ("loss_vs_rate", "loss_curves", "loss_vs_steps", "step_time", "invariance"):
-        (scale, *more) = scales(EVERY[name]().to_dict(), "color")
+        (scale, *more) = colours(EVERY[name]())
         assert all(its == scale for its in more)
         assert scale["range"] == [fixed[name] for name in scale["domain"]]
     mixed = charts.loss_vs_rate(sweep({"adam": (-5, 1), "mine": (-5, 2), "other": (-5, 3)}))
-    assert len(set(scales(mixed.to_dict(), "color")[0]["range"])) == 3
+    assert len(set(colours(mixed)[0]["range"])) == 3
 
 
 def test_charts_side_by_side_keep_their_own_zoom():

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from charts import samples
+from charts.reading import drawn, spec_of, subtitle, titles
 from charts.samples import BEST, BY, LAYERS, aligned, check, sweep, times, transfer
 
 from isolab import charts
@@ -20,7 +21,7 @@ from isolab.measure.coordinates import slopes
 from isolab.theory.tables import exponents
 
 
-def test_curves_are_means_over_seeds_that_did_not_diverge(drawn):
+def test_curves_are_means_over_seeds_that_did_not_diverge():
     runs = samples.lost_curves()
     chart = charts.loss_curves(runs)
     means, dashed = drawn(chart, "line")
@@ -36,7 +37,7 @@ def test_curves_are_means_over_seeds_that_did_not_diverge(drawn):
     assert [(row["seed"], row["step"]) for row in crosses] == [(1, 400 - 4 * 20)]
 
 
-def test_long_curves_are_thinned_and_keep_their_end(drawn):
+def test_long_curves_are_thinned_and_keep_their_end():
     runs = at_best_rate(samples.with_curves(sweep(), points=4001), ["optimizer"])
     steps = pl.Series("curve_step", [list(range(4001))] * len(runs), dtype=pl.List(pl.Int32))
     (means,) = drawn(charts.loss_curves(runs.with_columns(steps)), "line")
@@ -44,7 +45,7 @@ def test_long_curves_are_thinned_and_keep_their_end(drawn):
     assert {row["optimizer"] for row in means if row["step"] == 4000} == set(BEST)
 
 
-def test_fitted_curve_and_speedup_are_the_analysis_ones(drawn, subtitle):
+def test_fitted_curve_and_speedup_are_the_analysis_ones():
     runs = samples.horizons()
     adam, isoadam = (runs.filter(pl.col("optimizer") == name) for name in ("adam", "isoadam"))
     found = speedup(adam, isoadam)
@@ -63,7 +64,7 @@ def test_fitted_curve_and_speedup_are_the_analysis_ones(drawn, subtitle):
     assert "No speedup: the challenger's loss" in subtitle(charts.loss_vs_steps(few, speedup=none))
 
 
-def test_step_times_are_medians_and_ratios(spec_of):
+def test_step_times_are_medians_and_ratios():
     spec = spec_of(charts.step_time(times()))
     for row in itertools.chain(*spec["datasets"].values()):
         over = {"adam": 1.0, "isoadam": 1.2, "muon": 1.3}[row["optimizer"]]
@@ -75,7 +76,7 @@ def test_step_times_are_medians_and_ratios(spec_of):
     assert len(spec_of(charts.step_time(times().filter(optimizer="muon")))["concat"]) == 1
 
 
-def test_changes_of_exactly_0_are_drawn_at_the_left_edge(drawn):
+def test_changes_of_exactly_0_are_drawn_at_the_left_edge():
     chart = charts.invariance(samples.changes())
     ((zero,),) = drawn(chart, "point", shape="triangle-left")
     assert (zero["optimizer"], zero["draws"]) == ("adam_atan2", 2)
@@ -84,7 +85,7 @@ def test_changes_of_exactly_0_are_drawn_at_the_left_edge(drawn):
     assert charts.invariance(samples.changes().filter(pl.col("relative_change") == 0)).to_dict()
 
 
-def test_theory_draws_every_line_with_its_power(drawn, titles):
+def test_theory_draws_every_line_with_its_power():
     chart = charts.theory_rates(samples.THEORY)
     assert titles(chart) == ["standard; SGD", "standard; Adam", "muP; SGD", "muP; Adam"]
     names = {"full": "full alignment", "none": "no alignment"}
@@ -104,7 +105,7 @@ def test_theory_draws_every_line_with_its_power(drawn, titles):
     assert sorted(row["power"] for row in texts) == ["0", "−1", "−1/2"]
 
 
-def test_ranking_is_in_order_with_diverged_rules_last(drawn, spec_of):
+def test_ranking_is_in_order_with_diverged_rules_last():
     gone = [("mup", 128, 2.0**k, 0) for k in range(-11, -3)]
     lower = pl.when(pl.col("rate_rule") == "full").then(0.5).otherwise(0.0)
     runs = transfer(gone=gone).with_columns(pl.col("final_validation_loss") - lower)
@@ -124,7 +125,7 @@ def test_ranking_is_in_order_with_diverged_rules_last(drawn, spec_of):
     assert texts[2]["text"] == "every rate diverged"
 
 
-def test_regrets_are_drawn_with_their_intervals_and_infinite_ones_at_the_top(drawn, subtitle):
+def test_regrets_are_drawn_with_their_intervals_and_infinite_ones_at_the_top():
     frame = pl.DataFrame(
         {"rate_rule": ["global", "global", "full", "full"], "width": [64, 128, 64, 128],
          "regret": [0.1, math.inf, 0.0, None], "regret_low": [0.05, None, 0.0, None],
@@ -141,7 +142,7 @@ def test_regrets_are_drawn_with_their_intervals_and_infinite_ones_at_the_top(dra
     assert "1 not drawn: off the grid" in subtitle(chart)
 
 
-def test_sizes_are_geometric_means_over_seeds_at_the_last_step(drawn, titles, spec_of):
+def test_sizes_are_geometric_means_over_seeds_at_the_last_step():
     chart = charts.coordinates(check())
     assert titles(chart) == ["activation", "change since the start"]
     assert spec_of(chart)["title"]["text"].endswith("step 4")
@@ -156,7 +157,7 @@ def test_sizes_are_geometric_means_over_seeds_at_the_last_step(drawn, titles, sp
     assert colours == list(LAYERS)  # in the order of the calls, not of the alphabet
 
 
-def test_zero_and_lost_sizes_are_at_the_edges(drawn, subtitle):
+def test_zero_and_lost_sizes_are_at_the_edges():
     layer, width, size = pl.col("layer"), pl.col("width"), pl.col("activation_rms")
     zero = (layer == "logits") & (width == 64)
     lost = (layer == "embedding") & (width == 256) & (pl.col("seed") == 1)
@@ -172,14 +173,14 @@ def test_zero_and_lost_sizes_are_at_the_edges(drawn, subtitle):
     assert "bottom edge: 0" in subtitle(chart) and "top edge: not finite" in subtitle(chart)
 
 
-def test_steps_are_panels_and_nothing_has_changed_before_the_first(drawn, titles):
+def test_steps_are_panels_and_nothing_has_changed_before_the_first():
     chart = charts.coordinates(check(), columns="step")
     kinds = itertools.product(("activation", "change since the start"), (0, 1, 4))
     assert titles(chart) == [f"{what}; step {step}" for what, step in kinds]
     assert drawn(chart, "text", "change since the start; step 0") == [[{"text": "no rows"}]]
 
 
-def test_slopes_are_drawn_in_the_order_of_the_layers_with_their_intervals(drawn, spec_of):
+def test_slopes_are_drawn_in_the_order_of_the_layers_with_their_intervals():
     found = slopes(check()).filter(step=4)
     chart = charts.coordinate_slopes(slopes(check()))
     (points,) = drawn(chart, "point", "activation")
@@ -193,7 +194,7 @@ def test_slopes_are_drawn_in_the_order_of_the_layers_with_their_intervals(drawn,
     assert y["sort"] == y["scale"]["domain"] == list(LAYERS)
 
 
-def test_a_layer_without_a_slope_says_why_and_one_seed_has_no_bar(drawn, subtitle):
+def test_a_layer_without_a_slope_says_why_and_one_seed_has_no_bar():
     lost = pl.when(pl.col("layer") == "logits").then(0.0).otherwise("activation_rms")
     chart = charts.coordinate_slopes(slopes(check(seeds=(0,)).with_columns(activation_rms=lost)))
     assert "logits, activation: no slope: at width 32, seed 0, it is 0" in subtitle(chart)
@@ -201,7 +202,7 @@ def test_a_layer_without_a_slope_says_why_and_one_seed_has_no_bar(drawn, subtitl
     assert drawn(chart, "rule", "activation") == [[{"value": 0.0}]]
 
 
-def test_alignments_are_means_with_bands_over_what_is_not_named(drawn, titles, subtitle):
+def test_alignments_are_means_with_bands_over_what_is_not_named():
     frame = aligned()
     chart = charts.alignment(frame, rows="layer")
     assert titles(chart)[:2] == ["a; weights", "a; change of the weights"]
@@ -221,7 +222,7 @@ def test_alignments_are_means_with_bands_over_what_is_not_named(drawn, titles, s
 @pytest.mark.parametrize(
     ("steps", "kind"), [((0, 1, 2, 5, 10, 100), "symlog"), ((0, 50, 100), None)]
 )
-def test_steps_that_crowd_at_the_start_have_a_log_axis(spec_of, steps, kind):
+def test_steps_that_crowd_at_the_start_have_a_log_axis(steps, kind):
     chart = charts.alignment(aligned(steps))
     x = spec_of(chart)["concat"][0]["layer"][1]["encoding"]["x"]
     assert (x["scale"].get("type"), x["scale"]["domain"]) == (kind, [0, 100])

@@ -6,6 +6,7 @@ import math
 
 import polars as pl
 import pytest
+from charts.reading import drawn, spec_of, subtitle, titles
 from charts.samples import BEST, BY, RATES, best, both_transfers, fitted, sweep, transfer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from isolab.analysis.optimum import optimum
 from isolab.charts.theme import NAMES
 
 
-def edge_marks(drawn, chart, panel=None):
+def edge_marks(chart, panel=None):
     """What is drawn at the top edge: rows with their seeds apart."""
     rows = [r for its in drawn(chart, "point", panel) for r in its if "at the top edge" in r]
     return [row | {"seed": int(seed)} for row in rows for seed in row["seeds"].split(", ")]
@@ -30,7 +31,7 @@ def edge_marks(drawn, chart, panel=None):
     )
 )
 @settings(max_examples=20, deadline=None)
-def test_the_diamond_lies_at_the_best_rate_and_is_hollow_at_an_edge(drawn, lowest):
+def test_the_diamond_lies_at_the_best_rate_and_is_hollow_at_an_edge(lowest):
     runs = sweep(lowest)
     chart = charts.loss_vs_rate(runs)
     diamonds = {
@@ -60,14 +61,14 @@ RUNS = st.tuples(
 
 @given(st.sets(RUNS, max_size=60))
 @settings(max_examples=12, deadline=None)
-def test_every_run_is_drawn_once_in_its_panel_and_diverged_ones_at_its_top(drawn, gone):
+def test_every_run_is_drawn_once_in_its_panel_and_diverged_ones_at_its_top(gone):
     runs = transfer(rules=("global",), gone=gone)
     chart = charts.loss_by_width(runs, *BY)
     key = ("width", "learning_rate", "seed")
     for p, name in (("standard", "standard"), ("mup", "muP")):
         title = f"{name}; one global rate"
         points = [r for rows in drawn(chart, "point", title, size=24) for r in rows]
-        marks = edge_marks(drawn, chart, title)
+        marks = edge_marks(chart, title)
         its = runs.filter(parameterization=p, rate_rule="global")
         found = [tuple(row[k] for k in key) for row in [*points, *marks]]
         assert sorted(found) == sorted(its.select(key).rows())
@@ -78,32 +79,32 @@ def test_every_run_is_drawn_once_in_its_panel_and_diverged_ones_at_its_top(drawn
         assert {tuple(row[k] for k in key[:2]) for row in means} == whole
 
 
-def test_a_line_breaks_where_a_seed_diverged(drawn):
+def test_a_line_breaks_where_a_seed_diverged():
     chart = charts.loss_vs_rate(sweep({"adam": BEST["adam"]}, gone=(("adam", 0.02, 1),)))
     (means,) = drawn(chart, "line")
     segments = {row["learning_rate"]: row["segment"] for row in means}
     assert segments[0.001] == segments[0.01] != segments[0.04] == segments[0.16]
 
 
-def test_a_run_far_above_does_not_flatten_the_rest(drawn, spec_of):
+def test_a_run_far_above_does_not_flatten_the_rest():
     high = (pl.col("learning_rate") == 0.16) & (pl.col("optimizer") == "adam")
     loss = "final_validation_loss"
     chart = charts.loss_vs_rate(
         sweep().with_columns(pl.when(high).then(50.0).otherwise(loss).alias(loss))
     )
-    above = [m for m in edge_marks(drawn, chart) if m["at the top edge"] == "above the axis"]
+    above = [m for m in edge_marks(chart) if m["at the top edge"] == "above the axis"]
     assert {("adam", 0.16)} <= {(m["optimizer"], m["learning_rate"]) for m in above}
     assert max(spec_of(chart)["layer"][0]["encoding"]["y"]["scale"]["domain"]) < 5
 
 
-def test_a_sweep_without_a_best_rate_says_so(subtitle):
+def test_a_sweep_without_a_best_rate_says_so():
     said = subtitle(charts.loss_vs_rate(sweep().filter(pl.col("learning_rate") < 0.005)))
     assert "No best rate for muon: " in said and "at least 3 rates" in said
     every = tuple((name, rate, 0) for name in BEST for rate in RATES)
     assert "has a seed that diverged" in subtitle(charts.loss_vs_rate(sweep(gone=every)))
 
 
-def test_labels_of_close_optima_do_not_overlap(spec_of):
+def test_labels_of_close_optima_do_not_overlap():
     spec = spec_of(charts.loss_vs_rate(sweep({"adam": (-5.0, 1.5), "muon": (-5.0, 1.5)}, seeds=2)))
     heights = {
         row["optimizer"]: layer["mark"]["dy"]
@@ -114,7 +115,7 @@ def test_labels_of_close_optima_do_not_overlap(spec_of):
     assert abs(heights["adam"] - heights["muon"]) >= 12
 
 
-def test_panels_share_their_axes_and_a_missing_one_says_so(drawn, titles, spec_of):
+def test_panels_share_their_axes_and_a_missing_one_says_so():
     missing = (pl.col("parameterization") == "mup") & (pl.col("rate_rule") == "full")
     chart = charts.loss_by_width(transfer().filter(~missing), *BY)
     assert titles(chart)[-1] == "muP; per layer, full alignment"
@@ -129,7 +130,7 @@ def test_panels_share_their_axes_and_a_missing_one_says_so(drawn, titles, spec_o
         assert len(domains) == 1
 
 
-def test_widths_of_two_origins_are_shades_of_blue_and_orange(drawn, subtitle, spec_of):
+def test_widths_of_two_origins_are_shades_of_blue_and_orange():
     chart = charts.loss_by_width(both_transfers(), *BY)
     dashed, solid = drawn(chart, "line", "muP; one global rate", strokeWidth=2)
     assert [{row["origin"] for row in its} for its in (dashed, solid)] == [{"reference"}, {"yours"}]
@@ -144,7 +145,7 @@ def test_widths_of_two_origins_are_shades_of_blue_and_orange(drawn, subtitle, sp
     assert "Dashed" not in subtitle(charts.loss_by_width(one, *BY))
 
 
-def test_lines_are_the_fit_and_the_theory(drawn):
+def test_lines_are_the_fit_and_the_theory():
     runs = transfer(("mup",))
     laws = fitted(runs).with_columns(exponent_high=math.inf)
     chart = charts.best_rate_vs_width(best(runs), laws)
@@ -167,7 +168,7 @@ def test_lines_are_the_fit_and_the_theory(drawn):
         assert text.endswith(f"open], theory {law['theory']:.0f}")
 
 
-def test_texts_of_exponents_do_not_overlap(drawn, spec_of):
+def test_texts_of_exponents_do_not_overlap():
     chart = charts.best_rate_vs_width(
         best(transfer()), fitted(transfer()), columns="parameterization"
     )
@@ -177,7 +178,7 @@ def test_texts_of_exponents_do_not_overlap(drawn, spec_of):
         assert max(at) <= panel["height"] and max(at) - min(at) >= 14
 
 
-def test_a_best_rate_at_an_edge_is_a_triangle_and_a_lost_one_is_named(drawn, subtitle):
+def test_a_best_rate_at_an_edge_is_a_triangle_and_a_lost_one_is_named():
     runs = transfer(widths=(32, 64, 128, 4096), gone=[("mup", 128, rate, 0) for rate in GRID])
     chart = charts.best_rate_vs_width(best(runs), fitted(runs), columns="parameterization")
     (down,) = drawn(chart, "point", "standard", shape="triangle-down")
@@ -187,7 +188,7 @@ def test_a_best_rate_at_an_edge_is_a_triangle_and_a_lost_one_is_named(drawn, sub
     assert 128 not in {row["width"] for rows in drawn(chart, "point", "muP") for row in rows}
 
 
-def test_open_intervals_reach_the_frame_and_closed_ones_do_not(drawn, subtitle, spec_of):
+def test_open_intervals_reach_the_frame_and_closed_ones_do_not():
     frame = pl.DataFrame(
         {"rate_rule": "full", "width": [32, 64, 128, 256], "rate": [0.02, 0.02, 0.02, 0.02],
          "rate_low": [0.01, 0.0, 0.01, 0.0], "rate_high": [0.03, 0.03, math.inf, math.inf],
