@@ -7,16 +7,15 @@ from what was asked is told.  Seeds are gathered.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from isolab.analysis.seeds import require_columns
 from isolab.lab.words import CHOICES, choice, label, plural
@@ -36,13 +35,13 @@ LINE_FIELDS = {
 """Fields whose values tell the lines of a question's right-hand chart apart."""
 _SETTING = [f.name for f in fields(RunConfig) if f.name not in ("seed", "evaluate_every", "remat")]
 _EXACT = [name for name in _SETTING if name not in NEAR]
+_OPTIONAL = ("b1", "b2", "weight_decay", "eps")  # None for the optimizer's default
 _TAKEN = ["seed", "final_validation_loss", "diverged", "curve_step", "curve_validation_loss"]
 _LEAST = {"eps": 1e-24, "warmup_steps": 1.0}  # 0 lies an octave below
 _SHORT = 3  # a line of fewer points is chosen only ...
 _PENALTY = 3.0  # ... before one that is so much further away
 
 Setting = Mapping[str, Any]
-Octaves = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Cell:
 
     setting: Setting  # every field but those that seeds share; None for what plays no part
     losses: dict[int, float] = field(compare=False)  # final, by seed, nats/token; inf: diverged
-    curves: list[tuple[list[int], list[float]]] = field(compare=False)  # steps, validation losses
+    curves: list[list[Any]] = field(compare=False)  # steps, validation losses
 
     @property
     def finite(self) -> list[float]:
@@ -115,66 +114,51 @@ class Stored:
         if "optimizer" in free:  # how IsoAdam works is nothing that Adam could share
             self._kind = [name for name in self._kind if not name.startswith("iso_")]
         self._kind += ["rule"] if line == "variant" else []
-        size = [name for name in NEAR if name not in (*free, x, "eps")]
-        size += ["unusual_eps"] if x != "eps" else []
-        self._alike: dict[tuple[Any, ...], list[int]] = {}
-        self._comparable: dict[tuple[Any, ...], list[int]] = {}
-        if runs.is_empty():
-            return
-        cells = _cells(runs, x)
-        self._alike = _groups(cells, _EXACT, "cell")
-        self._comparable = _groups(cells, self._kind, "cell")
-        self._cells = [_cell(row) for row in cells.iter_rows(named=True)]
-        self._octaves = cells.select(f"log2_{name}" for name in NEAR).to_numpy()  # NaN: no part
-        self._line_of, self._points = cells["line"].to_numpy(), cells["points"].to_numpy()
-        self._short = (self._points < _SHORT) & cells[x].is_not_null().to_numpy()
-        lines = _groups(cells.sort(x, maintain_order=True), ["line"], "cell").items()
-        self._lines = {number: self._stored_line(places) for (number,), places in lines}
-        groups = _groups(cells.unique("line", maintain_order=True), [*self._kind, *size], "line")
-        self._comparable_lines = {number: group for group in groups.values() for number in group}
+        self._size = [name for name in NEAR if name not in (*free, x, "eps")]
+        self._size += ["unusual_eps"] if x != "eps" else []
+        others = [name for name in _SETTING if name != x]
+        lines = defaultdict[tuple[Any, ...], list[Cell]](list)
+        for cell in [] if runs.is_empty() else _cells(runs):
+            lines[cell.setting[x] is None, *_values(cell.setting, others)].append(cell)
+        self._alike = defaultdict[tuple[Any, ...], list[StoredLine]](list)
+        self._comparable = defaultdict[tuple[Any, ...], list[StoredLine]](list)
+        for cells in lines.values():
+            setting = cells[0].setting
+            along = sorted(cells, key=lambda cell: cell.setting[x] or 0.0)
+            its = StoredLine(_line_name(setting, line), setting[free[0]], tuple(along))
+            self._alike[_values(setting, _EXACT)].append(its)
+            self._comparable[_values(setting, self._kind)].append(its)
 
     def joined(self, *more: pl.DataFrame) -> Stored:
         """Returns these runs and more, as of a store that was added to."""
         frames = [frame for frame in (self._runs, *more) if not frame.is_empty()]
-        return Stored(
-            pl.concat([*frames, pl.DataFrame()], how="diagonal_relaxed"), self.x, self.line
-        )
+        whole = pl.concat(frames, how="diagonal_relaxed") if frames else self._runs
+        return Stored(whole, self.x, self.line)
 
     def nearest(self, config: RunConfig) -> Nearest:
         """Returns what is stored near a setting."""
-        asked = _asked(config)
-        alike = self._alike.get(tuple(asked[name] for name in _EXACT))
-        comparable = self._comparable.get(tuple(asked[name] for name in self._kind))
-        if comparable is None:
+        asked = _setting(config.row())
+        alike = self._alike.get(_values(asked, _EXACT), [])
+        comparable = self._comparable.get(_values(asked, self._kind), [])
+        if not comparable:
             return Nearest()
-        octaves = np.array([asked[f"log2_{name}"] for name in NEAR], float)
-        # a cell of the nearest line; of two, of the one with more points
-        places = comparable if alike is None else alike
-        far = self._distance(places, octaves, self.x) + _PENALTY * self._short[places]
-        number = self._line_of[places[np.lexsort((-self._points[places], far))[0]]]
-        line, cell = None, None
-        if alike is not None:
-            line, away = self._lines[number], self._distance(alike, octaves)
-            cell = self._cells[alike[np.lexsort((self._line_of[alike] != number, away))[0]]]
-        lines = [self._lines[other] for other in self._comparable_lines[number]]
-        others = {each.name: each for each in lines}
-        others.pop(line.name if line else "", None)
-        return Nearest(cell, line, tuple(sorted(others.values(), key=lambda each: each.value)))
 
-    def _distance(self, places: list[int], octaves: Octaves, without: str = "") -> Octaves:
-        """Returns the weighted sum of the fields' octaves, where they apply to both."""
-        weights = np.array([0.0 if name == without else NEAR[name] for name in NEAR])
-        apart: Octaves = weights * abs(self._octaves[places] - octaves)
-        return np.asarray(np.nansum(apart, axis=1).round(9))
+        def far(line: StoredLine) -> tuple[float, int]:
+            points, setting = len(line.cells), line.cells[0].setting
+            short = points < _SHORT and setting[self.x] is not None
+            return _distance(asked, setting, self.x) + _PENALTY * short, -points
 
-    def _stored_line(self, places: list[int]) -> StoredLine:
-        cells = tuple(self._cells[place] for place in places)
-        setting = cells[0].setting
-        value = setting[LINE_FIELDS[self.line][0]]
-        name = str(value) if self.line == "width" else choice("optimizer", value)
-        if self.line == "variant" and setting["eps_rule"] == "per_layer":
-            name += f", {choice('eps_rule', 'per_layer')}"
-        return StoredLine(name, value, cells)
+        line = min(alike or comparable, key=far)
+        size = _values(line.cells[0].setting, self._size)
+        same = [each for each in comparable if _values(each.cells[0].setting, self._size) == size]
+        others = {each.name: each for each in same}
+        cell = None
+        if alike:
+            others.pop(line.name, None)
+            cells = [*line.cells, *(cell for each in alike for cell in each.cells)]
+            cell = min(cells, key=lambda cell: _distance(asked, cell.setting))
+        shown = sorted(others.values(), key=lambda each: each.value)
+        return Nearest(cell, line if alike else None, tuple(shown))
 
 
 def differences(config: RunConfig, setting: Setting, without: str = "") -> dict[str, str]:
@@ -184,7 +168,7 @@ def differences(config: RunConfig, setting: Setting, without: str = "") -> dict[
         >>> differences(RunConfig(width=96), RunConfig(width=64).row())
         {'width': 'width 64 instead of 96 (1.5x)'}
     """
-    asked, found = _asked(config), {}
+    asked, found = _setting(config.row()), {}
     for name in NEAR:
         ours, theirs = asked[name], setting[name]
         if name == without or ours is None or theirs is None or ours == theirs:
@@ -207,7 +191,7 @@ def in_words(config: RunConfig, nearest: Nearest, x: str) -> str:
         also = f" Faint lines at the right: {names}." if names else ""
         optimizer = choice("optimizer", config.optimizer)
         return f"Nothing is stored for {optimizer} with these choices: Train makes it.{also}"
-    away, asked = differences(config, cell.setting), _asked(config)
+    away, asked = differences(config, cell.setting), _setting(config.row())
     same = " and ".join(
         f"{label(name)} {choice(name, asked[name])}"
         for name in ("width", x)
@@ -225,77 +209,72 @@ def in_words(config: RunConfig, nearest: Nearest, x: str) -> str:
     return text
 
 
-def _cells(runs: pl.DataFrame, x: str) -> pl.DataFrame:
-    """Returns a row per setting with lists of its seeds, and the line along x that it is on."""
+def _cells(runs: pl.DataFrame) -> list[Cell]:
+    """Returns the settings that were run; one at the base width under each rule, as all are one."""
     whole = with_later_fields(runs)
     require_columns(whole, [*_SETTING, *_TAKEN])
     loss = pl.col("final_validation_loss")
     lost = pl.col("diverged") | ~loss.is_finite().fill_null(False)
-    cells = (
-        _comparable(_under_every_rule(whole.select(*_SETTING, *_TAKEN)))
-        .with_columns(pl.when(lost).then(math.inf).otherwise(loss).alias("final_validation_loss"))
+    groups = (
+        whole.with_columns(pl.when(lost).then(math.inf).otherwise(loss).alias(_TAKEN[1]))
         .unique([*_SETTING, "seed"], keep="first", maintain_order=True)
         .group_by(_SETTING, maintain_order=True)
-        .agg(*_TAKEN, pl.exclude(*_SETTING, *_TAKEN).first())
-        .with_row_index("cell")
+        .agg(*_TAKEN)
     )
-    along = [pl.col(name) for name in _SETTING if name != x]
-    line = pl.col("cell").first().over(*along, pl.col(x).is_null())
-    return cells.with_columns(line=line).with_columns(points=pl.len().over("line").cast(pl.Int64))
+    cells: dict[tuple[Any, ...], Cell] = {}
+    for row in groups.iter_rows(named=True):
+        rules: list[Setting] = [{}]
+        if row["width"] == row["base_width"]:
+            eps_rules = (
+                CHOICES["eps_rule"] if entry(row["optimizer"]).takes_eps_by_parameter else ["same"]
+            )
+            every = itertools.product(CHOICES["rate_rule"], eps_rules)
+            rules = [{"rate_rule": rate_rule, "eps_rule": rule} for rate_rule, rule in every]
+        for rule in rules:
+            setting = _setting({**row, **rule})
+            cell = cells.setdefault(tuple(setting.values()), Cell(setting, {}, []))
+            for seed, loss, _, *curve in zip(*(row[name] for name in _TAKEN), strict=True):
+                if seed not in cell.losses:
+                    cell.losses[seed] = loss
+                    cell.curves.append(curve)
+    return list(cells.values())
 
 
-def _under_every_rule(runs: pl.DataFrame) -> pl.DataFrame:
-    """Returns the runs, those at the base width once for each rule: there all rules are one."""
-    at_base = pl.col("width") == pl.col("base_width")
-    layered = [name for name in runs["optimizer"].unique() if entry(name).takes_eps_by_parameter]
-    for rule, applies in (
-        ("rate_rule", at_base),
-        ("eps_rule", at_base & pl.col("optimizer").is_in(layered)),
-    ):
-        every = pl.when(applies).then(pl.lit(list(CHOICES[rule])))
-        runs = runs.with_columns(every.otherwise(pl.concat_list(rule)).alias(rule)).explode(rule)
-    return runs
-
-
-def _comparable(runs: pl.DataFrame) -> pl.DataFrame:
-    """Returns settings with null for what plays no part, and the logarithms of their sizes."""
-    entries = {name: entry(name) for name in runs["optimizer"].unique()}
-    optimizer = pl.col("optimizer")
-
-    def unusual(name: str) -> pl.Expr:
-        value = pl.col(name).cast(pl.Float64)
-        defaults = {key: each.defaults.get(name) for key, each in entries.items()}
-        usual = optimizer.replace_strict(defaults, return_dtype=pl.Float64)
-        return pl.when(value != usual).then(value)
-
-    def octaves(name: str) -> pl.Expr:
-        value = pl.col(name).cast(pl.Float64)
-        return value.clip(_LEAST.get(name, 0.0)).log(2) - (value == 0).cast(pl.Float64)
-
-    layered = (pl.col("rate_rule") != "global") | (pl.col("eps_rule") != "same")
-    of_iso = pl.col([name for name in _SETTING if name.startswith("iso_")])
-    return runs.with_columns(
-        *(unusual(name).alias(name) for name in ("b1", "b2", "weight_decay")),
-        pl.when(optimizer.is_in(["iso", "isoadam"])).then(of_iso),
-        pl.when(layered).then(pl.col("base_width")).alias("base_width"),
-        unusual_eps=unusual("eps"),
-        rule=optimizer.replace_strict({name: each.rule for name, each in entries.items()}),
-    ).with_columns(octaves(name).alias(f"log2_{name}") for name in NEAR)
-
-
-@functools.lru_cache(maxsize=8)
-def _asked(config: RunConfig) -> dict[str, Any]:
-    return _comparable(pl.DataFrame([config.row()])).row(0, named=True)
-
-
-def _groups(cells: pl.DataFrame, names: list[str], column: str) -> dict[tuple[Any, ...], list[int]]:
-    """Returns a column's values where these fields are equal, by the fields' values."""
-    groups = cells.group_by(names, maintain_order=True).agg(column)
-    return {tuple(key): values for *key, values in groups.iter_rows()}
-
-
-def _cell(row: Setting) -> Cell:
+def _setting(row: Setting) -> dict[str, Any]:
+    """Returns a run's setting, with None for what plays no part, and how its optimizer scales."""
+    chosen = entry(row["optimizer"])
     setting = {name: row[name] for name in _SETTING}
-    losses = dict(zip(row["seed"], row["final_validation_loss"], strict=True))
-    curves = zip(row["curve_step"], row["curve_validation_loss"], strict=True)
-    return Cell(setting, losses, list(curves))
+    usual = [name for name in _OPTIONAL if row[name] == chosen.defaults.get(name)]
+    setting |= dict.fromkeys(name for name in usual if name != "eps")
+    if row["optimizer"] not in ("iso", "isoadam"):
+        setting |= dict.fromkeys(name for name in _SETTING if name.startswith("iso_"))
+    if (row["rate_rule"], row["eps_rule"]) == ("global", "same"):
+        setting["base_width"] = None
+    return setting | {"rule": chosen.rule, "unusual_eps": None if "eps" in usual else row["eps"]}
+
+
+def _distance(asked: Setting, setting: Setting, without: str = "") -> float:
+    """Returns the weighted sum of the octaves between two settings' fields that both have."""
+    apart = 0.0
+    for name, weight in NEAR.items():
+        ours, theirs = asked[name], setting[name]
+        if name != without and ours != theirs and ours is not None and theirs is not None:
+            apart += weight * abs(_octave(name, ours) - _octave(name, theirs))
+    return round(apart, 9)
+
+
+def _octave(name: str, value: float) -> float:
+    return math.log2(max(value, _LEAST.get(name, 0.0))) - (value == 0)
+
+
+def _values(setting: Setting, names: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(setting[name] for name in names)
+
+
+def _line_name(setting: Setting, line: str) -> str:
+    """Returns what tells a line from others, in words."""
+    if line == "width":
+        return str(setting["width"])
+    layered = line == "variant" and setting["eps_rule"] == "per_layer"
+    name = choice("optimizer", setting["optimizer"])
+    return f"{name}, {choice('eps_rule', 'per_layer')}" if layered else name
