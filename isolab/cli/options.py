@@ -30,7 +30,7 @@ def one_line_errors(command: str) -> Iterator[None]:
         except (typer.Exit, typer.Abort, BrokenPipeError):  # the last: `| head` has seen enough
             raise
         except KeyboardInterrupt as stopped:
-            typer.echo(f"{command}: {stopped}", err=True)
+            typer.echo(f"{command}: {str(stopped) or 'stopped by Ctrl-C'}", err=True)
             raise typer.Exit(130) from None
         except (ValueError, ImportError, OSError, MemoryError, RuntimeError) as error:
             typer.echo(f"{command}: {error}", err=True)

@@ -258,8 +258,12 @@ def _at_edge(plot: Plot, rows: list[Spec], color: Spec, **look: Any) -> list[Lay
     """Returns crosses of diverged runs at the top edge, or what else marks what lies above it."""
     if not rows:
         return []
-    point = {"type": "point", "shape": theme.CROSS, "size": 70, "strokeWidth": 2.5} | look
-    at: Spec = {"y": _EDGE, "color": color}
+    places = [row[plot.x["field"]] for row in rows]  # at one place each lies below the last
+    lines = [places[:i].count(place) for i, place in enumerate(places)]
+    rows = [row | {"y": _EDGE + _LABEL * at} for row, at in zip(rows, lines, strict=True)]
+    cross = {"shape": theme.CROSS, "size": 70, "strokeWidth": 2.5, "opacity": 1}
+    point = {"type": "point"} | cross | look
+    at: Spec = {"y": channels.pixels("y"), "color": color}
     layers = plot.draw(rows, point, **at, tooltip=channels.tips(("text", "", "run")))
     name = theme.TEXT | {"align": "left", "dx": 9, "fontSize": 11}
     return layers + (plot.draw(rows, name, **at, text="name") if "name" in rows[0] else [])

@@ -179,7 +179,9 @@ def test_what_diverged_is_drawn_as_diverged(lab):
     run = trained(lab)
     assert run.end.state == "diverged" and run.end.diverged and run.outcome == "diverged"
     assert "Run 1: diverged, diverged." in described(lab._curve)
-    assert "1 diverged" in json.dumps(lab._curve.spec)
+    marks = [layer["data"]["values"] for layer in lab._curve.spec["layer"]]
+    marks = [(row["text"], row["y"]) for rows in marks for row in rows if "y" in row]
+    assert dict(marks) == {"stored": 9, "1 diverged": 22}  # not on each other
     assert "Run 1: 2^10, diverged." in described(lab._summary)
     assert "1 seed, all diverged" in lab.status
     check_charts(lab)

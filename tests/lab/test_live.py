@@ -105,8 +105,6 @@ def test_starting_a_run_waits_for_nothing():
     free.set()
     live.join(60)
     assert reported and all(reported)
-    with pytest.raises(RuntimeError):
-        live.start()
 
 
 def test_a_long_evaluation_begins_with_a_point_from_a_few_windows(monkeypatch):
@@ -161,14 +159,6 @@ def test_a_diverged_run_says_where(tmp_path):
     assert store.runs(pl.col("diverged")).height == 1
 
 
-def test_a_failed_run_says_why_and_leaves_all_usable(tmp_path):
-    last = lived(variant(corpus=str(tmp_path / "absent")))[-1]
-    assert last.state == "failed"
-    assert last.message.startswith("FileNotFoundError: no corpus, file or folder")
-    assert last.row is None
-    assert lived(BASE)[-1].state == "finished"
-
-
 def test_what_fails_around_a_run_is_noted_and_does_not_end_it(tmp_path, monkeypatch):
     def show(live, state):
         raise TypeError("no such widget")
@@ -206,9 +196,7 @@ def test_two_runs_at_once_do_not_mix():
         assert live.now.curve_validation_loss == one.curve_validation_loss
 
 
-@pytest.mark.parametrize(
-    "seconds", [0.2, 3.0], ids=["while its step is compiled", "in the midst of an interval"]
-)
+@pytest.mark.parametrize("seconds", [0.2, 3.0])  # its step is compiled, an interval runs
 def test_a_program_ends_while_a_run_trains(seconds):
     # An interval of 10^6 steps takes minutes, so that no stop is noticed; and a thread that comes
     # back from the compiler to a Python that has ended crashes it.
