@@ -4,7 +4,7 @@ Every chart takes a polars frame and returns an Altair chart on tidy, aggregated
 or infinity. What cannot be drawn at its place is drawn at the edge with a mark of its own or named
 in the subtitle, never dropped.
 
-``color`` names the column that tells series apart: an optimizer has the same colour everywhere
+Colours tell series apart: an optimizer has the same colour everywhere
 (:data:`OPTIMIZER_COLOURS`), and so has a parameterization, a rate rule or a role. ``rows`` and
 ``columns`` name the columns whose values go down and across the panels of small multiples. A column
 ``origin`` ("reference" or "yours"), where a frame has it, tells a reader's own runs, solid and

@@ -177,22 +177,19 @@ def series_of(
         hue["legend"] = legend
     series = Series(points, rows, columns, keys, apart, both, hue, number_of("pick"))
     if unique is not None:
-        advice = "keep one configuration, or name the column that differs as rows, columns or color"
+        advice = "keep one configuration, or name the column that differs as rows or columns"
         require_unique(points, list(dict.fromkeys([*series.groups, *unique])), advice)
     return series
 
 
 def _shades_of_origins(points: pl.DataFrame, color: str) -> tuple[pl.DataFrame, Spec]:
-    named: list[tuple[str, Any]] = []
-    hexes: list[str] = []
+    yours = pl.when(pl.col("origin") == "yours").then(pl.lit(", yours"))
+    number = pl.col(color).map_elements("{:,g}".format, return_dtype=pl.String)
+    points = points.with_columns(series=pl.concat_str(number, yours, ignore_nulls=True))
+    shades: dict[str, str] = {}
     for origin, ends in theme.ORIGIN_RAMPS.items():
-        levels = points.filter(pl.col("origin") == origin)[color].unique().sort().to_list()
-        named += [(origin, level) for level in levels]
-        hexes += theme.ramp(*ends, len(levels))
-    labels = [f"{level:,g}" + ", yours" * (origin == "yours") for origin, level in named]
-    schema = {"origin": points.schema["origin"], color: points.schema[color]}
-    table = pl.DataFrame(named, schema=schema, orient="row").with_columns(
-        pl.Series("series", labels, dtype=pl.Enum(labels))
-    )
-    points = points.join(table, on=["origin", color], how="left", maintain_order="left")
-    return points, scaled("series", dict(zip(labels, hexes, strict=True)), theme.words(color))
+        its = points.filter(pl.col("origin") == origin).sort(color)
+        names = its["series"].unique(maintain_order=True).to_list()
+        shades |= dict(zip(names, theme.ramp(*ends, len(names)), strict=True))
+    points = points.with_columns(pl.col("series").cast(pl.Enum([*shades])))
+    return points, scaled("series", shades, theme.words(color))

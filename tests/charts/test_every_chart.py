@@ -93,7 +93,7 @@ REFUSED = {
     "learning_rate must be finite and above 0": lambda: charts.loss_vs_rate(
         sweep().with_columns(pl.col("learning_rate") - 0.01)
     ),
-    "4 runs share.*rows, columns or color": lambda: charts.loss_by_width(transfer()),
+    "4 runs share.*as rows or columns": lambda: charts.loss_by_width(transfer()),
     "rows and columns are both 'width'": lambda: charts.loss_by_width(transfer(), "width", "width"),
     r"unknown origin 'mine'; known: \['reference', 'yours'\]": lambda: charts.loss_by_width(
         transfer().with_columns(origin=pl.lit("mine")), *BY
