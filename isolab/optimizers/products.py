@@ -1,0 +1,478 @@
+r"""Exact factors of any model, and how its arrays are seen as matrices: read off its products.
+
+A loss is traced to the list of its operations (a jaxpr).  Where a parameter is multiplied with an
+activation, the operation itself says which of the array's axes are summed over (its inputs), which
+are not (its outputs), and which go along (a stack of layers, experts or heads).  That holds for
+flax.nnx, linen, equinox, haiku and plain JAX alike, through jit, scan, remat, vmap and tied layers.
+
+For each product y = x W with tokens t the same backward pass also gives
+
+.. math:: A = \frac1N \sum_t x_t x_t^T, \qquad B = \frac1N \sum_t g_t g_t^T,
+
+g the gradient of a token's own loss, where the loss is the *mean* over the N tokens.  An array in
+several products has the mean over the tokens of all.  Under ``jax.shard_map`` N counts the tokens
+of all devices.
+
+Source: isolab's reading of arXiv:2307.12979; the mechanism is isolab's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+from jax.sharding import PartitionSpec
+from optax.contrib import MuonDimensionNumbers
+
+from isolab.optimizers.dtypes import at_least_float32
+from isolab.optimizers.leaves import by_path, path_key
+from isolab.optimizers.linear import BlockRule, Factors, block_sizes
+
+MAX_SIDE = 8192
+"""A longer side of a matrix stays unwhitened: its factor would take 256 MiB."""
+
+
+class Product(NamedTuple):
+    """How a parameter is multiplied.
+
+    Attributes:
+        view: the axes of its inputs and outputs, ascending; the others are a stack.
+        tokens: N, how many rows its inputs have in all its products.
+    """
+
+    view: MuonDimensionNumbers
+    tokens: int
+
+
+def products(function: Callable[..., Any], params: Any, *args: Any) -> dict[str, Product]:
+    """Returns how ``function(params, *args)`` multiplies its parameters, by path.
+
+    Left out: a parameter that two products see as different matrices, and one that is cut before it
+    is multiplied, or multiplied within a while loop, a branch or a function with a derivative of
+    its own.
+
+    Example:
+        >>> params = {"up": jnp.ones((3, 2, 4)), "bias": jnp.ones((2, 4))}
+        >>> def loss(params, x):
+        ...     return (jnp.einsum("bd,dhk->bhk", x, params["up"]) + params["bias"]).mean()
+        >>> products(loss, params, jnp.ones((5, 3)))["up"].view
+        MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))
+    """
+    found: list[tuple[str, Product]] = []
+    jax.eval_shape(lambda params: _run(function, params, args, None, found)[0], params)
+    merged: dict[str, Product | None] = {}
+    for path, (view, tokens) in found:
+        known = merged.setdefault(path, Product(view, 0))
+        alike = known is not None and known.view == view
+        merged[path] = Product(view, known.tokens + tokens) if known and alike else None
+    return {path: product for path, product in merged.items() if product is not None}
+
+
+def value_grad_factors(
+    function: Callable[..., Any],
+    where: Sequence[str] | Mapping[str, Any] | None = None,
+    *,
+    has_aux: bool = False,
+    block_size: BlockRule = None,
+    max_side: int | None = MAX_SIDE,
+) -> Callable[..., Any]:
+    """As ``jax.value_and_grad`` of a loss, with the factors of its weight matrices as a third.
+
+    Args:
+        function: ``function(params, *args)``, a scalar loss that is a mean over tokens, or with
+            ``has_aux`` a pair of it and anything.
+        where: the paths to measure, such as "layers/0/kernel"; default: all.
+        has_aux: as ``jax.value_and_grad`` has it.
+        block_size: as :func:`isolab.optimizers.linear.block_sizes` and the optimizer have it.
+        max_side: a longer block is not measured, as the optimizer leaves it unwhitened.
+
+    Returns:
+        A function of ``params, *args, due=None`` that returns the value (with ``has_aux`` a pair),
+        the gradients, and :class:`~isolab.optimizers.linear.Factors` by path, each of shape
+        (*stack, blocks, size, size), float32 or wider: what the update of ``isoadam`` takes as
+        ``factors``.  Where ``due``, a boolean scalar, is False they are zeros at no cost: see
+        :func:`isolab.optimizers.iso.refresh_due`.
+
+    Raises:
+        ValueError: when called, if a path of ``where`` is in no product, or no parameter is.
+
+    Example:
+        >>> def loss(params, x):
+        ...     return ((x @ params["w"]) ** 2).mean()
+        >>> value, grads, factors = value_grad_factors(loss)({"w": jnp.ones((2, 3))}, jnp.eye(2))
+        >>> factors["w"].input
+        Array([[[0.5, 0. ],
+                [0. , 0.5]]], dtype=float32)
+    """
+
+    def call(params: Any, *args: Any, due: Any = None) -> Any:
+        found = products(function, params, *args)
+        missing = [path for path in (found if where is None else where) if path not in found]
+        if missing or not found:
+            what = f"{missing[0]!r} is in no product" if missing else "no parameter is in a product"
+            raise ValueError(f"{what}; in products are: {sorted(found)}")
+        leaves = by_path(params)
+        zeros = {
+            path: _zeros(leaves[path], found[path].view, block_size, max_side)
+            for path in (found if where is None else where)
+        }
+
+        def run(params: Any, zeros: dict[str, Factors]) -> Any:
+            kernels = {path: (found[path].tokens, its, due) for path, its in zeros.items()}
+            results, shape = _run(function, params, args, kernels, [])
+            return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+        value, (grads, factors) = jax.value_and_grad(run, (0, 1), has_aux=has_aux)(params, zeros)
+        return value, grads, factors
+
+    return call
+
+
+class _Measure(NamedTuple):
+    """What the backward pass of one product measures: static."""
+
+    rows: tuple[tuple[int, ...], ...]  # the input's axes: of the stack, of tokens, of features
+    columns: tuple[tuple[int, ...], ...]  # the output's
+    share: float  # of the parameter's tokens
+    tokens: int  # of all its products
+    patches: Any = None  # of a convolution: what makes its rows
+
+
+class _Kernel(NamedTuple):
+    """A value that is a parameter but for the order, merging and slicing of its axes."""
+
+    path: str
+    axes: tuple[tuple[int, ...], ...]  # for each axis of the value, the parameter's
+    times: int = 1  # how often a scan repeats its product
+    tokens: int = 1  # of all its products
+    factors: Factors | None = None  # zeros; None: not measured
+    due: Any = None
+
+
+_Operand: TypeAlias = tuple[Any, _Kernel | None]
+_Found: TypeAlias = list[tuple[str, Product]]
+
+
+def _zeros(
+    leaf: Any, view: MuonDimensionNumbers, block_size: BlockRule, max_side: int | None
+) -> Factors:
+    taken = {*view.reduction_axis, *view.output_axis}
+    stack = [n for axis, n in enumerate(leaf.shape) if axis not in taken]
+    sides = [math.prod(leaf.shape[axis] for axis in axes) for axes in view]
+    sizes = block_sizes(sides[0], sides[1], block_size)
+    dtype = at_least_float32(leaf.dtype)
+    return Factors(*(
+        None if max_side and size > max_side else jnp.zeros((*stack, n // size, size, size), dtype)
+        for n, size in zip(sides, sizes, strict=True)
+    ))  # fmt: skip
+
+
+def _run(
+    function: Callable[..., Any],
+    params: Any,
+    args: tuple[Any, ...],
+    measured: dict[str, tuple[int, Factors, Any]] | None,
+    found: _Found,
+) -> tuple[list[Any], Any]:
+    """Returns the leaves of ``function(params, *args)`` and its shape; lists products found."""
+
+    def of_params(params: Any) -> Any:
+        # made anew: flax's variables can be changed only in the trace in which they were made
+        return function(params, *jax.tree.map(lambda leaf: leaf, args))
+
+    jaxpr, shape = jax.make_jaxpr(of_params, return_shape=True)(params)
+    operands: list[_Operand] = []
+    for key, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path, axes = path_key(key), tuple((axis,) for axis in range(jnp.ndim(leaf)))
+        kernel = _Kernel(path, axes) if measured is None else None
+        if measured is not None and path in measured:
+            kernel = _Kernel(path, axes, 1, *measured[path])
+        operands.append((leaf, kernel if len(axes) > 1 else None))
+    return [value for value, _ in _evaluate(jaxpr.jaxpr, jaxpr.consts, operands, found)], shape
+
+
+def _evaluate(
+    jaxpr: Any, consts: Sequence[Any], operands: Sequence[_Operand], found: _Found
+) -> list[_Operand]:
+    """Evaluates operations, with what is known of each value."""
+    known: dict[Any, _Operand] = {var: (value, None) for var, value in zip(jaxpr.constvars, consts)}
+    known |= dict(zip(jaxpr.invars, operands, strict=True))
+
+    def read(var: Any) -> _Operand:
+        return (var.val, None) if isinstance(var, Literal) else known[var]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(var) for var in eqn.invars]
+        rule = _RULES.get(eqn.primitive.name)
+        with eqn.ctx.manager:
+            if rule is None or all(kernel is None for _, kernel in inputs):
+                results = [(value, None) for value in _bind(eqn, inputs)]
+            else:
+                results = rule(eqn, inputs, found)
+        known |= dict(zip(eqn.outvars, results, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _bind(eqn: Any, operands: Sequence[_Operand]) -> list[Any]:
+    values = [value for value, _ in operands]
+    result = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(result) if eqn.primitive.multiple_results else [result]
+
+
+def _same_axes(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    """A cast, or a multiplication with one number."""
+    (kernel,) = [kernel for _, kernel in operands if kernel is not None][:1]
+    alone = all(jnp.ndim(value) == 0 for value, known in operands if known is None)
+    return [(*_bind(eqn, operands), kernel if alone and len(operands) < 3 else None)]
+
+
+def _transposed(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    ((_, kernel),) = operands
+    axes = tuple(kernel.axes[axis] for axis in eqn.params["permutation"])
+    return [(*_bind(eqn, operands), kernel._replace(axes=axes))]
+
+
+def _reshaped(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    """Axes that are merged, or come and go with length one; one that is cut is not followed."""
+    ((value, kernel),) = operands[:1]
+    (result,) = _bind(eqn, operands)
+    left = [its for its in zip(value.shape, kernel.axes, strict=True) if its[0] != 1]
+    axes = []
+    for length in result.shape:
+        size, merged = 1, ()
+        while left and size < length:
+            n, its = left.pop(0)
+            size, merged = size * n, merged + its
+        axes.append(merged)
+        if size != length:
+            return [(result, None)]
+    return [(result, kernel._replace(axes=tuple(axes)))]
+
+
+def _called(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    """A function within: of ``jax.jit``, which is dissolved, or of ``jax.checkpoint``."""
+    inner = eqn.params["jaxpr"]
+    jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+    if "prevent_cse" not in eqn.params:
+        return _evaluate(jaxpr, consts, operands, found)
+
+    def within(values: list[Any]) -> list[Any]:
+        again = [(value, kernel) for value, (_, kernel) in zip(values, operands, strict=True)]
+        return [value for value, _ in _evaluate(jaxpr, consts, again, found)]
+
+    options = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+    results = jax.checkpoint(within, **options)([value for value, _ in operands])
+    return [(value, None) for value in results]
+
+
+def _scanned(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    """A scan over layers, each with its slice of a kernel, or over time with one kernel."""
+    p, body = eqn.params, eqn.params["jaxpr"]
+    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    shared = [
+        (value, kernel and kernel._replace(times=kernel.times * p["length"]))
+        for value, kernel in operands[:first]
+    ]
+    carry, xs = ([value for value, _ in its] for its in (operands[first:last], operands[last:]))
+    kernels = [kernel and kernel._replace(axes=kernel.axes[1:]) for _, kernel in operands[last:]]
+    zeros = [kernel and kernel.factors for kernel in kernels]
+
+    def step(carry: list[Any], slices: tuple[list[Any], list[Factors | None]]) -> Any:
+        sliced = [
+            (value, kernel and kernel._replace(factors=its))
+            for value, kernel, its in zip(slices[0], kernels, slices[1], strict=True)
+        ]
+        inputs = [*shared, *((value, None) for value in carry), *sliced]
+        values = [value for value, _ in _evaluate(body.jaxpr, body.consts, inputs, found)]
+        return values[: len(carry)], values[len(carry) :]
+
+    options = {name: p[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(step, carry, (xs, zeros), **options)
+    return [(value, None) for value in (*carry, *ys)]
+
+
+def _multiplied(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    """A kernel times something else, along any axes."""
+    (y,) = _bind(eqn, operands)
+    at = 0 if operands[0][1] is not None else 1
+    (w, kernel), (x, other) = operands[at], operands[1 - at]
+    summed, batch = eqn.params["dimension_numbers"]
+    begin = len(batch[0])
+    w_free, x_free = (
+        [axis for axis in range(its.ndim) if axis not in {*summed[side], *batch[side]}]
+        for its, side in ((w, at), (x, 1 - at))
+    )
+    # the result's axes: batch, then those of the first operand, then those of the second
+    middle = begin + len(w_free if at == 0 else x_free)
+    ranges = [tuple(range(begin, middle)), tuple(range(middle, y.ndim))]
+    inputs, rows = _in_order(kernel, summed[at], summed[1 - at])
+    outputs, columns = _in_order(kernel, w_free, ranges[at])
+    _, x_stack = _in_order(kernel, batch[at], batch[1 - at])
+    _, y_stack = _in_order(kernel, batch[at], range(begin))
+    if other is None and inputs and outputs:
+        where = (x_stack, tuple(x_free), rows), (y_stack, ranges[1 - at], columns)
+        tokens = math.prod(x.shape[axis] for axis in x_free)
+        y = _tapped(kernel, MuonDimensionNumbers(inputs, outputs), where, tokens, y, x, found)
+    return [(y, None)]
+
+
+def _convolved(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+    """A convolution: its rows are the patches that the kernel meets."""
+    (y,) = _bind(eqn, operands)
+    (x, other), (w, kernel) = operands
+    p, (_, of_w, of_y) = eqn.params, eqn.params["dimension_numbers"]
+    grouped = p["feature_group_count"] != 1 or p["batch_group_count"] != 1
+    if other is None and kernel is not None and not grouped and all(kernel.axes):
+        names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+        options = tuple((name, tuple(p[name])) for name in names)
+        window = tuple(w.shape[axis] for axis in of_w[2:])
+        inputs, features = _in_order(kernel, of_w[1:], range(1, len(of_w)))
+        outputs, _ = _in_order(kernel, of_w[:1], (0,))
+        tokens = (0, *range(len(of_w), 2 * len(of_w) - 2))
+        where = ((), tokens, features), ((), (of_y[0], *of_y[2:]), of_y[1:2])
+        patches = window, options, p["dimension_numbers"]
+        count = y.size // y.shape[of_y[1]]
+        view = MuonDimensionNumbers(inputs, outputs)
+        y = _tapped(kernel, view, where, count, y, x, found, patches)
+    return [(y, None)]
+
+
+def _in_order(
+    kernel: _Kernel, axes: Sequence[int], places: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the parameter's axes that these of a kernel are, ascending, and their places."""
+    both = sorted((kernel.axes[axis], place) for axis, place in zip(axes, places, strict=True))
+    both = [its for its in both if its[0]]
+    return tuple(axis for its, _ in both for axis in its), tuple(place for _, place in both)
+
+
+def _tapped(
+    kernel: _Kernel,
+    view: MuonDimensionNumbers,
+    where: tuple[Any, Any],
+    tokens: int,
+    y: jax.Array,
+    x: jax.Array,
+    found: _Found,
+    patches: Any = None,
+) -> jax.Array:
+    """Returns y; notes the product, and has its backward pass measure factors."""
+    found.append((kernel.path, Product(view, tokens * kernel.times)))
+    if kernel.factors is None:
+        return y
+    measure = _Measure(*where, tokens / kernel.tokens, kernel.tokens, patches)
+    return _tap(measure, y, x, kernel.factors, kernel.due)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tap(measure: _Measure, y: jax.Array, x: jax.Array, factors: Factors, due: Any) -> jax.Array:
+    """Returns y; the cotangent of ``factors`` is what is measured."""
+    del measure, x, factors, due
+    return y
+
+
+def _tap_fwd(
+    measure: _Measure, y: jax.Array, x: jax.Array, factors: Factors, due: Any
+) -> tuple[jax.Array, Any]:
+    del measure
+    return y, (x, factors, due)
+
+
+def _tap_bwd(measure: _Measure, residuals: Any, dy: jax.Array) -> Any:
+    x, factors, due = residuals
+
+    def moments() -> Factors:
+        rows = x if measure.patches is None else _patches(x, measure.patches)
+        a = _gram(rows, measure.rows, 1.0, measure.share, factors.input)
+        b = _gram(dy, measure.columns, measure.tokens, measure.share, factors.output)
+        return Factors(a, b)
+
+    none = jax.tree.map(jnp.zeros_like, factors)
+    return dy, None, moments() if due is None else jax.lax.cond(due, moments, lambda: none), None
+
+
+_tap.defvjp(_tap_fwd, _tap_bwd)
+
+
+def _gram(
+    rows: jax.Array,
+    where: tuple[tuple[int, ...], ...],
+    scale: float,
+    share: float,
+    like: jax.Array | None,
+) -> jax.Array | None:
+    """Returns ``share`` times the mean of rows' outer products, each row times ``scale``.
+
+    Rows are brought to size one by a power of two, so that no square leaves float32's range.
+    """
+    if like is None:
+        return None
+    stack, tokens, features = where
+    of_mesh = tuple(_varying(rows) - _varying(like))
+    for name in of_mesh:
+        scale *= jax.lax.axis_size(name) if scale != 1.0 else 1
+    rows = rows.astype(like.dtype) * scale
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(rows)))
+    rows = jnp.ldexp(_unsharded(rows, tokens), -exponent)
+    count, size = math.prod(rows.shape[axis] for axis in tokens), like.shape[-1]
+    rows = rows.transpose(*stack, *tokens, *features)
+    n, t = len(stack), len(tokens)
+    rows = rows.reshape(*rows.shape[: n + t], like.shape[-3], size)
+    batch, along = (*range(n), n + t), tuple(range(n, n + t))
+    replicated = PartitionSpec() if _explicit(rows) else None
+    gram = jax.lax.dot_general(
+        rows, rows, ((along, along), (batch, batch)), out_sharding=replicated
+    )
+    gram = jnp.ldexp(gram * (share / count), 2 * jnp.clip(exponent, -60, 60))
+    return jax.lax.pmean(gram, of_mesh) if of_mesh else gram
+
+
+def _varying(value: jax.Array) -> frozenset[str]:
+    """Returns the mesh's axes along which a value differs, within ``jax.shard_map``."""
+    return frozenset(jax.typeof(value).manual_axis_type.varying)
+
+
+def _explicit(value: jax.Array) -> bool:
+    """Returns whether the value lies on a mesh whose axes are part of its type."""
+    return bool(jax.typeof(value).sharding.mesh.explicit_axes)
+
+
+def _unsharded(rows: jax.Array, tokens: Sequence[int]) -> jax.Array:
+    """Returns rows that are cut over a mesh along tokens only."""
+    if not _explicit(rows):
+        return rows
+    spec = jax.typeof(rows).sharding.spec
+    return jax.sharding.reshard(
+        rows, PartitionSpec(*(its if axis in tokens else None for axis, its in enumerate(spec)))
+    )
+
+
+def _patches(x: jax.Array, patches: Any) -> jax.Array:
+    """Returns a convolution's inputs as (batch, features in, *window, *places)."""
+    window, options, (of_x, _, _) = patches
+    x = x.transpose(of_x)  # batch, features, space
+    cut = jax.lax.conv_general_dilated_patches(x, window, **dict(options))
+    return cut.reshape(x.shape[0], x.shape[1], *window, *cut.shape[2:])
+
+
+_RULES: dict[str, Callable[..., list[_Operand]]] = {
+    "convert_element_type": _same_axes,
+    "copy": _same_axes,
+    "mul": _same_axes,
+    "div": _same_axes,
+    "transpose": _transposed,
+    "reshape": _reshaped,
+    "squeeze": _reshaped,
+    "jit": _called,
+    "closed_call": _called,
+    "checkpoint": _called,
+    "remat2": _called,
+    "scan": _scanned,
+    "dot_general": _multiplied,
+    "conv_general_dilated": _convolved,
+}
