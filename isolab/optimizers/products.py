@@ -63,14 +63,7 @@ def products(function: Callable[..., Any], params: Any, *args: Any) -> dict[str,
         >>> products(loss, params, jnp.ones((5, 3)))["up"].view
         MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))
     """
-    found: list[tuple[str, Product]] = []
-    jax.eval_shape(lambda params: _run(function, params, args, None, found)[0], params)
-    merged: dict[str, Product | None] = {}
-    for path, (view, tokens) in found:
-        known = merged.setdefault(path, Product(view, 0))
-        alike = known is not None and known.view == view
-        merged[path] = Product(view, known.tokens + tokens) if known and alike else None
-    return {path: product for path, product in merged.items() if product is not None}
+    return _products(_traced(function, params, args)[0], params)
 
 
 def value_grad_factors(
@@ -80,6 +73,7 @@ def value_grad_factors(
     has_aux: bool = False,
     block_size: BlockRule = None,
     max_side: int | None = MAX_SIDE,
+    max_tokens: int | None = None,
 ) -> Callable[..., Any]:
     """As ``jax.value_and_grad`` of a loss, with the factors of its weight matrices as a third.
 
@@ -90,6 +84,7 @@ def value_grad_factors(
         has_aux: as ``jax.value_and_grad`` has it.
         block_size: as :func:`isolab.optimizers.linear.block_sizes` and the optimizer have it.
         max_side: a longer block is not measured, as the optimizer leaves it unwhitened.
+        max_tokens: measure each product on at most about so many evenly spaced tokens.
 
     Returns:
         A function of ``params, *args, due=None`` that returns the value (with ``has_aux`` a pair),
@@ -111,21 +106,23 @@ def value_grad_factors(
     """
 
     def call(params: Any, *args: Any, due: Any = None) -> Any:
-        found = products(function, params, *args)
-        missing = [path for path in (found if where is None else where) if path not in found]
-        if missing or not found:
+        jaxpr, shape = _traced(function, params, args)
+        found = _products(jaxpr, params)
+        paths = list(found if where is None else where)
+        missing = [path for path in paths if path not in found]
+        if missing or not paths:
             what = f"{missing[0]!r} is in no product" if missing else "no parameter is in a product"
             raise ValueError(f"{what}; in products are: {sorted(found)}")
         leaves = by_path(params)
         zeros = {
-            path: _zeros(leaves[path], found[path].view, block_size, max_side)
-            for path in (found if where is None else where)
+            path: _zeros(leaves[path], found[path].view, block_size, max_side) for path in paths
         }
 
         def run(params: Any, zeros: dict[str, Factors]) -> Any:
-            kernels = {path: (found[path].tokens, its, due) for path, its in zeros.items()}
-            results, shape = _run(function, params, args, kernels, [])
-            return jax.tree.unflatten(jax.tree.structure(shape), results)
+            measured = {
+                path: (found[path].tokens, max_tokens, its, due) for path, its in zeros.items()
+            }
+            return jax.tree.unflatten(shape, _run(jaxpr, params, measured, []))
 
         value, (grads, factors) = jax.value_and_grad(run, (0, 1), has_aux=has_aux)(params, zeros)
         return value, grads, factors
@@ -140,6 +137,7 @@ class _Measure(NamedTuple):
     columns: tuple[tuple[int, ...], ...]  # the output's
     share: float  # of the parameter's tokens
     tokens: int  # of all its products
+    max_tokens: int | None
     patches: Any = None  # of a convolution: what makes its rows
 
 
@@ -150,6 +148,7 @@ class _Kernel(NamedTuple):
     axes: tuple[tuple[int, ...], ...]  # for each axis of the value, the parameter's
     times: int = 1  # how often a scan repeats its product
     tokens: int = 1  # of all its products
+    max_tokens: int | None = None
     factors: Factors | None = None  # zeros; None: not measured
     due: Any = None
 
@@ -172,35 +171,46 @@ def _zeros(
     ))  # fmt: skip
 
 
-def _run(
-    function: Callable[..., Any],
-    params: Any,
-    args: tuple[Any, ...],
-    measured: dict[str, tuple[int, Factors, Any]] | None,
-    found: _Found,
-) -> tuple[list[Any], Any]:
-    """Returns the leaves of ``function(params, *args)`` and its shape; lists products found."""
+def _traced(function: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Returns the operations of ``function(params, *args)``, and the structure of its result."""
 
     def of_params(params: Any) -> Any:
         # made anew: flax's variables can be changed only in the trace in which they were made
         return function(params, *jax.tree.map(lambda leaf: leaf, args))
 
     jaxpr, shape = jax.make_jaxpr(of_params, return_shape=True)(params)
+    return jaxpr, jax.tree.structure(shape)
+
+
+def _products(jaxpr: Any, params: Any) -> dict[str, Product]:
+    found: _Found = []
+    jax.eval_shape(lambda params: _run(jaxpr, params, None, found), params)
+    merged: dict[str, Product | None] = {}
+    for path, (view, tokens) in found:
+        known = merged.setdefault(path, Product(view, 0))
+        alike = known is not None and known.view == view
+        merged[path] = Product(view, known.tokens + tokens) if known and alike else None
+    return {path: product for path, product in merged.items() if product is not None}
+
+
+def _run(
+    jaxpr: Any, params: Any, measured: dict[str, tuple[Any, ...]] | None, found: _Found
+) -> list[Any]:
+    """Returns the leaves of the result; lists the products of what is measured, None: of all."""
     operands: list[_Operand] = []
     for key, leaf in jax.tree_util.tree_leaves_with_path(params):
         path, axes = path_key(key), tuple((axis,) for axis in range(jnp.ndim(leaf)))
-        kernel = _Kernel(path, axes) if measured is None else None
-        if measured is not None and path in measured:
-            kernel = _Kernel(path, axes, 1, *measured[path])
-        operands.append((leaf, kernel if len(axes) > 1 else None))
-    return [value for value, _ in _evaluate(jaxpr.jaxpr, jaxpr.consts, operands, found)], shape
+        chosen = len(axes) > 1 and (measured is None or path in measured)
+        options = measured[path] if chosen and measured else ()
+        operands.append((leaf, _Kernel(path, axes, 1, *options) if chosen else None))
+    return [value for value, _ in _evaluate(jaxpr.jaxpr, jaxpr.consts, operands, found)]
 
 
 def _evaluate(
     jaxpr: Any, consts: Sequence[Any], operands: Sequence[_Operand], found: _Found
 ) -> list[_Operand]:
     """Evaluates operations, with what is known of each value."""
-    known: dict[Any, _Operand] = {var: (value, None) for var, value in zip(jaxpr.constvars, consts)}
+    known: dict[Any, _Operand] = {var: (value, None) for var, value in zip(jaxpr.constvars, consts, strict=True)}
     known |= dict(zip(jaxpr.invars, operands, strict=True))
 
     def read(var: Any) -> _Operand:
@@ -365,7 +375,8 @@ def _tapped(
     found.append((kernel.path, Product(view, tokens * kernel.times)))
     if kernel.factors is None:
         return y
-    measure = _Measure(*where, tokens / kernel.tokens, kernel.tokens, patches)
+    share = tokens / kernel.tokens
+    measure = _Measure(*where, share, kernel.tokens, kernel.max_tokens, patches)
     return _tap(measure, y, x, kernel.factors, kernel.due)
 
 
@@ -388,8 +399,8 @@ def _tap_bwd(measure: _Measure, residuals: Any, dy: jax.Array) -> Any:
 
     def moments() -> Factors:
         rows = x if measure.patches is None else _patches(x, measure.patches)
-        a = _gram(rows, measure.rows, 1.0, measure.share, factors.input)
-        b = _gram(dy, measure.columns, measure.tokens, measure.share, factors.output)
+        a = _gram(rows, measure.rows, 1.0, measure, factors.input)
+        b = _gram(dy, measure.columns, measure.tokens, measure, factors.output)
         return Factors(a, b)
 
     none = jax.tree.map(jnp.zeros_like, factors)
@@ -403,10 +414,10 @@ def _gram(
     rows: jax.Array,
     where: tuple[tuple[int, ...], ...],
     scale: float,
-    share: float,
+    measure: _Measure,
     like: jax.Array | None,
 ) -> jax.Array | None:
-    """Returns ``share`` times the mean of rows' outer products, each row times ``scale``.
+    """Returns the product's share of the mean of rows' outer products, each row times ``scale``.
 
     Rows are brought to size one by a power of two, so that no square leaves float32's range.
     """
@@ -414,21 +425,23 @@ def _gram(
         return None
     stack, tokens, features = where
     of_mesh = tuple(_varying(rows) - _varying(like))
-    for name in of_mesh:
-        scale *= jax.lax.axis_size(name) if scale != 1.0 else 1
-    rows = rows.astype(like.dtype) * scale
+    devices = math.prod(jax.lax.axis_size(name) for name in of_mesh)
+    rows = rows.astype(like.dtype) * (scale if scale == 1.0 else scale * devices)
     _, exponent = jnp.frexp(jnp.max(jnp.abs(rows)))
-    rows = jnp.ldexp(_unsharded(rows, tokens), -exponent)
-    count, size = math.prod(rows.shape[axis] for axis in tokens), like.shape[-1]
-    rows = rows.transpose(*stack, *tokens, *features)
+    rows = jnp.ldexp(_unsharded(rows, tokens), -exponent).transpose(*stack, *tokens, *features)
     n, t = len(stack), len(tokens)
-    rows = rows.reshape(*rows.shape[: n + t], like.shape[-3], size)
+    leading, count = rows.shape[:n], math.prod(rows.shape[n : n + t])
+    stride = max(1, count // measure.max_tokens) if measure.max_tokens else 1
+    if stride > 1:
+        rows = rows.reshape(*leading, count, -1)[(slice(None),) * n + (slice(None, None, stride),)]
+        count, t = rows.shape[n], 1
+    rows = rows.reshape(*rows.shape[: n + t], *like.shape[-3:-1])
     batch, along = (*range(n), n + t), tuple(range(n, n + t))
     replicated = PartitionSpec() if _explicit(rows) else None
     gram = jax.lax.dot_general(
         rows, rows, ((along, along), (batch, batch)), out_sharding=replicated
     )
-    gram = jnp.ldexp(gram * (share / count), 2 * jnp.clip(exponent, -60, 60))
+    gram = jnp.ldexp(gram * (measure.share / count), 2 * jnp.clip(exponent, -60, 60))
     return jax.lax.pmean(gram, of_mesh) if of_mesh else gram
 
 
