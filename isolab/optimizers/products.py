@@ -88,9 +88,9 @@ def value_grad_factors(
 
     Returns:
         A function of ``params, *args, due=None`` that returns the value (with ``has_aux`` a pair),
-        the gradients, and :class:`~isolab.optimizers.linear.Factors` by path, each of shape
-        (*stack, blocks, size, size), float32 or wider: what the update of ``isoadam`` takes as
-        ``factors``.  Where ``due``, a boolean scalar, is False they are zeros at no cost: see
+        the gradients, and a pytree like ``params`` with :class:`~isolab.optimizers.linear.Factors`
+        where they are measured and None elsewhere, each of shape (*stack, blocks, size, size),
+        float32 or wider: what the update of ``isoadam`` takes as ``factors``.  Where ``due``, a boolean scalar, is False they are zeros at no cost: see
         :func:`isolab.optimizers.iso.refresh_due`.
 
     Raises:
@@ -107,24 +107,25 @@ def value_grad_factors(
 
     def call(params: Any, *args: Any, due: Any = None) -> Any:
         jaxpr, shape = _traced(function, params, args)
-        found = _products(jaxpr, params)
-        paths = list(found if where is None else where)
-        missing = [path for path in paths if path not in found]
+        known = _products(jaxpr, params)
+        paths = list(known if where is None else where)
+        missing = [path for path in paths if path not in known]
         if missing or not paths:
             what = f"{missing[0]!r} is in no product" if missing else "no parameter is in a product"
-            raise ValueError(f"{what}; in products are: {sorted(found)}")
+            raise ValueError(f"{what}; in products are: {sorted(known)}")
         leaves = by_path(params)
         zeros = {
-            path: _zeros(leaves[path], found[path].view, block_size, max_side) for path in paths
+            path: _zeros(leaves[path], known[path].view, block_size, max_side) for path in paths
         }
 
         def run(params: Any, zeros: dict[str, Factors]) -> Any:
             measured = {
-                path: (found[path].tokens, max_tokens, its, due) for path, its in zeros.items()
+                path: (known[path].tokens, max_tokens, its, due) for path, its in zeros.items()
             }
             return jax.tree.unflatten(shape, _run(jaxpr, params, measured, []))
 
-        value, (grads, factors) = jax.value_and_grad(run, (0, 1), has_aux=has_aux)(params, zeros)
+        value, (grads, found) = jax.value_and_grad(run, (0, 1), has_aux=has_aux)(params, zeros)
+        factors = jax.tree_util.tree_map_with_path(lambda key, _: found.get(path_key(key)), params)
         return value, grads, factors
 
     return call
@@ -210,8 +211,9 @@ def _evaluate(
     jaxpr: Any, consts: Sequence[Any], operands: Sequence[_Operand], found: _Found
 ) -> list[_Operand]:
     """Evaluates operations, with what is known of each value."""
-    known: dict[Any, _Operand] = {var: (value, None) for var, value in zip(jaxpr.constvars, consts, strict=True)}
-    known |= dict(zip(jaxpr.invars, operands, strict=True))
+    constants = [(value, None) for value in consts]
+    pairs = zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *operands], strict=True)
+    known: dict[Any, _Operand] = dict(pairs)
 
     def read(var: Any) -> _Operand:
         return (var.val, None) if isinstance(var, Literal) else known[var]
