@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from flax import nnx
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from isolab.measure.alignment import ROLES, alignment
 from isolab.model.corpus import Corpus, load_corpus
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.model.transformer import next_token_loss
-from isolab.optimizers.linear import Factor, factors_by_kernel, measure_factors
+from isolab.optimizers.leaves import by_path
+from isolab.optimizers.linear import Factors
+from isolab.optimizers.products import value_grad_factors
 from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
 from isolab.training.program import TrainState, program_of, run_values, single_run
@@ -135,17 +136,19 @@ def _factors(model: ForwardModel, params: Any, windows: Any) -> dict[str, dict[s
     sides, _ = _measured_sides(model)
     if not sides:
         return {}
-    measuring = model(params)
-    measure_factors(measuring, where=lambda path, _: "/".join(map(str, path)) in sides)
-    graphdef, zeros, *rest = nnx.split(measuring, Factor, ...)
 
-    def loss(factors: Any) -> jax.Array:
-        return next_token_loss(nnx.merge(graphdef, factors, *rest), *windows)[0]
+    def loss(params: Any) -> jax.Array:
+        return next_token_loss(model(params), *windows)[0]
 
-    found = factors_by_kernel(nnx.to_pure_dict(jax.grad(loss)(zeros)))
-    pairs = by_layer(found, is_leaf=lambda node: isinstance(node, tuple))
+    kernels = [f"{name}/kernel" for name in sides]
+    _, _, factors = value_grad_factors(loss, kernels, max_side=LARGEST_SIDE)(params)
+    pairs = by_path(factors, is_leaf=lambda node: isinstance(node, Factors))
     return {
-        name: {side: x[0] for side, x in zip(SIDES, pairs[name], strict=True) if side in measured}
+        name: {
+            side: x[0]
+            for side, x in zip(SIDES, pairs[f"{name}/kernel"], strict=True)
+            if side in measured
+        }
         for name, measured in sides.items()
     }
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from isolab.model.fields import Count, NonNegative, check, require
-from isolab.optimizers.linear import Linear
 from isolab.theory.parameterization import Parameterization, parameterization
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
@@ -214,6 +213,23 @@ def roles(model: nnx.Module) -> dict[str, Any]:
             at = at.setdefault(name, {})
         at[path[-1]] = role(path, param)
     return nested
+
+
+class Linear(nnx.Linear):
+    """``nnx.Linear`` whose output is multiplied by a number."""
+
+    multiplier: float = 1.0
+
+    def __init__(self, *args: Any, multiplier: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if multiplier != 1.0 and self.bias is not None:
+            raise ValueError("a Linear with a bias takes multiplier 1.0 only")
+        self.multiplier = multiplier
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Returns ``multiplier * inputs @ kernel + bias``, shape (..., out_features)."""
+        y: jax.Array = super().__call__(inputs, out_sharding)
+        return y if self.multiplier == 1.0 else y * self.multiplier
 
 
 def _param(value: jax.Array, role: str) -> nnx.Param[jax.Array]:

@@ -54,15 +54,15 @@ def describe(optimizer: optax.GradientTransformation, params: Any) -> pl.DataFra
             rules[owner][names] = rules[owner].get(names, 0) + size
     rows = []
     for path, leaf in leaves.items():
-        view, why = seen.get(path, Seen(None, ""))
+        its = seen.get(path, Seen(None, ""))
         rows.append({
             "parameter": path,
             "shape": str(jnp.shape(leaf)),
-            "matrices": None if view is None else _in_words(jnp.shape(leaf), view),
+            "matrices": its.view and _in_words(jnp.shape(leaf), its.view),
             "rule": ", ".join(rules[path]) or "no state",
             "rate_factor": factors[path],
             "state_bytes": sum(rules[path].values()),
-            "why": why,
+            "why": its.why,
         })  # fmt: skip
     return pl.DataFrame(rows, schema_overrides={"matrices": pl.String})
 

@@ -30,8 +30,10 @@ from jax.sharding import PartitionSpec
 from optax.contrib import MuonDimensionNumbers
 
 from isolab.optimizers.dtypes import at_least_float32
+from isolab.optimizers.labels import FALLBACK
 from isolab.optimizers.leaves import by_path, path_key
 from isolab.optimizers.linear import BlockRule, Factors, block_sizes
+from isolab.optimizers.views import resolve
 
 MAX_SIDE = 8192
 """A longer side of a matrix stays unwhitened: its factor would take 256 MiB."""
@@ -66,6 +68,36 @@ def products(function: Callable[..., Any], params: Any, *args: Any) -> dict[str,
     return _products(_traced(function, params, args)[0], params)
 
 
+def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
+    """Returns the ``labels`` of iso, isoadam and muon that a model's own products give.
+
+    A parameter is a matrix if :func:`products` finds its view, and its name is not that of an
+    embedding or a readout; every other one is entrywise.
+
+    Args:
+        function: a loss, ``function(params, *args)``, or anything that runs the whole model.
+        params: a pytree of arrays, or of their shapes, as ``args`` may be.
+
+    Returns:
+        A pytree like ``params``: a ``MuonDimensionNumbers`` or "vector".
+
+    Example:
+        >>> params = {"up": jnp.ones((3, 2, 4)), "lm_head": jnp.ones((8, 5))}
+        >>> def model(params, x):
+        ...     return jnp.einsum("bd,dhk->bhk", x, params["up"]).reshape(-1, 8) @ params["lm_head"]
+        >>> product_views(model, params, jnp.ones((5, 3)))["lm_head"]
+        'vector'
+    """
+    found, named = products(function, params, *args), resolve(None, params)
+
+    def label(key: tuple[Any, ...], _: Any) -> Any:
+        path = path_key(key)
+        apart = any(word in named[path].why for word in ("embedding", "readout"))
+        return found[path].view if path in found and not apart else FALLBACK
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
 def value_grad_factors(
     function: Callable[..., Any],
     where: Sequence[str] | Mapping[str, Any] | None = None,
@@ -90,7 +122,8 @@ def value_grad_factors(
         A function of ``params, *args, due=None`` that returns the value (with ``has_aux`` a pair),
         the gradients, and a pytree like ``params`` with :class:`~isolab.optimizers.linear.Factors`
         where they are measured and None elsewhere, each of shape (*stack, blocks, size, size),
-        float32 or wider: what the update of ``isoadam`` takes as ``factors``.  Where ``due``, a boolean scalar, is False they are zeros at no cost: see
+        float32 or wider: what the update of ``isoadam`` takes as ``factors``.  Where ``due``, a
+        boolean scalar, is False they are zeros at no cost: see
         :func:`isolab.optimizers.iso.refresh_due`.
 
     Raises:
@@ -189,8 +222,8 @@ def _products(jaxpr: Any, params: Any) -> dict[str, Product]:
     merged: dict[str, Product | None] = {}
     for path, (view, tokens) in found:
         known = merged.setdefault(path, Product(view, 0))
-        alike = known is not None and known.view == view
-        merged[path] = Product(view, known.tokens + tokens) if known and alike else None
+        alike = known if known and known.view == view else None
+        merged[path] = alike and Product(view, alike.tokens + tokens)
     return {path: product for path, product in merged.items() if product is not None}
 
 
@@ -222,10 +255,11 @@ def _evaluate(
         inputs = [read(var) for var in eqn.invars]
         rule = _RULES.get(eqn.primitive.name)
         with eqn.ctx.manager:
-            if rule is None or all(kernel is None for _, kernel in inputs):
-                results = [(value, None) for value in _bind(eqn, inputs)]
+            kernel = next((kernel for _, kernel in inputs if kernel is not None), None)
+            if rule is None or kernel is None:
+                results: list[_Operand] = [(value, None) for value in _bind(eqn, inputs)]
             else:
-                results = rule(eqn, inputs, found)
+                results = rule(eqn, inputs, kernel, found)
         known |= dict(zip(eqn.outvars, results, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
@@ -236,22 +270,26 @@ def _bind(eqn: Any, operands: Sequence[_Operand]) -> list[Any]:
     return list(result) if eqn.primitive.multiple_results else [result]
 
 
-def _same_axes(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+def _same_axes(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     """A cast, or a multiplication with one number."""
-    (kernel,) = [kernel for _, kernel in operands if kernel is not None][:1]
     alone = all(jnp.ndim(value) == 0 for value, known in operands if known is None)
     return [(*_bind(eqn, operands), kernel if alone and len(operands) < 3 else None)]
 
 
-def _transposed(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
-    ((_, kernel),) = operands
+def _transposed(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     axes = tuple(kernel.axes[axis] for axis in eqn.params["permutation"])
     return [(*_bind(eqn, operands), kernel._replace(axes=axes))]
 
 
-def _reshaped(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+def _reshaped(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     """Axes that are merged, or come and go with length one; one that is cut is not followed."""
-    ((value, kernel),) = operands[:1]
+    ((value, _),) = operands[:1]
     (result,) = _bind(eqn, operands)
     left = [its for its in zip(value.shape, kernel.axes, strict=True) if its[0] != 1]
     axes = []
@@ -266,7 +304,9 @@ def _reshaped(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Op
     return [(result, kernel._replace(axes=tuple(axes)))]
 
 
-def _called(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+def _called(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     """A function within: of ``jax.jit``, which is dissolved, or of ``jax.checkpoint``."""
     inner = eqn.params["jaxpr"]
     jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
@@ -282,7 +322,9 @@ def _called(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Oper
     return [(value, None) for value in results]
 
 
-def _scanned(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+def _scanned(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     """A scan over layers, each with its slice of a kernel, or over time with one kernel."""
     p, body = eqn.params, eqn.params["jaxpr"]
     first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
@@ -308,11 +350,13 @@ def _scanned(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Ope
     return [(value, None) for value in (*carry, *ys)]
 
 
-def _multiplied(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+def _multiplied(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     """A kernel times something else, along any axes."""
     (y,) = _bind(eqn, operands)
     at = 0 if operands[0][1] is not None else 1
-    (w, kernel), (x, other) = operands[at], operands[1 - at]
+    (w, _), (x, other) = operands[at], operands[1 - at]
     summed, batch = eqn.params["dimension_numbers"]
     begin = len(batch[0])
     w_free, x_free = (
@@ -333,13 +377,15 @@ def _multiplied(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_
     return [(y, None)]
 
 
-def _convolved(eqn: Any, operands: Sequence[_Operand], found: _Found) -> list[_Operand]:
+def _convolved(
+    eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
+) -> list[_Operand]:
     """A convolution: its rows are the patches that the kernel meets."""
     (y,) = _bind(eqn, operands)
-    (x, other), (w, kernel) = operands
+    (x, other), (w, _) = operands
     p, (_, of_w, of_y) = eqn.params, eqn.params["dimension_numbers"]
     grouped = p["feature_group_count"] != 1 or p["batch_group_count"] != 1
-    if other is None and kernel is not None and not grouped and all(kernel.axes):
+    if other is None and not grouped and all(kernel.axes):
         names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
         options = tuple((name, tuple(p[name])) for name in names)
         window = tuple(w.shape[axis] for axis in of_w[2:])
@@ -368,11 +414,11 @@ def _tapped(
     view: MuonDimensionNumbers,
     where: tuple[Any, Any],
     tokens: int,
-    y: jax.Array,
-    x: jax.Array,
+    y: Any,
+    x: Any,
     found: _Found,
     patches: Any = None,
-) -> jax.Array:
+) -> Any:
     """Returns y; notes the product, and has its backward pass measure factors."""
     found.append((kernel.path, Product(view, tokens * kernel.times)))
     if kernel.factors is None:
@@ -443,7 +489,7 @@ def _gram(
     gram = jax.lax.dot_general(
         rows, rows, ((along, along), (batch, batch)), out_sharding=replicated
     )
-    gram = jnp.ldexp(gram * (measure.share / count), 2 * jnp.clip(exponent, -60, 60))
+    gram = jnp.ldexp(gram * (measure.share / count), 2 * jnp.clip(exponent, -50, 60))
     return jax.lax.pmean(gram, of_mesh) if of_mesh else gram
 
 
@@ -477,7 +523,7 @@ def _patches(x: jax.Array, patches: Any) -> jax.Array:
 
 _RULES: dict[str, Callable[..., list[_Operand]]] = {
     "convert_element_type": _same_axes,
-    "copy": _same_axes,
+    **dict.fromkeys(("copy", "pvary", "reshard", "sharding_constraint"), _same_axes),
     "mul": _same_axes,
     "div": _same_axes,
     "transpose": _transposed,

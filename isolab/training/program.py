@@ -22,8 +22,9 @@ from isolab.model.transformer import Transformer, next_token_loss, roles
 from isolab.optimizers.catalog import entry, optimizer
 from isolab.optimizers.iso import growing_interval, refresh_due
 from isolab.optimizers.labels import labels_from_roles
-from isolab.optimizers.linear import Factor, FactorDue, factors_by_kernel, measure_factors
+from isolab.optimizers.leaves import by_path
 from isolab.optimizers.per_layer import scale_by_role
+from isolab.optimizers.products import value_grad_factors
 from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import TRACED, RunConfig
 from isolab.training.runs_axis import device_count, on_each, padded, split_runs
@@ -60,19 +61,9 @@ ANYWHERE = Placement()
 
 
 def make_model(config: RunConfig, vocab_size: int, key: jax.Array) -> Transformer:
-    """Returns the run's freshly initialized model, measuring its factors if the optimizer asks."""
-    model = Transformer(
-        config.model_config(vocab_size), config.parameterization, rngs=nnx.Rngs(params=key)
-    )
-    if entry(config.optimizer).takes_factors and config.iso_factors == "exact":
-        measure_factors(
-            model,
-            where=lambda _, layer: layer.kernel.get_metadata()["role"] == "hidden",
-            block_size=_block_size(config),
-            max_tokens=config.iso_tokens or None,
-            scheduled=True,
-        )
-    return model
+    """Returns the run's freshly initialized model."""
+    rngs = nnx.Rngs(params=key)
+    return Transformer(config.model_config(vocab_size), config.parameterization, rngs=rngs)
 
 
 def make_optimizer(
@@ -189,13 +180,13 @@ class _SingleRun:
         self.static, self.vocab_size, self.place = static, vocab_size, place
         shape = nnx.eval_shape(lambda: make_model(static, vocab_size, jax.random.key(0)))
         self.roles = roles(shape)
-        self.graphdef, *states = nnx.split(shape, nnx.Param, Factor, FactorDue, ...)
-        if jax.tree.leaves(states[-1]):
-            raise ValueError("the model holds state that is neither parameter nor factor")
-        self.states = states
-        _, factors, due, _ = map(nnx.to_pure_dict, states)
-        self.zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), factors)
-        self.flags = due
+        self.graphdef, *states = nnx.split(shape, nnx.Param, ...)
+        self.shape, rest = states
+        if jax.tree.leaves(rest):
+            raise ValueError("the model holds state that is no parameter")
+        exact = entry(static.optimizer).takes_factors and static.iso_factors == "exact"
+        self.measured = [path for path, role in by_path(self.roles).items() if role == "hidden"]
+        self.measured = self.measured if exact else []
 
     def init(self, traced: dict[str, Any], windows: Any) -> tuple[TrainState, jax.Array]:
         model_key, _ = keys(traced["seed"])
@@ -219,32 +210,31 @@ class _SingleRun:
         self, tx: Any, loss_scale: Any, data_key: Any, tokens: Any, state: TrainState, t: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         batch = self.place.batch(batch_of(self.static, data_key, t, tokens))
-        due_now = refresh_due(t, refresh_rule(self.static))
-        due = jax.tree.map(lambda _: due_now, self.flags)
 
-        def scaled(*arguments: Any) -> tuple[jax.Array, jax.Array]:
-            value, loss = self.objective(*arguments)
+        def scaled(params: Any, *batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value, loss = self.objective(params, *batch)
             return loss_scale * value, loss
 
-        (_, loss), grads = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(
-            state.params, self.zeros, due, *batch
-        )
-        measured = factors_by_kernel(grads[1]) if self.flags else None
-        updates, opt_state = tx.update(grads[0], state.opt_state, state.params, factors=measured)
+        factors = None
+        if self.measured:
+            (_, loss), grads, factors = value_grad_factors(
+                scaled, self.measured, has_aux=True, block_size=_block_size(self.static),
+                max_side=None, max_tokens=self.static.iso_tokens or None,
+            )(state.params, *batch, due=refresh_due(t, refresh_rule(self.static)))  # fmt: skip
+        else:
+            (_, loss), grads = jax.value_and_grad(scaled, has_aux=True)(state.params, *batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, factors=factors)
         params = optax.apply_updates(state.params, updates)
         return self.place.state(TrainState(params, opt_state)), loss
 
     def objective(
-        self, params: Any, factors: Any, due: Any, inputs: jax.Array, targets: jax.Array
+        self, params: Any, inputs: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        values = (self.place.params(params), factors, due)
-        filled = [_filled(state, value) for state, value in zip(self.states, values, strict=False)]
-        model = nnx.merge(self.graphdef, *filled, self.states[-1])
+        model = nnx.merge(self.graphdef, _filled(self.shape, self.place.params(params)))
         return next_token_loss(model, inputs, targets)
 
     def validation_loss(self, params: Any, windows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        never = jax.tree.map(lambda _: jnp.zeros((), bool), self.flags)
-        return self.objective(params, self.zeros, never, *windows)[1]
+        return self.objective(params, *windows)[1]
 
 
 def _filled(like: nnx.State[Any, Any], values: Any) -> nnx.State[Any, Any]:

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from isolab.measure.coordinates import coordinate_check, coordinate_check_runs, slopes
+from isolab.model.transformer import Linear
 from isolab.optimizers.leaves import path_names
-from isolab.optimizers.linear import Linear
 from isolab.theory.parameterization import parameterization, per_layer_rates
 from isolab.training.config import RunConfig
 

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolab.model.probe import activations, in_order, rms
-from isolab.model.transformer import Transformer, TransformerConfig
-from isolab.optimizers.linear import Linear
+from isolab.model.transformer import Linear, Transformer, TransformerConfig
 
 TINY = TransformerConfig(vocab_size=16, width=16, depth=2, head_size=8, context=8)
 TOKENS = jax.random.randint(jax.random.key(7), (2, 8), 0, 16)
