@@ -4,6 +4,9 @@
     parameterization             exponents of standard, NTK, muP and mean-field
     per_layer_rates              learning rates per role, relative to a base width
     per_layer_optimizer          an optimizer for your own model's width, with these rates
+    value_grad_factors           gradients of a loss, and exact factors for iso and isoadam
+    product_views                which arrays of your own model are matrices, read off its products
+    describe                     what an optimizer does to each parameter, as a table
     coordinate_check             sizes of activations and of their changes, over widths
     Transformer                  the decoder-only model
     RunConfig, Sweep, run        what to train, and the frame of results
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
     from isolab.model.corpus import load_corpus
     from isolab.model.transformer import Transformer
     from isolab.optimizers import adam_atan2, iso, isoadam
+    from isolab.optimizers.describe import describe
     from isolab.optimizers.per_layer import per_layer_optimizer
+    from isolab.optimizers.products import product_views, value_grad_factors
     from isolab.sweeps.sweep import Sweep, run
     from isolab.training.config import RunConfig
 
@@ -41,11 +46,14 @@ _LATER = {
     "Transformer": "isolab.model.transformer",
     "adam_atan2": "isolab.optimizers",
     "coordinate_check": "isolab.measure.coordinates",
+    "describe": "isolab.optimizers.describe",
     "iso": "isolab.optimizers",
     "isoadam": "isolab.optimizers",
     "load_corpus": "isolab.model.corpus",
     "per_layer_optimizer": "isolab.optimizers.per_layer",
+    "product_views": "isolab.optimizers.products",
     "run": "isolab.sweeps.sweep",
+    "value_grad_factors": "isolab.optimizers.products",
 }
 _ROOMS = (
     "analysis", "chapters", "charts", "cli", "lab", "measure", "model", "optimizers", "results",
@@ -60,13 +68,16 @@ __all__ = [
     "Transformer",
     "adam_atan2",
     "coordinate_check",
+    "describe",
     "iso",
     "isoadam",
     "load_corpus",
     "parameterization",
     "per_layer_optimizer",
     "per_layer_rates",
+    "product_views",
     "run",
+    "value_grad_factors",
 ]
 
 

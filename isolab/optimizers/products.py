@@ -292,9 +292,9 @@ def _reshaped(
     ((value, _),) = operands[:1]
     (result,) = _bind(eqn, operands)
     left = [its for its in zip(value.shape, kernel.axes, strict=True) if its[0] != 1]
-    axes = []
+    axes: list[tuple[int, ...]] = []
     for length in result.shape:
-        size, merged = 1, ()
+        size, merged = 1, tuple[int, ...]()
         while left and size < length:
             n, its = left.pop(0)
             size, merged = size * n, merged + its
@@ -508,9 +508,9 @@ def _unsharded(rows: jax.Array, tokens: Sequence[int]) -> jax.Array:
     if not _explicit(rows):
         return rows
     spec = jax.typeof(rows).sharding.spec
-    return jax.sharding.reshard(
-        rows, PartitionSpec(*(its if axis in tokens else None for axis, its in enumerate(spec)))
-    )
+    along = [its if axis in tokens else None for axis, its in enumerate(spec)]
+    whole: jax.Array = jax.sharding.reshard(rows, PartitionSpec(*along))
+    return whole
 
 
 def _patches(x: jax.Array, patches: Any) -> jax.Array:
@@ -518,7 +518,8 @@ def _patches(x: jax.Array, patches: Any) -> jax.Array:
     window, options, (of_x, _, _) = patches
     x = x.transpose(of_x)  # batch, features, space
     cut = jax.lax.conv_general_dilated_patches(x, window, **dict(options))
-    return cut.reshape(x.shape[0], x.shape[1], *window, *cut.shape[2:])
+    rows: jax.Array = cut.reshape(x.shape[0], x.shape[1], *window, *cut.shape[2:])
+    return rows
 
 
 _RULES: dict[str, Callable[..., list[_Operand]]] = {

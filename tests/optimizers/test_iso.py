@@ -22,7 +22,8 @@ from isolab.optimizers.iso import (
     scale_by_iso,
     scale_by_isoadam,
 )
-from isolab.optimizers.linear import Factor, Factors, factors_by_kernel, measure_factors
+from isolab.optimizers.linear import Factors
+from isolab.optimizers.products import value_grad_factors
 from isolab.optimizers.whitening import whiten
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -413,8 +414,6 @@ class Net(nnx.Module):
 @pytest.mark.parametrize("exact", [False, True])
 def test_trains_an_nnx_model_through_nnx_optimizer(exact):
     model = Net(nnx.Rngs(0))
-    if exact:
-        measure_factors(model, where=lambda path, _: path[0] == "layers", block_size="shorter")
     optimizer = nnx.Optimizer(
         model, isoadam(0.03, block_size="shorter", refresh_every=10), wrt=nnx.Param
     )
@@ -427,13 +426,15 @@ def test_trains_an_nnx_model_through_nnx_optimizer(exact):
 
     @nnx.jit
     def step(model, optimizer):
-        def loss(model):
-            return jnp.mean(jnp.sum((model(x) - y) ** 2, axis=-1))
+        graphdef, params = nnx.split(model)
 
-        wanted = nnx.DiffState(0, nnx.Any(nnx.Param, Factor))
-        value, grads = nnx.value_and_grad(loss, argnums=wanted)(model)
-        grads, measured = nnx.split_state(grads, nnx.Param, ...)
-        factors = factors_by_kernel(nnx.to_pure_dict(measured)) if exact else None
+        def loss(params):
+            return jnp.mean(jnp.sum((nnx.merge(graphdef, params)(x) - y) ** 2, axis=-1))
+
+        measured = [f"layers/{i}/kernel" for i in (0, 1)]
+        measure = value_grad_factors(loss, measured, block_size="shorter")
+        value, grads, factors = measure(params)
+        factors = factors if exact else None
         optimizer.update(model, grads, factors=factors)
         return value
 
