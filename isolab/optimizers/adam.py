@@ -15,6 +15,7 @@ Reference: Kingma and Ba, arXiv:1412.6980.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,8 +23,11 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformation, ScalarOrSchedule
 
+from isolab.optimizers.checks import check
+from isolab.optimizers.decay import with_decay
 from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
-from isolab.optimizers.moments import zero_moments
+from isolab.optimizers.leaves import widened
+from isolab.optimizers.moments import corrected, correction, zero_moments
 
 
 def scale_by_adam(
@@ -46,6 +50,7 @@ def scale_by_adam(
         >>> tx.update(grads, tx.init(grads))[0].round(4)
         Array([1., 0.], dtype=float32)
     """
+    check(b1=b1, b2=b2, eps=eps)
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
         mu, nu = zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
@@ -56,16 +61,11 @@ def scale_by_adam(
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
-        grads = _wide(updates)
-        mu = optax.tree.update_moment(grads, _wide(state.mu), b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(grads, _wide(state.nu), b2, 2)
-        mu, nu = optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
-        scaled = jax.tree.map(
-            _ratio,
-            optax.tree.bias_correction(_wide(mu), b1, count),
-            optax.tree.bias_correction(_wide(nu), b2, count),
-            jax.tree.broadcast(eps, updates),
-        )
+        mu = jax.tree.map(partial(_moment, b1, 1), updates, state.mu)
+        nu = jax.tree.map(partial(_moment, b2, 2), updates, state.nu)
+        m_hat = jax.tree.map(partial(corrected, weight=correction(b1, count)), mu)
+        v_hat = jax.tree.map(partial(corrected, weight=correction(b2, count)), nu)
+        scaled = jax.tree.map(_ratio, m_hat, v_hat, jax.tree.broadcast(eps, updates))
         return scaled, optax.ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
@@ -78,9 +78,17 @@ def adam(
     eps: Any = 1e-8,
     *,
     weight_decay: ScalarOrSchedule | None = None,
+    mask: Any = None,
+    independent_weight_decay: ScalarOrSchedule | None = None,
     moment_dtype: Any = None,
-) -> GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Adam by :func:`scale_by_adam`; with ``weight_decay``, which is decoupled, AdamW.
+
+    Args:
+        learning_rate: a number, a traced scalar, or a schedule.
+        b1, b2, eps, moment_dtype: see :func:`scale_by_adam`.
+        weight_decay, mask, independent_weight_decay: see
+            :func:`isolab.optimizers.decay.with_decay`.
 
     Example:
         >>> tx = adam(0.5, eps=0.0)
@@ -88,16 +96,15 @@ def adam(
         >>> tx.update(jnp.array([1e-6, 0.0]), tx.init(params), params)[0].round(4)
         Array([-0.5, -0. ], dtype=float32)
     """
-    decay = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
-    return optax.chain(
-        scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype),
-        *decay,
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    rule = scale_by_adam(b1, b2, eps, moment_dtype=moment_dtype)
+    return with_decay(rule, learning_rate, weight_decay, mask, independent_weight_decay)
 
 
-def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), tree)
+def _moment(decay: Scalar, power: int, grad: Any, old: jax.Array) -> jax.Array:
+    wide = at_least_float32(old.dtype)
+    new, kept = scalar_as(1 - decay, wide), scalar_as(decay, wide)
+    raised: jax.Array = widened(grad).astype(wide) ** power
+    return (new * raised + kept * old.astype(wide)).astype(old.dtype)
 
 
 def _ratio(m: jax.Array, v: jax.Array, eps: Scalar) -> jax.Array:

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformation, ScalarOrSchedule
 
+from isolab.optimizers.checks import check
+from isolab.optimizers.decay import with_decay
 from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
-from isolab.optimizers.leaves import is_none
+from isolab.optimizers.leaves import is_none, widened
 from isolab.optimizers.moments import average, corrected, correction, zero_moments
 
 UNIT_A = 4 / math.pi
@@ -54,6 +56,7 @@ def scale_by_adam_atan2(
         A transformation; updates have the gradient's dtype.  A leaf whose gradient is None is
         left alone.
     """
+    check(b1=b1, b2=b2)
 
     def init(params: optax.Params) -> ScaleByAdamAtan2State:
         mu, nu = zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
@@ -83,9 +86,11 @@ def adam_atan2(
     a: Scalar = 1.0,
     b: Scalar = 1.0,
     weight_decay: ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    independent_weight_decay: ScalarOrSchedule | None = None,
     moment_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam-atan2 with decoupled weight decay.
+    r"""Adam-atan2 with decoupled weight decay, see :func:`isolab.optimizers.decay.with_decay`.
 
     Example:
         >>> tx = adam_atan2(0.1)
@@ -96,22 +101,19 @@ def adam_atan2(
 
     Reference: Everett et al., arXiv:2407.05872.
     """
-    return optax.chain(
-        scale_by_adam_atan2(b1, b2, a=a, b=b, moment_dtype=moment_dtype),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    rule = scale_by_adam_atan2(b1, b2, a=a, b=b, moment_dtype=moment_dtype)
+    return with_decay(rule, learning_rate, weight_decay, mask, independent_weight_decay)
 
 
 def _moment(decay: Scalar, power: int, grad: Any, old: jax.Array) -> jax.Array:
     if grad is None:
         return old
     wide = at_least_float32(old.dtype)
-    return average(decay, old.astype(wide), grad.astype(wide) ** power).astype(old.dtype)
+    return average(decay, old.astype(wide), widened(grad).astype(wide) ** power).astype(old.dtype)
 
 
 def _angle(a: Scalar, b: Scalar, grad: Any, m_hat: jax.Array, v_hat: jax.Array) -> Any:
     if grad is None:
         return None
     angle = jnp.arctan2(m_hat, scalar_as(b, v_hat.dtype) * jnp.sqrt(v_hat))  # no eps
-    return (scalar_as(a, angle.dtype) * angle).astype(grad.dtype)
+    return (scalar_as(a, angle.dtype) * angle).astype(jnp.result_type(grad))

@@ -37,16 +37,23 @@ def is_none(leaf: Any) -> bool:
     return leaf is None
 
 
+def widened(leaf: Any) -> Any:
+    """Returns the leaf as an array of float32 or wider where it is a narrower float or a number."""
+    array = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(jnp.float32) if narrow else array
+
+
 def like_gradients(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps a rule that expects every gradient, and whose updates may have its moments' dtype.
+    """Wraps a rule that expects every gradient, in float32 or wider.
 
     A leaf whose gradient is None gets None: its parameter stays, weight decay included, and its
     moments see a zero.  Every other update gets the dtype of its gradient.
 
     Example:
-        >>> tx = like_gradients(optax.adam(0.5, mu_dtype=jnp.float32))
+        >>> tx = like_gradients(optax.adam(0.5))
         >>> params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
         >>> grads = {"a": jnp.full(2, 3.0, jnp.bfloat16), "b": None}
         >>> tx.update(grads, tx.init(params), params)[0]
@@ -54,21 +61,25 @@ def like_gradients(
     """
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: optax.Params) -> Any:
+        return inner.init(jax.tree.map(widened, params))
+
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, Any]:
         filled = updates
         if params is not None:
             filled = jax.tree.map(_filled, updates, params, is_leaf=is_none)
-        new, state = inner.update(filled, state, params, **extra)
+            params = jax.tree.map(widened, params)
+        new, state = inner.update(jax.tree.map(widened, filled), state, params, **extra)
         return jax.tree.map(_like, updates, new, is_leaf=is_none), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _filled(grad: Any, param: jax.Array) -> jax.Array:
-    return jnp.zeros_like(param) if grad is None else grad
+def _filled(grad: Any, param: Any) -> Any:
+    return jnp.zeros_like(param) if grad is None and param is not None else grad
 
 
 def _like(grad: Any, update: jax.Array) -> Any:
-    return None if grad is None else update.astype(grad.dtype)
+    return None if grad is None else update.astype(jnp.result_type(grad))

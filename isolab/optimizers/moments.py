@@ -12,8 +12,12 @@ from isolab.optimizers.dtypes import Scalar, at_least_float32, scalar_as
 
 
 def zero_moments(params: optax.Params, dtype: Any = None) -> Any:
-    """Returns zeros like the parameters, of ``dtype`` or else of float32 or wider."""
-    return jax.tree.map(lambda p: jnp.zeros(p.shape, dtype or at_least_float32(p.dtype)), params)
+    """Returns zeros that lie as the parameters do, of ``dtype`` or else of float32 or wider."""
+
+    def zeros(param: Any) -> jax.Array:
+        return jnp.zeros_like(param, dtype=dtype or at_least_float32(jnp.result_type(param)))
+
+    return jax.tree.map(zeros, params)
 
 
 def average(decay: Scalar, old: jax.Array, new: jax.Array) -> jax.Array:
