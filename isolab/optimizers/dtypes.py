@@ -32,3 +32,21 @@ def scalar_as(value: Scalar, dtype: Any) -> Scalar:
         (0.5, dtype(bfloat16))
     """
     return value.astype(dtype) if isinstance(value, jax.Array) else value
+
+
+def exponent(x: jax.Array) -> jax.Array:
+    """Returns the whole part of log2 of positive numbers; below all exponents for 0.
+
+    Example:
+        >>> exponent(jnp.array([1.0, 12.0, 0.3])).tolist()
+        [0, 3, -2]
+    """
+    info = jnp.finfo(x.dtype)
+    return (jax.lax.bitcast_convert_type(x, f"int{info.bits}") >> info.nmant) - info.maxexp + 1
+
+
+def power_of_two(k: jax.Array, dtype: Any) -> jax.Array:
+    """Returns 2**k exactly; k within the exponents of ``dtype``."""
+    info = jnp.finfo(dtype)
+    power: jax.Array = jax.lax.bitcast_convert_type((k + info.maxexp - 1) << info.nmant, dtype)
+    return power

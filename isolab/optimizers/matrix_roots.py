@@ -1,7 +1,8 @@
 r"""Inverse square roots of positive semi-definite matrices, :math:`(A + \epsilon I)^{-1/2}`.
 
 Two methods with one signature: ``eigh`` (exact, quick on a CPU) and ``newton`` (matrix products
-only, quick on accelerators).  Both damp by ``damping`` times the largest eigenvalue.
+only, quick on accelerators).  Both damp by ``damping`` times the largest eigenvalue, serve all of
+float32's range by powers of four, and are differentiated by the formula of Daleckii and Krein.
 
 On a CPU, eigendecompositions are made one matrix at a time.  Two batched ones that run at once can
 deadlock in jaxlib 0.10: each waits, on a worker thread, for parts of its batch that queue behind
@@ -13,13 +14,18 @@ decompositions of size 256 take 5 to 50 times as long.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from isolab.optimizers.dtypes import exponent, power_of_two
+
+_Pair = tuple[jax.Array, jax.Array]
 _Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+@jax.custom_jvp
 def inverse_sqrt_eigh(a: jax.Array, damping: float | jax.Array = 1e-7) -> jax.Array:
     r"""Returns :math:`(A + \delta \lambda_{max} I)^{-1/2}` by eigendecomposition.
 
@@ -34,14 +40,16 @@ def inverse_sqrt_eigh(a: jax.Array, damping: float | jax.Array = 1e-7) -> jax.Ar
         >>> inverse_sqrt_eigh(jnp.diag(jnp.array([4.0, 16.0])), damping=0.0).diagonal().round(3)
         Array([0.5 , 0.25], dtype=float32)
     """
+    a, unit = _near_one(a)
     eigenvalues, vectors = _eigh(a)
     largest = eigenvalues[..., -1:]
     floor = jnp.maximum(damping, jnp.finfo(a.dtype).eps) * largest
     damped = jnp.maximum(jnp.maximum(eigenvalues, 0) + damping * largest, floor)
     scale = jnp.where(largest > 0, jax.lax.rsqrt(damped), jnp.where(largest <= 0, 0, largest))
-    return (vectors * scale[..., None, :]) @ vectors.mT
+    return (vectors * scale[..., None, :]) @ vectors.mT * unit
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def inverse_sqrt_newton(
     a: jax.Array, damping: float | jax.Array = 1e-7, max_iterations: int = 40
 ) -> jax.Array:
@@ -62,6 +70,7 @@ def inverse_sqrt_newton(
         Shape (..., n, n), within 1e-3 relative of ``eigh`` up to condition number 1e4.
     """
     n = a.shape[-1]
+    a, unit = _near_one(a)
     eye = jnp.broadcast_to(jnp.eye(n, dtype=a.dtype), a.shape)
     largest = _largest_eigenvalue(a)
     damped = a + damping * largest * eye
@@ -84,7 +93,50 @@ def inverse_sqrt_newton(
     carry = (jnp.int32(0), start, eye, large, large)
     _, _, z, _, _ = jax.lax.while_loop(unfinished, refine, carry)
     scale = jnp.where(bound > 0, jax.lax.rsqrt(bound), jnp.where(bound <= 0, 0, bound))
-    return z * scale
+    return z * scale * unit
+
+
+def _near_one(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns a / 4**k and 2**-k, of its inverse root; k is 0 for entries that need no help.
+
+    Both are exact, but a decomposition's last bits may depend on k: LAPACK's thresholds do not
+    scale.
+    """
+    largest = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
+    power = exponent(largest)
+    far = jnp.isfinite(largest) & (largest > 0) & (jnp.abs(power) > 48)
+    unit = power_of_two(jnp.where(far, -(power + 1) >> 1, 0), a.dtype)
+    return a * unit * unit, unit
+
+
+def _derivative(
+    root: jax.Array, da: jax.Array, damping: jax.Array, ddamping: jax.Array
+) -> jax.Array:
+    r"""Returns the derivative of a root Z, with the same vectors as A and :math:`z = a^{-1/2}`.
+
+    .. math:: dZ_{ij} = -\frac{z_i^2 z_j^2}{z_i + z_j} dA_{ij} \quad \text{among the vectors of A}
+    """
+    z, vectors = _eigh(root)
+    inside = vectors.mT @ da @ vectors
+    # A's largest eigenvalue, by which damping is scaled, belongs to the smallest of the root
+    largest = jnp.where(z[..., :1] > 0, z[..., :1] ** -2, 0) / (1 + damping)
+    moved = damping * inside[..., :1, 0] + ddamping * largest
+    inside += moved[..., None] * jnp.eye(root.shape[-1], dtype=root.dtype)
+    total = z[..., :, None] + z[..., None, :]
+    ratio = jnp.where(total > 0, z[..., :, None] ** 2 * z[..., None, :] ** 2 / total, 0)
+    return vectors @ (-ratio * inside) @ vectors.mT
+
+
+@inverse_sqrt_eigh.defjvp
+def _eigh_jvp(primals: _Pair, tangents: _Pair) -> _Pair:
+    root = inverse_sqrt_eigh(*primals)
+    return root, _derivative(root, tangents[0], primals[1], tangents[1])
+
+
+@inverse_sqrt_newton.defjvp
+def _newton_jvp(max_iterations: int, primals: _Pair, tangents: _Pair) -> _Pair:
+    root = inverse_sqrt_newton(*primals, max_iterations)
+    return root, _derivative(root, tangents[0], primals[1], tangents[1])
 
 
 @jax.custom_batching.sequential_vmap  # type: ignore[untyped-decorator]
