@@ -12,10 +12,13 @@ import optax
 
 from isolab.optimizers.adam import adam
 from isolab.optimizers.adam_atan2 import adam_atan2
+from isolab.optimizers.checks import check
+from isolab.optimizers.decay import with_decay
 from isolab.optimizers.dtypes import Scalar
 from isolab.optimizers.iso import iso, isoadam
-from isolab.optimizers.labels import MATRIX, Labels, hidden_matrices
-from isolab.optimizers.leaves import like_gradients
+from isolab.optimizers.leaves import by_path, like_gradients
+from isolab.optimizers.partition import by_view
+from isolab.optimizers.views import Labels, View, sides
 
 Builder = Callable[..., optax.GradientTransformation]
 
@@ -44,28 +47,22 @@ class Entry:
     takes_moment_dtype: bool = False
 
 
-def _sgd(learning_rate: Any, *, b1: Scalar, weight_decay: Scalar) -> Any:
-    return optax.chain(
-        optax.trace(decay=b1),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
-def _adam(learning_rate: Any, **hyperparameters: Any) -> Any:
-    """Adam, or with ``weight_decay`` AdamW; the state is that of optax's."""
-    return like_gradients(adam(learning_rate, **hyperparameters))
+def _sgd(learning_rate: Any, *, b1: Scalar, **decay: Any) -> Any:
+    check(b1=b1)
+    return with_decay(optax.trace(decay=b1), learning_rate, **decay)
 
 
 def _adafactor(learning_rate: Any, *, weight_decay: Scalar) -> Any:
     """Factors every matrix; optax's own bound of 128 would change the rule at some width."""
+    check(learning_rate=learning_rate)
     return like_gradients(
         optax.adafactor(learning_rate, min_dim_size_to_factor=2, weight_decay_rate=weight_decay)
     )
 
 
-def _lion(learning_rate: Any, *, b1: Scalar, b2: Scalar, weight_decay: Scalar) -> Any:
-    return like_gradients(optax.lion(learning_rate, b1, b2, weight_decay=weight_decay))
+def _lion(learning_rate: Any, *, b1: Scalar, b2: Scalar, **decay: Any) -> Any:
+    check(b1=b1, b2=b2)
+    return with_decay(optax.scale_by_lion(b1, b2), learning_rate, **decay)
 
 
 def _muon(
@@ -75,29 +72,35 @@ def _muon(
     b2: Scalar,
     momentum: Scalar,
     eps: Scalar,
-    weight_decay: Scalar,
     labels: Labels,
+    **decay: Any,
 ) -> Any:
-    """Muon for hidden matrices, AdamW at the same rate for the rest."""
+    """Muon for hidden matrices, AdamW with Nesterov's momentum at the same rate for the rest."""
+    check(b1=b1, b2=b2, momentum=momentum, eps=eps)
 
-    def dimension_numbers(params: Any) -> Any:
-        wanted = labels(params) if callable(labels) else labels
-        numbers = optax.contrib.MuonDimensionNumbers()
-        return jax.tree.map(lambda label: numbers if label == MATRIX else None, wanted)
+    def rule(views: dict[str, View]) -> optax.GradientTransformation:
+        def numbers(tree: Any) -> Any:
+            return jax.tree.unflatten(jax.tree.structure(tree), [views[p] for p in by_path(tree)])
 
-    return like_gradients(
-        optax.contrib.muon(
-            learning_rate,
-            beta=momentum,
-            eps=eps,
-            weight_decay=weight_decay,
-            adam_b1=b1,
-            adam_b2=b2,
-            adam_weight_decay=weight_decay,
-            muon_weight_dimension_numbers=dimension_numbers,
-            mu_dtype=jnp.float32,
-        )
-    )
+        def by_shape(updates: Any, params: Any = None) -> Any:
+            del params
+            return jax.tree.map(_scaled_by_shape, updates, numbers(updates))
+
+        return optax.chain(
+            optax.contrib.scale_by_muon(
+                beta=momentum, eps=eps, weight_dimension_numbers=numbers
+            ),
+            optax.stateless(by_shape),
+        )  # fmt: skip
+
+    rest = optax.scale_by_adam(b1, b2, eps, nesterov=True)
+    return with_decay(by_view(rule, rest, labels), learning_rate, **decay)
+
+
+def _scaled_by_shape(update: jax.Array, view: View) -> jax.Array:
+    """As optax.contrib.muon has it: for an update's effect to follow the width."""
+    fan_in, fan_out = sides(update.shape, view)
+    return jnp.sqrt(jnp.maximum(1, fan_out / fan_in)) * update
 
 
 _BETAS = {"b1": 0.9, "b2": 0.95}
@@ -105,11 +108,11 @@ _BETAS = {"b1": 0.9, "b2": 0.95}
 CATALOG: dict[str, Entry] = {
     "sgd": Entry(_sgd, "sgd", {"b1": 0.9, "weight_decay": 0.0}),
     "adam": Entry(
-        _adam, "adam", {**_BETAS, "eps": 1e-8}, takes_eps_by_parameter=True,
+        adam, "adam", {**_BETAS, "eps": 1e-8}, takes_eps_by_parameter=True,
         takes_moment_dtype=True,
     ),
     "adamw": Entry(
-        _adam, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.1}, takes_eps_by_parameter=True,
+        adam, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.1}, takes_eps_by_parameter=True,
         takes_moment_dtype=True,
     ),
     "adafactor": Entry(_adafactor, "adafactor", {"weight_decay": 0.0}),
@@ -149,7 +152,7 @@ def optimizer(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
     *,
-    labels: Labels = hidden_matrices,
+    labels: Labels = None,
     **hyperparameters: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the named optimizer as an optax transformation.
@@ -157,7 +160,8 @@ def optimizer(
     Args:
         name: a key of :data:`CATALOG`.
         learning_rate: a number, a traced scalar or a schedule.
-        labels: which parameters are hidden matrices, for the optimizers that ask.
+        labels: which parameters are hidden matrices, for the optimizers that ask; see
+            :func:`isolab.isoadam`.
         **hyperparameters: override the entry's defaults, or pass on to its builder.
 
     Raises:

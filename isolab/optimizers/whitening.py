@@ -1,24 +1,31 @@
-"""One weight matrix of Iso: its factors, their roots, and its whitened first moment."""
+"""One parameter of Iso: the factors of its matrices, their roots, and its whitened first moment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from isolab.optimizers.dtypes import Scalar, at_least_float32
+from isolab.optimizers.dtypes import at_least_float32, exponent, power_of_two
 from isolab.optimizers.linear import BlockRule, Factors, block_second_moment, block_sizes
 from isolab.optimizers.moments import average, corrected
+from isolab.optimizers.views import View, fold, sides, stack_axes, unfold
 
 
 class MatrixState(NamedTuple):
-    """Iso's state of one weight matrix; all float32 unless the weight is float64."""
+    """Iso's state of one parameter, beside its first moment; float32 unless that is float64.
 
-    mu: jax.Array  # (fan_in, fan_out), first moment of the gradient
-    factors: Factors  # (P, size, size) and (Q, size, size), second moments
+    P and Q count the blocks of inputs and outputs; a side that is not whitened has None.
+    """
+
+    factors: Factors  # (stack..., P, size, size) and (stack..., Q, size, size), second moments
     roots: Factors  # the same shapes, their inverse square roots
+    unit: jax.Array  # (), power of two by which gradients are multiplied before they are squared
+    size: jax.Array  # (stack...), by which U must be multiplied to be free of the gradient's scale
 
 
 class Step(NamedTuple):
@@ -28,86 +35,152 @@ class Step(NamedTuple):
     old_share: jax.Array  # (), float32: of the factors' averages, in a refresh
     averaged: jax.Array  # (), float32: weight of the factors' averages
     correction: jax.Array  # (), float32: weight of the first moment's
+    scale_free: bool  # U is multiplied by its size
 
 
-def init_matrix(key: str, leaf: jax.Array, block_size: BlockRule) -> MatrixState:
-    """Returns zeros for a matrix; ``key`` is its path, for the message of a ValueError."""
-    if leaf.ndim != 2:
-        raise ValueError(
-            f"iso: {key} has shape {leaf.shape}; allowed: two dimensions."
-            " Choose the parameters that it treats by `labels`"
-        )
-    fan_in, fan_out = leaf.shape
-    n, m = block_sizes(fan_in, fan_out, block_size)
+def init_matrix(
+    leaf: jax.Array, view: View, block_size: BlockRule, max_side: int | None
+) -> MatrixState:
+    """Returns zeros for a parameter; a side whose blocks are longer than ``max_side`` has None."""
+    stack = tuple(leaf.shape[axis] for axis in stack_axes(leaf.ndim, view))
+    lengths = sides(leaf.shape, view)
     dtype = at_least_float32(leaf.dtype)
-    shapes = ((fan_in // n, n, n), (fan_out // m, m, m))
+    shapes = [
+        None if max_side is not None and n > max_side else (*stack, side // n, n, n)
+        for side, n in zip(lengths, block_sizes(*lengths, block_size), strict=True)
+    ]
     # made twice: a buffer that occurs twice in a state cannot be donated
-    factors, roots = (Factors(*(jnp.zeros(shape, dtype) for shape in shapes)) for _ in range(2))
-    return MatrixState(jnp.zeros(leaf.shape, dtype), factors, roots)
+    factors, roots = (
+        Factors(*(None if shape is None else jnp.zeros(shape, dtype) for shape in shapes))
+        for _ in range(2)
+    )
+    return MatrixState(factors, roots, jnp.zeros((), dtype), jnp.ones(stack, dtype))
+
+
+def blocks(state: MatrixState) -> tuple[int, int]:
+    """Returns P and Q; 1 for a side that is not whitened."""
+    P, Q = (1 if factor is None else factor.shape[-3] for factor in state.factors)
+    return P, Q
 
 
 def next_matrix(
-    key: str,
     grad: jax.Array,
+    mu: jax.Array,
     old: MatrixState,
-    new: Factors | None,
+    new: Factors,
+    view: View,
     step: Step,
-    b1: Scalar,
     inverse_sqrt: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, MatrixState]:
-    """Returns one matrix's whitened first moment, and its state; ``new`` are exact factors."""
-    dtype = old.mu.dtype
-    g = grad.astype(dtype)
-    mu = average(b1, old.mu, g)
+    """Returns a parameter's whitened first moment, (stack..., fan_in, fan_out), and its state.
 
-    def refresh() -> tuple[Factors, Factors]:
-        measured = _gradient_factors(g, old.factors) if new is None else new
-        _check_shapes(key, measured, old.factors)
+    Args:
+        grad, mu: the gradient, and the average of it that is whitened.
+        new: exact factors; None for a side where the gradient's take their place.
+    """
+    formed = [one is None and kept is not None for one, kept in zip(new, old.factors, strict=True)]
+    unit = _unit(grad, old.unit) if any(formed) else jnp.ones_like(old.unit)
+
+    def refresh() -> tuple[Factors, Factors, jax.Array]:
+        measured = new
+        if any(formed):
+            g = fold(replicated(grad), view) * unit
+            of_gradient = zip(new, _gradient_factors(g, old.factors), strict=True)
+            measured = Factors(*(theirs if one is None else one for one, theirs in of_gradient))
         means = [
-            average(step.old_share, mean, one.astype(dtype))
-            for mean, one in zip(old.factors, measured, strict=True)
+            None if kept is None else average(step.old_share, kept, one.astype(kept.dtype))
+            for kept, one in zip(old.factors, measured, strict=True)
         ]
-        roots = [inverse_sqrt(corrected(mean, step.averaged)) for mean in means]
-        return Factors(*means), Factors(*roots)
+        hats = [None if mean is None else corrected(mean, step.averaged) for mean in means]
+        roots = [None if hat is None else inverse_sqrt(hat) for hat in hats]
+        return Factors(*means), Factors(*roots), _size(hats, formed, old.size)
 
-    factors, roots = jax.lax.cond(step.due, refresh, lambda: (old.factors, old.roots))
-    u = whiten(corrected(mu, step.correction), roots).astype(grad.dtype)
-    return u, MatrixState(mu, factors, roots)
+    def keep() -> tuple[Factors, Factors, jax.Array]:
+        return old.factors, old.roots, old.size
+
+    factors, roots, size = jax.lax.cond(step.due, refresh, keep)
+    matrices = fold(replicated(corrected(mu, step.correction)), view)
+    u = whiten(matrices * unit if any(formed) else matrices, roots)
+    if step.scale_free and any(formed):
+        u = u * size[..., None, None]
+    return u, MatrixState(factors, roots, unit, size)
+
+
+def back(u: jax.Array, view: View, grad: jax.Array) -> jax.Array:
+    """Returns matrices as an array with the gradient's shape, dtype and, on a mesh, place."""
+    update, sharding = unfold(u, view, grad.shape).astype(grad.dtype), _explicit(grad)
+    return update if sharding is None else jax.sharding.reshard(update, sharding)
 
 
 def whiten(mu: jax.Array, roots: Factors) -> jax.Array:
-    r"""Returns :math:`A^{-1/2} M B^{-1/2}` for block-diagonal roots.
+    r"""Returns :math:`A^{-1/2} M B^{-1/2}` for block-diagonal roots; a root of None is left out.
 
     Args:
-        mu: shape (fan_in, fan_out).
-        roots: shapes (P, fan_in / P, fan_in / P) and (Q, fan_out / Q, fan_out / Q).
+        mu: shape (stack..., fan_in, fan_out).
+        roots: shapes (stack..., P, N, N) and (stack..., Q, M, M), with P N = fan_in.
     """
-    fan_in, fan_out = mu.shape
-    P, N, _ = roots.input.shape
-    Q, M, _ = roots.output.shape
-    left_PxNxF: jax.Array = roots.input @ mu.reshape(P, N, fan_out)
+    *stack, fan_in, fan_out = mu.shape
+    if roots.input is not None:
+        P, N = roots.input.shape[-3:-1]
+        left_PxNxF: jax.Array = roots.input @ mu.reshape(*stack, P, N, fan_out)
+        mu = left_PxNxF.reshape(*stack, fan_in, fan_out)
+    if roots.output is None:
+        return mu
+    Q, M = roots.output.shape[-3:-1]
     if Q == 1:
-        whitened: jax.Array = left_PxNxF.reshape(fan_in, fan_out) @ roots.output[0]
+        whitened: jax.Array = mu @ roots.output[..., 0, :, :]
         return whitened
-    left_QxFxM = left_PxNxF.reshape(fan_in, Q, M).transpose(1, 0, 2)
-    blocks_QxFxM: jax.Array = left_QxFxM @ roots.output
-    return blocks_QxFxM.transpose(1, 0, 2).reshape(fan_in, fan_out)
+    right_QxFxM = mu.reshape(*stack, fan_in, Q, M).swapaxes(-3, -2)
+    blocks_QxFxM: jax.Array = right_QxFxM @ roots.output
+    return blocks_QxFxM.swapaxes(-3, -2).reshape(*stack, fan_in, fan_out)
 
 
-def _gradient_factors(grad: jax.Array, like: Factors) -> Factors:
-    """G G^T and G^T G; the scale of either is free, as U is sized afterwards."""
-    fan_in, fan_out = grad.shape
-    return Factors(
-        block_second_moment(grad.T, like.input.shape[-1]) * fan_out,
-        block_second_moment(grad, like.output.shape[-1]) * fan_in,
-    )
+def _gradient_factors(g: jax.Array, like: Factors) -> Factors:
+    """G G^T and G^T G of each matrix."""
+    fan_in, fan_out = g.shape[-2:]
+
+    def moment(rows: jax.Array, kept: jax.Array | None, count: int) -> jax.Array | None:
+        if kept is None:
+            return None
+        each = partial(block_second_moment, block=kept.shape[-1])
+        for _ in rows.shape[:-2]:
+            each = jax.vmap(each)
+        return each(rows) * count
+
+    return Factors(moment(g.mT, like.input, fan_out), moment(g, like.output, fan_in))
 
 
-def _check_shapes(key: str, new: Factors, old: Factors) -> None:
-    for side in Factors._fields:
-        got, wanted = getattr(new, side).shape, getattr(old, side).shape
-        if got != wanted:
-            raise ValueError(
-                f"factors[{key!r}].{side} has shape {got}; the optimizer keeps {wanted}"
-                " (measure_factors and the optimizer must have the same block_size)"
-            )
+def _size(hats: list[jax.Array | None], formed: list[bool], like: jax.Array) -> jax.Array:
+    """Returns what makes U free of the gradient's scale: a formed factor has its square in it."""
+    whole = [hat for hat in hats if hat is not None]
+    if not any(formed) or len(whole) < 2:
+        return jnp.ones_like(like)
+    hat = whole[formed.index(False)] if False in formed else whole[0]
+    return jnp.sqrt(jnp.trace(hat, axis1=-2, axis2=-1).sum(-1))
+
+
+def _unit(grad: jax.Array, old: jax.Array) -> jax.Array:
+    """Returns a power of two by which squares neither under- nor overflow.
+
+    It takes the first gradient that is not zero to about one, or is 1 where that is near enough.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(grad))).astype(old.dtype)
+    power = exponent(largest)
+    far = jnp.where((power < -20) | (power > 6), jnp.clip(-power, -126, 126), 0)
+    return jnp.where((old == 0) & (largest > 0), power_of_two(far, old.dtype), old)
+
+
+def _explicit(x: jax.Array) -> Any:
+    """Returns how an array is divided along explicit axes of a mesh, if it is."""
+    sharding = jax.typeof(x).sharding
+    explicit = not sharding.mesh.empty and AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if explicit and any(sharding.spec) else None
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """Returns the array whole on each device of a mesh of explicit axes."""
+    sharding = _explicit(x)
+    if sharding is None:
+        return x
+    whole: jax.Array = jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+    return whole

@@ -218,8 +218,9 @@ def hand_isoadam(grads, factors, b1, b2, eps, damping, sizes, size):
                 nu[i, j] = b2 * nu[i, j] + (1 - b2) * np.mean(u**2) / shrink
                 sized[r, c] = u / (np.sqrt(nu[i, j] / (1 - b2**t)) + eps)
         adam = next(adams)
+        free = 1.0 if factors else np.sqrt(sum(np.trace(a) for a in A) / (1 - b2**t))
         yield {
-            "iso": U,
+            "iso": U * free,
             "rms": sized,
             "graft": U * np.linalg.norm(adam) / np.linalg.norm(U),
         }[size]
@@ -417,7 +418,7 @@ def test_trains_an_nnx_model_through_nnx_optimizer(exact):
     optimizer = nnx.Optimizer(
         model, isoadam(0.03, block_size="shorter", refresh_every=10), wrt=nnx.Param
     )
-    assert set(optimizer.opt_state[0].inner_states["matrix"].inner_state.iso.matrices) == {
+    assert set(optimizer.opt_state[0].matrices.iso.matrices) == {
         "layers/0/kernel",
         "layers/1/kernel",
     }
@@ -440,7 +441,7 @@ def test_trains_an_nnx_model_through_nnx_optimizer(exact):
 
     losses = [float(step(model, optimizer)) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
-    matrices = optimizer.opt_state[0].inner_states["matrix"].inner_state.iso.matrices
+    matrices = optimizer.opt_state[0].matrices.iso.matrices
     factor = matrices["layers/0/kernel"].factors.input
     if exact:  # E[x x^T] of the first layer's inputs, the same in every step
         corrected = np.asarray(factor[...][0]) / (1 - 0.95**31)  # last refresh: step 30 of 0..39
