@@ -121,9 +121,10 @@ def _derivative(
     # A's largest eigenvalue, by which damping is scaled, belongs to the smallest of the root
     largest = jnp.where(z[..., :1] > 0, z[..., :1] ** -2, 0) / (1 + damping)
     moved = damping * inside[..., :1, 0] + ddamping * largest
-    inside += moved[..., None] * jnp.eye(root.shape[-1], dtype=root.dtype)
+    inside += moved[..., None] * jnp.broadcast_to(jnp.eye(z.shape[-1], dtype=z.dtype), root.shape)
     total = z[..., :, None] + z[..., None, :]
-    ratio = jnp.where(total > 0, z[..., :, None] ** 2 * z[..., None, :] ** 2 / total, 0)
+    product = z[..., :, None] * z[..., None, :]
+    ratio = jnp.where(total > 0, product * (product / total), 0)
     return vectors @ (-ratio * inside) @ vectors.mT
 
 
