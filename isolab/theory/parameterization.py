@@ -25,12 +25,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 MATRIX_ROLES: Final = ("embedding", "hidden", "readout")
 ROLES: Final = (*MATRIX_ROLES, "vector")
 RULES: Final = ("sgd", "adam", "adafactor")
+SAME: Final = 1e-9
+"""Exponents are sums of a few typed numbers: those that differ by less differ by rounding."""
 
 Alignment: TypeAlias = str | float | Mapping[str, float]
 
@@ -119,31 +122,22 @@ class Parameterization:
         a = self.scaling(role).a
         return a if role == "readout" else a + self.readout.a + self.readout.b
 
-    def update_exponent(self, role: str, rule: str, c: float) -> float:
-        """Returns ``d``: the entries of an update go as ``n**-d`` at a rate of ``n**-c``."""
-        return c + self._rule_offset(role, rule)
-
-    def stability_margin(
-        self, role: str, rule: str, c: float, alignment: Alignment = "full"
-    ) -> float:
-        r"""Returns :math:`a + d - \alpha`: activations stay stable where it is not negative.
-
-        At a margin of zero the update moves the layer's output by a size that does not depend on
-        the width; above zero the move vanishes with width; below zero it grows.
-        """
-        d = self.update_exponent(role, rule, c)
-        return self.scaling(role).a + d - alignment_exponent(role, alignment)
-
     def rate_exponent(self, role: str, rule: str, alignment: Alignment = "full") -> float:
         r"""Returns :math:`c` of the largest stable rate, :math:`n^{-c}`.
+
+        An update moves a layer's output by :math:`n^{\alpha - a - d}`: stable where
+        :math:`a + d \ge \alpha`.
 
         .. math:: c = \alpha - a - g \ (\mathrm{sgd}), \quad \alpha - a \ (\mathrm{adam}), \quad
             \alpha - a - b \ (\mathrm{adafactor})
 
         For ``role`` in ``ROLES``, ``rule`` in ``RULES``; alignment as :func:`alignment_exponent`.
         """
-        alpha = alignment_exponent(role, alignment)
-        return alpha - self.scaling(role).a - self._rule_offset(role, rule)
+        scaling = self.scaling(role)
+        offsets = {"sgd": self.gradient_exponent(role), "adam": 0.0, "adafactor": scaling.b}
+        if rule not in offsets:  # of d from c
+            raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
+        return alignment_exponent(role, alignment) - scaling.a - offsets[rule]
 
     def global_rate_exponent(self, rule: str, alignment: Alignment = "full") -> float:
         """Returns c of the largest stable rate, ``n**-c``, that all matrices share.
@@ -178,17 +172,6 @@ class Parameterization:
             scaling = self.scaling(role)
             moved[role] = Scaling(scaling.a + shift, scaling.b - shift)
         return replace(self, name=f"{self.name}_shifted", **moved)
-
-    def _rule_offset(self, role: str, rule: str) -> float:
-        """Returns ``d - c``."""
-        offsets = {
-            "sgd": self.gradient_exponent(role),
-            "adam": 0.0,
-            "adafactor": self.scaling(role).b,
-        }
-        if rule not in offsets:
-            raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
-        return offsets[rule]
 
 
 _ALL: Final = (
@@ -302,6 +285,17 @@ def per_layer_rates(
     return {
         role: constants[role] * ratio ** -p.rate_exponent(role, rule, alignment) for role in ROLES
     }
+
+
+def fraction_text(value: float) -> str:
+    """Returns an exponent as people write it: a fraction where it is one of small numbers.
+
+    Example:
+        >>> fraction_text(-0.5), fraction_text(1.0), fraction_text(0.73)
+        ('-1/2', '1', '0.73')
+    """
+    fraction = Fraction(value).limit_denominator(16)
+    return str(fraction) if abs(fraction - Fraction(value)) <= SAME else f"{value:.4g}"
 
 
 def _checked_role(role: str) -> str:

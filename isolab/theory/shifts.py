@@ -18,11 +18,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from isolab.theory.numbers import SAME, fraction_text
 from isolab.theory.parameterization import (
     MATRIX_ROLES,
     PARAMETERIZATIONS,
+    SAME,
     Parameterization,
+    fraction_text,
     parameterization,
 )
 
@@ -90,9 +91,6 @@ def equivalence_classes(
     parameterizations: Iterable[Parameterization | str] = tuple(PARAMETERIZATIONS),
 ) -> list[tuple[str, ...]]:
     """Returns the names of parameterizations, grouped by which are equivalent.
-
-    Raises:
-        ValueError: a name is unknown.
 
     Example:
         >>> equivalence_classes()

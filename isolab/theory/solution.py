@@ -25,58 +25,17 @@ rate for all roles, are this project's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
-from isolab.theory.numbers import SAME, finite, fraction_text, power_text
-from isolab.theory.parameterization import MATRIX_ROLES, Parameterization
+from isolab.theory.parameterization import MATRIX_ROLES, SAME, Parameterization, fraction_text
 
 _INPUT_POWERS: Final = {"embedding": 0.0, "hidden": 0.5, "readout": 0.5}  # n random terms: sqrt(n)
 _STABLE_SUMS: Final = {"embedding": "0", "hidden": "1/2", "readout": "1/2 or more"}
 _RULES: Final = {"sgd": "SGD", "adam": "Adam", "adafactor": "Adafactor with parameter scaling"}
 _FORMULAS: Final = {"sgd": "alpha - a - g", "adam": "alpha - a", "adafactor": "alpha - a - b"}
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What rates of n^-c do, role by role.
-
-    Attributes:
-        c: the rate's exponent.
-        margins: updates move the role's own output by n^-margin: 0 is the edge of stability, below
-            it the move grows with the width, above it the move vanishes.
-    """
-
-    c: dict[str, float]
-    margins: dict[str, float]
-
-    @property
-    def binding(self) -> tuple[str, ...]:
-        """Roles at the edge: a rate larger by any power of n would make them unstable."""
-        return tuple(role for role, margin in self.margins.items() if abs(margin) <= SAME)
-
-    @property
-    def growing(self) -> tuple[str, ...]:
-        """Roles whose updates move their output by more and more as the width grows: unstable."""
-        return tuple(role for role, margin in self.margins.items() if margin < -SAME)
-
-    @property
-    def vanishing(self) -> tuple[str, ...]:
-        """Roles whose updates move their output by less and less as the width grows."""
-        return tuple(role for role, margin in self.margins.items() if margin > SAME)
-
-    @property
-    def stable(self) -> bool:
-        """Whether no role grows."""
-        return not self.growing
-
-    @property
-    def features_move(self) -> bool:
-        """Whether the moves of the embedding or of the hidden layers do not vanish."""
-        return not {"embedding", "hidden"} <= set(self.vanishing)
 
 
 @dataclass(frozen=True)
@@ -100,11 +59,6 @@ class Solution:
     c: dict[str, float]
 
     @property
-    def power(self) -> dict[str, float]:
-        """The power of n with which each role's largest stable rate goes: -c."""
-        return {role: 0.0 - c for role, c in self.c.items()}
-
-    @property
     def initial_powers(self) -> dict[str, float]:
         """The power of n of each role's output at initialization, its input being of size one."""
         p = self.parameterization
@@ -120,36 +74,20 @@ class Solution:
         )
 
     @property
-    def per_layer(self) -> Rates:
-        """Each role at its own largest stable rate: every margin is zero."""
-        return self.judge(self.c)
+    def margins(self) -> dict[str, float]:
+        """Each role's margin at the largest stable rate that all share; the largest c is its c."""
+        limit = max(self.c.values())
+        return {role: limit - c for role, c in self.c.items()}
 
     @property
-    def global_rate(self) -> Rates:
-        """The largest stable rate that all roles share: its c is the largest of theirs."""
-        return self.judge(max(self.c.values()))
-
-    def judge(self, c: float | Mapping[str, float]) -> Rates:
-        """Returns what rates of ``n**-c`` would do.
-
-        Args:
-            c: one exponent for all roles, or one for each of embedding, hidden and readout.
-
-        Raises:
-            ValueError: an exponent is missing, or not a finite number.
-        """
-        chosen = dict(c) if isinstance(c, Mapping) else dict.fromkeys(MATRIX_ROLES, c)
-        if set(chosen) != set(MATRIX_ROLES):
-            raise ValueError(f"c names {sorted(chosen)}; needed: {sorted(MATRIX_ROLES)}")
-        chosen = {role: finite(f"c of {role}", chosen[role]) for role in MATRIX_ROLES}
-        p, rule, alpha = self.parameterization, self.rule, self.alpha
-        margins = {r: p.stability_margin(r, rule, chosen[r], alpha) for r in MATRIX_ROLES}
-        return Rates(chosen, margins)
+    def binding(self) -> tuple[str, ...]:
+        """Roles that a larger common rate would make unstable: their margin is zero."""
+        return tuple(role for role, margin in self.margins.items() if margin <= SAME)
 
     def table(self) -> pl.DataFrame:
-        """Returns a row per role with columns role, a, b, alpha, g, c, power."""
+        """Returns a row per role with columns role, a, b, alpha, g, c, power (of n: -c)."""
         rows = [
-            (role, s.a, s.b, self.alpha[role], self.g[role], self.c[role], self.power[role])
+            (role, s.a, s.b, self.alpha[role], self.g[role], self.c[role], 0.0 - self.c[role])
             for role in MATRIX_ROLES
             for s in [self.parameterization.scaling(role)]
         ]
@@ -158,25 +96,21 @@ class Solution:
             rows, {"role": pl.String} | dict.fromkeys(names, pl.Float64), orient="row"
         )
 
-    def explain(self) -> str:
-        """Returns what limits the rates, one sentence or more a line."""
-        return "\n".join(
-            [
-                f"{_RULES[self.rule]} at width n: a role's largest stable rate goes as n^-c, c = "
-                f"{_FORMULAS[self.rule]}. Its updates then move the role's output by the same "
-                "amount at every width.",
-                self._initialization_text(),
-                self._common_rate_text(),
-            ]
-        )
-
     def __str__(self) -> str:
         columns = ("role", "a", "b", "alpha", "g", "c", "rate", "initial output")
         lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for role, *exponents, power in self.table().iter_rows():
             powers = map(power_text, (power, self.initial_powers[role]))
             lines.append("| " + " | ".join([role, *map(fraction_text, exponents), *powers]) + " |")
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.explain().splitlines())])
+        lines += [
+            "",
+            f"- {_RULES[self.rule]} at width n: a role's largest stable rate goes as n^-c, c = "
+            f"{_FORMULAS[self.rule]}. Its updates then move the role's output by the same amount "
+            "at every width.",
+            f"- {self._initialization_text()}",
+            f"- {self._common_rate_text()}",
+        ]
+        return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
         return str(self)
@@ -188,13 +122,24 @@ class Solution:
         return f"The initialization is not stable, so no rate is: a + b must be {needed}."
 
     def _common_rate_text(self) -> str:
-        rates = self.global_rate
         text = (
-            f"One rate for all roles: {power_text(-max(rates.c.values()))} at most, the limit of "
-            f"{' and '.join(rates.binding)}."
+            f"One rate for all roles: {power_text(-max(self.c.values()))} at most, the limit of "
+            f"{' and '.join(self.binding)}."
         )
-        for role in rates.vanishing:
-            text += f" It moves the output of {role} by {power_text(-rates.margins[role])} only."
-        if not rates.features_move:
+        vanishing = {r: margin for r, margin in self.margins.items() if r not in self.binding}
+        for role, margin in vanishing.items():
+            text += f" It moves the output of {role} by {power_text(-margin)} only."
+        if {"embedding", "hidden"} <= vanishing.keys():
             text += " At large width the readout alone learns, from its initial features."
         return text
+
+
+def power_text(power: float) -> str:
+    """Returns a power of the width as text.
+
+    Example:
+        >>> power_text(-0.5), power_text(1.0), power_text(0.0)
+        ('n^(-1/2)', 'n', 'n^0')
+    """
+    text = fraction_text(power)
+    return "n" if text == "1" else f"n^{text}" if text.isdigit() else f"n^({text})"

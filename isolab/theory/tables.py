@@ -9,12 +9,14 @@ Reference: Everett et al., arXiv:2407.05872.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, Final, TypeAlias
 
 import polars as pl
 
-from isolab.theory.numbers import finite, fraction_text
 from isolab.theory.parameterization import (
     MATRIX_ROLES,
     PARAMETERIZATIONS,
@@ -23,14 +25,14 @@ from isolab.theory.parameterization import (
     Parameterization,
     Scaling,
     alignment_exponent,
+    fraction_text,
     parameterization,
-    per_layer_rates,
 )
 from isolab.theory.solution import Solution
 
 Pair: TypeAlias = tuple[float, float] | Scaling
 
-_TEXTS: Final = ("parameterization", "rule", "alignment", "role")
+_CELL: Final = ("parameterization", "rule", "alignment", "role")
 
 
 def exponents(
@@ -51,21 +53,23 @@ def exponents(
         ``power`` of n, -c.
 
     Raises:
-        ValueError: a name is unknown or an alignment out of range.
+        ValueError: a name is unknown or an alignment out of range; likewise below.
 
     Example:
         >>> exponents(["mup"], ["adam"], ["full"])["power"].to_list()
         [-0.5, -1.0, -0.5]
-
-    Reference: Everett et al., arXiv:2407.05872.
     """
     rows = [
-        (*cell, role, p.scaling(role).a, p.scaling(role).b, p.gradient_exponent(role), c, 0.0 - c)
-        for p, alignment, cell in _cells(parameterizations, rules, alignments)
-        for role in MATRIX_ROLES
-        for c in [p.rate_exponent(role, cell[1], alignment)]
-    ]
-    return _frame(rows, ("a", "b", "g", "c", "power"))
+        (p.name, rule, alignment if isinstance(alignment, str) else fraction_text(alignment), role,
+         p.scaling(role).a, p.scaling(role).b, p.gradient_exponent(role), c, 0.0 - c)
+        for name, rule, alignment, role in itertools.product(
+            parameterizations, rules, alignments, MATRIX_ROLES
+        )
+        for p in [parameterization(name)]
+        for c in [p.rate_exponent(role, rule, alignment)]
+    ]  # fmt: skip
+    schema = dict.fromkeys(_CELL, pl.String) | dict.fromkeys("abgc", pl.Float64)
+    return pl.DataFrame(rows, schema | {"power": pl.Float64}, orient="row")
 
 
 def rate_lines(
@@ -86,22 +90,18 @@ def rate_lines(
         A row per parameterization, rule, alignment, role and width, with float64 columns width and
         factor.
 
-    Raises:
-        ValueError: a name is unknown, an alignment out of range, or a width not positive.
-
     Example:
         >>> lines = rate_lines([64, 256], 64, ["standard"], ["adam"], ["full"])
         >>> lines.filter(pl.col("role") == "hidden")["factor"].to_list()
         [1.0, 0.25]
     """
-    rows = [
-        (*cell, role, float(width), factors[role])
-        for p, alignment, cell in _cells(parameterizations, rules, alignments)
-        for width in widths
-        for factors in [per_layer_rates(p, cell[1], width, base_width, alignment)]
-        for role in MATRIX_ROLES
-    ]
-    return _frame(rows, ("width", "factor"))
+    for width in (base_width, *widths):
+        if not 0 < width < math.inf:
+            raise ValueError(f"width must be a positive number, got {width!r}")
+    points = pl.DataFrame({"width": widths}, {"width": pl.Float64})
+    factor = (pl.col("width") / base_width).pow(pl.col("power"))
+    table = exponents(parameterizations, rules, alignments).join(points, how="cross")
+    return table.select(*_CELL, "width", factor=factor)
 
 
 def solve(
@@ -125,16 +125,9 @@ def solve(
 
     Example:
         >>> mean_field = solve((0, 0), (1 / 2, 0), (1, 0), alignment="none", rule="adam")
-        >>> mean_field.power, mean_field.global_rate.binding
-        ({'embedding': 0.0, 'hidden': 0.0, 'readout': 0.5}, ('embedding', 'hidden'))
+        >>> mean_field.c, mean_field.binding
+        ({'embedding': 0.0, 'hidden': 0.0, 'readout': -0.5}, ('embedding', 'hidden'))
     """
-    if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
-    if isinstance(alignment, Mapping):
-        for role, value in alignment.items():
-            finite(f"alignment of {role}", value)
-    elif not isinstance(alignment, str):
-        finite("alignment", alignment)
     pairs = zip(MATRIX_ROLES, (embedding, hidden, readout), strict=True)
     p = Parameterization("typed", *(_scaling(role, pair) for role, pair in pairs))
     alpha = {role: alignment_exponent(role, alignment) for role in MATRIX_ROLES}
@@ -143,27 +136,12 @@ def solve(
     return Solution(p, rule, alpha, g, c)
 
 
-def _cells(
-    parameterizations: Iterable[Parameterization | str],
-    rules: Iterable[str],
-    alignments: Iterable[str | float],
-) -> Iterator[tuple[Parameterization, str | float, tuple[str, str, str]]]:
-    rules, alignments = tuple(rules), tuple(alignments)
-    for p in map(parameterization, parameterizations):
-        for rule in rules:
-            for alignment in alignments:
-                text = alignment if isinstance(alignment, str) else fraction_text(alignment)
-                yield p, alignment, (p.name, rule, text)
-
-
-def _frame(rows: list[tuple[Any, ...]], numbers: Sequence[str]) -> pl.DataFrame:
-    schema = dict.fromkeys(_TEXTS, pl.String) | dict.fromkeys(numbers, pl.Float64)
-    return pl.DataFrame(rows, schema, orient="row")
-
-
 def _scaling(role: str, pair: Any) -> Scaling:
     if isinstance(pair, Scaling):
         return pair
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise ValueError(f"{role} must be a pair (a, b) of numbers, got {pair!r}")
-    return Scaling(finite(f"a of {role}", pair[0]), finite(f"b of {role}", pair[1]))
+    for name, value in zip("ab", pair, strict=True):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} of {role} must be a finite number, got {value!r}")
+    return Scaling(*map(float, pair))

@@ -30,7 +30,6 @@ SHIFT_OF_C = {"sgd": -2, "adam": -1, "adafactor": 0}  # in units of t, by the pa
 exponents = st.floats(-2.0, 2.0)
 alphas = st.floats(0.5, 1.0)
 names = st.sampled_from(sorted(PARAMETERIZATIONS))
-roles = st.sampled_from(ROLES)
 matrix_roles = st.sampled_from(MATRIX_ROLES)
 rules = st.sampled_from(RULES)
 widths = st.floats(1.0, 2.0**20)
@@ -74,14 +73,6 @@ def test_each_class_holds_two_parameterizations_and_the_classes_differ(start, en
     assert moved.name != start
     # a + b does not change under a shift, and the readout's tells the classes apart
     assert target.weight_exponent("readout") == {"ntk": 0.5, "mean_field": 1.0}[end]
-
-
-@given(parameterizations(), roles, rules, alphas, exponents)
-def test_largest_stable_rate_has_margin_zero(p, role, rule, alpha, extra):
-    c = p.rate_exponent(role, rule, alpha)
-    assert abs(p.stability_margin(role, rule, c, alpha)) < 1e-12
-    # A rate that shrinks faster by `extra` gains as much; one that shrinks slower is unstable.
-    assert math.isclose(p.stability_margin(role, rule, c + extra, alpha), extra, abs_tol=1e-12)
 
 
 @given(alphas)
