@@ -39,7 +39,7 @@ def main(
         if (REFERENCE / table).exists():  # the others are made by readers only
             frame = measurement()
             frame.write_parquet(REFERENCE / table / "table.parquet")
-            _write(name, table, frame, {"sources": provenance()})
+            _write(name, table, frame, {"sources": dict(provenance())})
 
 
 def about_runs(runs: pl.DataFrame) -> dict[str, Any]:

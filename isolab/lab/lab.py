@@ -29,8 +29,8 @@ from isolab.lab.panels import EndedRun, Inspector, faint
 from isolab.lab.stored import Nearest, Stored, in_words
 from isolab.lab.views import TOTAL, curve_view, picture, summary_view
 from isolab.lab.words import run_label
+from isolab.results.folder import runs_folder
 from isolab.results.store import Store
-from isolab.sweeps.sweep import default_store
 from isolab.training.config import RunConfig
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -50,7 +50,7 @@ class Lab:
         runs: stored runs to draw, with the columns of :func:`isolab.run`; default: the reference
             results and what is in the store.
         store: where trained runs are kept: a Store, a path, None to keep nothing, or "default" for
-            :func:`isolab.sweeps.sweep.default_store`.
+            :func:`isolab.results.folder.runs_folder`.
 
     Attributes:
         widget: what is displayed.
@@ -87,7 +87,7 @@ class Lab:
         self._nearest = Nearest()
         self.status = ""
 
-        store = default_store() if store == "default" else store
+        store = runs_folder() if store == "default" else store
         self._store = store if store is None or isinstance(store, Store) else Store(store)
         self._controls = Controls(self._question, self._start, lambda: self._guard(self._moved))
         self._front_end = FrontEnd()

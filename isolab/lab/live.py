@@ -28,8 +28,7 @@ from isolab.results.store import Store
 from isolab.sweeps.batch import results_frame
 from isolab.training.config import RunConfig
 from isolab.training.program import arguments_of
-from isolab.training.result import Result
-from isolab.training.train import Snapshot, train
+from isolab.training.train import Result, Snapshot, train
 
 FIRST_WINDOWS = 8  # validation windows behind the first point, until all are evaluated
 LONG_OPERATIONS = 2e10  # multiplications of an evaluation that begins with a few windows

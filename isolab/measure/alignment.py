@@ -31,11 +31,11 @@ import numpy as np
 import polars as pl
 
 from isolab.measure.observe import observe
-from isolab.model.corpus import load_corpus
+from isolab.model.corpus import load_corpus, validation_windows
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.optimizers.dtypes import at_least_float32
 from isolab.training.config import RunConfig
-from isolab.training.watch import ForwardModel, Observation, by_layer, held_out
+from isolab.training.watch import ForwardModel, Observation, by_layer
 
 KINDS = ("weights", "change", "update")
 ROLES = ("hidden", "readout")
@@ -84,7 +84,7 @@ def measure(
         (the layer's own n), ``kind`` (at step 0 only weights) and ``alignment`` (float64; null
         where a matrix is zero or not finite).
     """
-    inputs, _ = held_out(load_corpus(config.corpus), WINDOWS, config.context)
+    inputs, _ = validation_windows(load_corpus(config.corpus), WINDOWS, config.context)
     function = functools.partial(_rows, inputs=inputs)
     axes = {"width": widths, "seed": seeds}
     return observe(config, axes, steps, function, {"alignment": pl.Float64})

@@ -40,11 +40,11 @@ from isolab.analysis.groups import ends
 from isolab.analysis.seeds import require_columns
 from isolab.analysis.width_lines import width_slopes
 from isolab.measure.observe import observe
-from isolab.model.corpus import load_corpus
+from isolab.model.corpus import load_corpus, validation_windows
+from isolab.model.fields import whole_number, whole_numbers
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.training.config import RunConfig
-from isolab.training.watch import ForwardModel, Observation, held_out
-from isolab.training.whole_numbers import whole_number, whole_numbers
+from isolab.training.watch import ForwardModel, Observation
 
 MakeModel: TypeAlias = Callable[[int, nnx.Rngs], nnx.Module]
 Loss: TypeAlias = Callable[[Any, Any], jax.Array]
@@ -163,7 +163,7 @@ def coordinate_check_runs(
     brief = dataclasses.replace(
         config, steps=4, evaluate_every=1, schedule="constant", warmup_steps=0
     )
-    tokens, _ = held_out(load_corpus(config.corpus), config.batch_size, config.context)
+    tokens, _ = validation_windows(load_corpus(config.corpus), config.batch_size, config.context)
     function = functools.partial(_sizes_in_run, tokens=tokens)
     axes = {"width": widths, "seed": seeds}
     return observe(brief, axes, range(5), function, {"change_rms": pl.Float64})

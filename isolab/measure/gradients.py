@@ -24,6 +24,7 @@ import polars as pl
 
 from isolab.analysis.width_lines import width_slopes
 from isolab.measure.observe import observe
+from isolab.model.fields import whole_number, whole_numbers
 from isolab.model.probe import rms
 from isolab.model.transformer import next_token_loss
 from isolab.optimizers.adam import scale_by_adam
@@ -31,7 +32,6 @@ from isolab.optimizers.catalog import CATALOG
 from isolab.theory.parameterization import ROLES, parameterization
 from isolab.training.config import RunConfig
 from isolab.training.watch import ForwardModel, Observation, by_layer, watch
-from isolab.training.whole_numbers import whole_number, whole_numbers
 
 
 class SecondMoment(NamedTuple):

@@ -19,16 +19,22 @@ import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from isolab.measure.alignment import ROLES, alignment
-from isolab.model.corpus import Corpus, load_corpus
+from isolab.model.corpus import Corpus, load_corpus, validation_windows
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.model.transformer import next_token_loss
 from isolab.optimizers.leaves import by_path
 from isolab.optimizers.linear import Factors
 from isolab.optimizers.products import value_grad_factors
-from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
-from isolab.training.program import TrainState, program_of, run_values, single_run
-from isolab.training.watch import ForwardModel, by_layer, held_out
+from isolab.training.program import (
+    SingleRun,
+    TrainState,
+    device_tokens,
+    keep_compiled_programs,
+    program_of,
+    run_values,
+)
+from isolab.training.watch import ForwardModel, by_layer
 
 TOKENS = 1024
 """Held-out tokens on which layers are measured, about."""
@@ -79,8 +85,8 @@ def inspect_run(
     """
     corpus = corpus or load_corpus(config.corpus)
     traced = run_values(dataclasses.replace(config, warmup_steps=0))
-    windows = held_out(corpus, _window_count(config), config.context)
-    found = _program(config, corpus)(state, traced, jnp.int32(step), _tokens(corpus), windows)
+    windows = validation_windows(corpus, _window_count(config), config.context)
+    found = _program(config, corpus)(state, traced, jnp.int32(step), device_tokens(corpus), windows)
     layers, factors = jax.device_get(found)
     model = ForwardModel.of(config, corpus.vocab_size)
     _, note = _measured_sides(model)
@@ -103,7 +109,7 @@ def _program(config: RunConfig, corpus: Corpus) -> Any:
 def _compiled(static: RunConfig, vocab_size: int, token_count: int) -> Any:
     """Returns the compiled (state, traced, step, tokens, windows) -> (layers, factors)."""
     keep_compiled_programs()
-    model, run = ForwardModel.of(static, vocab_size), single_run(static, vocab_size)
+    model, run = ForwardModel.of(static, vocab_size), SingleRun(static, vocab_size)
 
     def inspect(state: TrainState, traced: Any, step: Any, tokens: Any, windows: Any) -> Any:
         after, _, _ = run.advance(state, traced, step, tokens, windows)
@@ -112,7 +118,7 @@ def _compiled(static: RunConfig, vocab_size: int, token_count: int) -> Any:
 
     shape = jax.ShapeDtypeStruct((_window_count(static), static.context), jnp.int32)
     traced = run_values(static)
-    state, _ = jax.eval_shape(run.init, traced, (shape, shape))
+    state = run.abstract_state()
     step = jax.ShapeDtypeStruct((), jnp.int32)
     tokens = jax.ShapeDtypeStruct((token_count,), jnp.uint8)
     return jax.jit(inspect).lower(state, traced, step, tokens, (shape, shape)).compile()
@@ -203,11 +209,6 @@ def _spectra_frame(
         columns = {"layer": name, "side": side, "index": range(1, len(values) + 1)}
         frames.append(pl.DataFrame(columns | {"eigenvalue": values}, schema=schema))
     return pl.concat(frames)
-
-
-@functools.lru_cache(maxsize=4)
-def _tokens(corpus: Corpus) -> jax.Array:
-    return jnp.asarray(corpus.train)
 
 
 def _window_count(config: RunConfig) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 import polars as pl
 
 from isolab.model.corpus import load_corpus
+from isolab.model.fields import whole_numbers
 from isolab.sweeps.sweep import Sweep
 from isolab.training.config import RunConfig
 from isolab.training.program import program_of
 from isolab.training.watch import Observation, watch
-from isolab.training.whole_numbers import whole_numbers
 
 Measurement = Callable[[Observation], Iterable[dict[str, Any]]]
 

@@ -11,15 +11,15 @@ the device once and draws its batches inside the compiled step with :func:`sampl
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import os
 import sysconfig
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,20 +34,20 @@ SourceFile: TypeAlias = tuple[str, int, int]
 
 VALIDATION_SHARE: Final = 10  # one byte in ten
 HUB_BYTES: Final = 2**28  # a Hugging Face dataset is read up to 256 MiB of text
-_ZIPF_MARKOV_RANGES: Final = {
-    "vocab_size": (2, 256),
-    "exponent": (0, 8),
-    "seed": (0, 2**63),
-    "length": (VALIDATION_SHARE, 2**31 - 1),
+_ZIPF_MARKOV: Final = {  # default, lowest, highest
+    "vocab_size": (64, 2, 256),
+    "exponent": (1.0, 0, 8),
+    "seed": (0, 0, 2**63),
+    "length": (4_000_000, VALIDATION_SHARE, 2**31 - 1),
 }
 # Of the standard library: tests, vendored packages, the reference manual that pydoc prints (one
 # file of 6% of all bytes, and no code), and what belongs to one machine only.
-_SKIPPED_FOLDERS: Final = (
+_SKIPPED: Final = (
     *("test", "tests", "*_test", "turtledemo"),
     *("site-packages", "dist-packages", "_bundled", "_vendor", "pip"),
     *("pydoc_data", "config-*", "lib-dynload"),
+    *("_sysconfigdata*", "sitecustomize*", "usercustomize*"),
 )
-_SKIPPED_FILES: Final = ("_sysconfigdata*", "sitecustomize*", "usercustomize*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +131,10 @@ def load_corpus(source: str | Path = "stdlib") -> Corpus:
     kind, _, options = source.partition(":") if isinstance(source, str) else ("", "", "")
     if source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
-        files = _folder_files(root, _SKIPPED_FOLDERS, _SKIPPED_FILES)
+        files = _folder_files(root, _SKIPPED)
         return _from_files("stdlib", root, tuple(f for f in files if f[0].endswith(".py")))
     if kind == "zipf_markov":
-        return _zipf_markov(**_zipf_markov_options(options))
+        return _zipf_markov(options)
     if kind == "hub":
         return _from_hub(options)
     path = Path(source).expanduser().resolve()
@@ -166,18 +166,11 @@ def sample_batch(
 
     Raises:
         ValueError: tokens are fewer than L + 1.
-
-    Example:
-        >>> x_BxL, y_BxL = sample_batch(jnp.arange(100), jax.random.key(0), 4, context=8)
-        >>> x_BxL.shape, bool((y_BxL == x_BxL + 1).all())
-        ((4, 8), True)
     """
     starts = _count_starts(tokens.shape[0], context, "training")
     starts_B = jax.random.randint(key, (batch_size,), 0, starts)
 
-    def window(start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(tokens, start, context + 1)
-
+    window = functools.partial(jax.lax.dynamic_slice_in_dim, tokens, slice_size=context + 1)
     windows_BxL1 = jax.vmap(window)(starts_B).astype(jnp.int32)
     return windows_BxL1[:, :-1], windows_BxL1[:, 1:]
 
@@ -194,12 +187,6 @@ def validation_windows(
 
     Raises:
         ValueError: count is not positive or the held-out tokens are fewer than context + 1.
-
-    Example:
-        >>> corpus = load_corpus("zipf_markov:vocab_size=8,length=1000")
-        >>> inputs, targets = validation_windows(corpus, count=3, context=16)
-        >>> inputs.shape, bool((inputs[:, 1:] == targets[:, :-1]).all())
-        ((3, 16), True)
     """
     if count < 1:
         raise ValueError(f"count of validation windows must be at least 1, got {count}")
@@ -220,14 +207,15 @@ def _count_starts(length: int, context: int, part: str) -> int:
     return length - context
 
 
-def _zipf_markov_options(options: str) -> dict[str, Any]:
-    """Returns the options of a ``zipf_markov:...`` source, defaults filled in."""
-    chosen: dict[str, Any] = {"vocab_size": 64, "exponent": 1.0, "seed": 0, "length": 4_000_000}
+def _zipf_markov(options: str) -> Corpus:
+    """Returns the corpus of a ``zipf_markov:...`` source."""
+    chosen: dict[str, int | float] = {name: default for name, (default, *_) in _ZIPF_MARKOV.items()}
     for option in filter(None, options.split(",")):
         name, _, text = option.partition("=")
         if name not in chosen:
             raise ValueError(f"unknown option {name!r} of zipf_markov; known: {sorted(chosen)}")
-        kind, (low, high) = type(chosen[name]), _ZIPF_MARKOV_RANGES[name]
+        default, low, high = _ZIPF_MARKOV[name]
+        kind = type(default)
         try:
             chosen[name] = kind(text)
         except ValueError:
@@ -238,18 +226,18 @@ def _zipf_markov_options(options: str) -> dict[str, Any]:
             raise ValueError(
                 f"option {name} of zipf_markov must lie in [{low}, {high}], got {chosen[name]}"
             )
-    return chosen
+    return _sampled(**chosen)  # type: ignore[arg-type]  # of the defaults' types
 
 
-@lru_cache(maxsize=4)
-def _zipf_markov(*, vocab_size: int, exponent: float, seed: int, length: int) -> Corpus:
+@functools.lru_cache(maxsize=4)
+def _sampled(*, vocab_size: int, exponent: float, seed: int, length: int) -> Corpus:
     transitions = zipf_transitions(vocab_size, exponent, seed)
     tokens = sample_markov(transitions, length, np.random.default_rng([seed, 1]))
     name = f"zipf_markov:vocab_size={vocab_size},exponent={exponent},seed={seed},length={length}"
     return Corpus(name, *_split_tail(tokens), vocab_size, entropy_rate(transitions))
 
 
-@lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def _from_files(name: str, root: Path, files: tuple[SourceFile, ...]) -> Corpus:
     """Returns the corpus of these files; the tuple tells the memo when one of them changed."""
     if sum(size for _, size, _ in files) == 0:
@@ -300,26 +288,22 @@ def _stat(path: Path, root: Path) -> SourceFile:
     return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
 
 
-def _folder_files(
-    root: Path, skipped_folders: tuple[str, ...] = (), skipped_files: tuple[str, ...] = ()
-) -> tuple[SourceFile, ...]:
+def _folder_files(root: Path, skipped: tuple[str, ...] = ()) -> tuple[SourceFile, ...]:
     """Returns the files under a folder that are not hidden, sorted by relative POSIX path.
 
-    What is skipped are patterns as in a shell, matched against a folder's or a file's own name.
+    Skipped are files and folders whose own name matches a pattern, as in a shell.
     """
-    files = []
+    files, patterns = [], (".*", "__pycache__", *skipped)
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = _not_matching(subfolders, (".*", "__pycache__", *skipped_folders))
-        paths = [Path(folder, name) for name in _not_matching(names, (".*", *skipped_files))]
-        files += [_stat(path, root) for path in paths if path.is_file()]
+        subfolders[:], names = (
+            [name for name in listed if not any(fnmatchcase(name, p) for p in patterns)]
+            for listed in (subfolders, names)
+        )
+        files += [_stat(path, root) for name in names if (path := Path(folder, name)).is_file()]
     return tuple(sorted(files))
 
 
-def _not_matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    return [name for name in names if not any(fnmatchcase(name, p) for p in patterns)]
-
-
-@lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)
 def _from_hub(options: str) -> Corpus:
     name, _, config = options.partition(":")
     if not name:

@@ -1,4 +1,4 @@
-"""Fields of a frozen config dataclass, checked against their type hints.
+"""Values checked in words: fields of a config by their type hints, and whole numbers.
 
 A hint is ``int``, ``float``, ``bool``, ``str`` or a ``Literal`` of texts; it may have ``| None``
 after it, and a number may stand in ``Annotated`` with one :class:`Range` or more.
@@ -7,11 +7,13 @@ after it, and a number may stand in ``Annotated`` with one :class:`Range` or mor
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 _WORDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
 
@@ -67,6 +69,48 @@ def require(config: Any, name: str, holds: bool, allowed: str) -> None:
     """Raises ``ValueError`` by field, value and what is allowed, unless a condition holds."""
     if not holds:
         raise ValueError(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
+
+
+def whole_number(name: str, value: int, low: int, high: int | None = None) -> int:
+    """Returns the value as a plain int.
+
+    Raises:
+        ValueError: not a whole number of ``low`` to ``high``.
+    """
+    if not _is_whole(value, low, high):
+        raise ValueError(f"{name} is {value!r}; allowed: a whole number {_range(low, high)}")
+    return int(value)
+
+
+def whole_numbers(
+    name: str, values: Sequence[int], low: int, high: int | None = None, at_least: int = 1
+) -> list[int]:
+    """Returns the values as a sorted list of plain ints.
+
+    Raises:
+        ValueError: not whole numbers of ``low`` to ``high``, too few, or one given twice.
+
+    Example:
+        >>> whole_numbers("widths", [64, 32], low=1, at_least=2)
+        [32, 64]
+    """
+    listed = list(values) if isinstance(values, Sequence | np.ndarray) else [None]
+    right = all(_is_whole(value, low, high) for value in listed)
+    if not right or len(set(listed)) < max(len(listed), at_least):
+        raise ValueError(
+            f"{name} is {values!r}; allowed: {at_least} or more different whole numbers"
+            f" {_range(low, high)}"
+        )
+    return sorted(map(int, listed))
+
+
+def _is_whole(value: Any, low: int, high: int | None) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and low <= value and (high is None or value <= high)
+
+
+def _range(low: int, high: int | None) -> str:
+    return f"of {low} or more" if high is None else f"from {low} to {high}"
 
 
 @cache

@@ -11,13 +11,13 @@ the same numbers in another order, H is also the entropy of Zipf's law itself.
 
 from __future__ import annotations
 
+import bisect
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
-States: TypeAlias = npt.NDArray[np.intp]
 
 
 def zipf_transitions(vocab_size: int, exponent: float, seed: int) -> Matrix:
@@ -41,44 +41,25 @@ def zipf_transitions(vocab_size: int, exponent: float, seed: int) -> Matrix:
 
 
 def stationary_distribution(transitions: Matrix) -> Matrix:
-    """Returns pi, (V,), with ``pi @ P == pi`` and sum 1, of an irreducible chain.
-
-    Example:
-        >>> stationary_distribution(np.array([[0.5, 0.5], [1.0, 0.0]])).round(6).tolist()
-        [0.666667, 0.333333]
-    """
+    """Returns pi, (V,), with ``pi @ P == pi`` and sum 1, of an irreducible chain."""
     system = transitions.T - np.eye(len(transitions))
     system[-1] = 1.0  # the equations are dependent: one gives way to the sum
     return np.linalg.solve(system, np.eye(len(transitions))[-1])
 
 
 def entropy_rate(transitions: Matrix) -> float:
-    r"""Returns :math:`-\sum_i \pi_i \sum_j P_{ij} \log P_{ij}`, nats per token.
-
-    Example:
-        >>> round(entropy_rate(np.full((2, 2), 0.5)), 6)
-        0.693147
-    """
+    r"""Returns :math:`-\sum_i \pi_i \sum_j P_{ij} \log P_{ij}`, nats per token."""
     positive = np.where(transitions > 0, transitions, 1.0)
     row_entropies = -(transitions * np.log(positive)).sum(axis=1)
     return float(stationary_distribution(transitions) @ row_entropies)
 
 
 def sample_markov(
-    transitions: Matrix, length: int, rng: np.random.Generator, blocks: int = 2048
+    transitions: Matrix, length: int, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
     """Returns one chain of ``length`` tokens, begun at its stationary distribution.
 
-    The chain is cut into blocks that advance together. Each first starts anywhere; then those
-    whose start was not the end of the one before run again with the same random numbers, and
-    only until they meet their old path, which is soon. What comes out is the plain chain: it
-    does not depend on ``blocks``.
-
-    Args:
-        transitions: (V, V), V at most 256.
-        length: tokens to draw.
-        rng: where the random numbers come from.
-        blocks: how many advance at once.
+    ``transitions`` are (V, V), V at most 256.
 
     Example:
         >>> P = zipf_transitions(8, exponent=1.0, seed=0)
@@ -88,34 +69,11 @@ def sample_markov(
     vocab_size = len(transitions)
     cdf = np.cumsum(transitions, axis=1)
     cdf /= cdf[:, -1:]
-    rows = (cdf + np.arange(vocab_size)[:, None]).ravel()  # increasing: row i lies in (i, i + 1]
-
-    def step(state: States, uniform: Matrix) -> States:
-        found: States = np.searchsorted(rows, state + uniform, side="right") - state * vocab_size
-        return found.clip(max=vocab_size - 1)  # state + uniform can round up to state + 1
-
+    rows = (cdf + np.arange(vocab_size)[:, None]).tolist()  # row i lies in (i, i + 1]
     stationary = np.cumsum(stationary_distribution(transitions))
-    first = min(int(np.searchsorted(stationary, rng.random())), vocab_size - 1)
-    steps = -(-length // blocks)
-    uniforms = np.zeros(blocks * steps)
-    uniforms[:length] = rng.random(length)
-    uniforms = np.ascontiguousarray(uniforms.reshape(blocks, steps).T)
-
-    path = np.empty((steps, blocks), dtype=np.uint8)
-    state: States = np.full(blocks, first)
-    for t in range(steps):
-        path[t] = state = step(state, uniforms[t])
-    started = np.full(blocks, first)
-    while True:
-        starts = np.concatenate([[first], path[-1, :-1]]).astype(np.intp)
-        columns = np.flatnonzero(starts != started)
-        if columns.size == 0:
-            return path.T.reshape(-1)[:length].copy()
-        started, state = starts, starts[columns]
-        for t in range(steps):
-            state = step(state, uniforms[t, columns])
-            apart = state != path[t, columns]
-            columns, state = columns[apart], state[apart]
-            if columns.size == 0:
-                break
-            path[t, columns] = state
+    state = min(int(np.searchsorted(stationary, rng.random())), vocab_size - 1)
+    tokens = bytearray(length)
+    for t, uniform in enumerate(rng.random(length).tolist()):
+        found = bisect.bisect_right(rows[state], state + uniform)
+        tokens[t] = state = min(found, vocab_size - 1)  # state + uniform can round up to state + 1
+    return np.frombuffer(tokens, np.uint8)

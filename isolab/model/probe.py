@@ -42,17 +42,11 @@ _patching = threading.RLock()  # a class has one __call__, whoever looks through
 )
 @dataclass(frozen=True)
 class Layer:
-    """One call of one module; a pytree, so that a jitted function can return it.
+    """One call of one module; a pytree, so that a jitted function can return it."""
 
-    Attributes:
-        inputs: the arguments that are arrays or pytrees of arrays, in the order of the call.
-        output: what the module returned, an array or a pytree of arrays.
-        order: place of the call among those seen, from 0; a module's own comes after its parts'.
-    """
-
-    inputs: tuple[Any, ...]
-    output: Any
-    order: int
+    inputs: tuple[Any, ...]  # the arguments that are arrays or pytrees of arrays, in order
+    output: Any  # an array or a pytree of arrays
+    order: int  # place among the calls seen, from 0; a module's own comes after its parts'
 
 
 class Seen(nnx.Variable):  # type: ignore[type-arg]
@@ -82,8 +76,7 @@ def activations(
     Args:
         model: any flax.nnx module; it is left as it is (statistics and random counters too).
         *inputs: what it is called with.
-        call: ``call(model, *inputs)`` runs the forward pass, a loss for instance; default:
-            ``model(*inputs)``.
+        call: ``call(model, *inputs)`` runs the forward pass; default: ``model(*inputs)``.
 
     Raises:
         TypeError: the model is not an ``nnx.Module``.
@@ -131,12 +124,7 @@ def in_order(seen: dict[str, Layer]) -> list[tuple[str, Layer]]:
 
 
 def rms(values: Any) -> jax.Array:
-    """Returns the root mean square over all entries of an array or a pytree of arrays, a scalar.
-
-    Example:
-        >>> float(rms([jnp.array([3.0, 4.0]), jnp.array([0.0, 0.0])]))
-        2.5
-    """
+    """Returns the root mean square over all entries of an array or a pytree of arrays, a scalar."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(values)]
     leaves = [leaf.astype(at_least_float32(leaf.dtype)) for leaf in leaves]
     squares = sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)
@@ -165,33 +153,6 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return "/".join(map(str, path)) or OUTPUT
 
 
-class _Recorder:
-    """Calls modules and leaves what they took in and gave out on those that are tagged."""
-
-    def __init__(self) -> None:
-        self._order = itertools.count()
-        self._running: set[int] = set()
-        self._last: Any = None
-
-    def call(self, original: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
-        """Returns ``original(module, *args, **kwargs)``."""
-        name = getattr(module, _TAG, None)
-        if name is None or id(module) in self._running:  # another model; super().__call__
-            return original(module, *args, **kwargs)
-        self._running.add(id(module))
-        try:
-            output = original(module, *args, **kwargs)
-        finally:
-            self._running.discard(id(module))
-        if _is_real(output) and (name == OUTPUT or output is not self._last):
-            self._last = output
-            taken = tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
-            # a jax transform (not nnx's) around the call: what is inside stays inside
-            with contextlib.suppress(TraceContextError):
-                setattr(module, f"{_SEEN}{next(self._order)}", Seen((taken, output)))
-        return output
-
-
 @contextlib.contextmanager
 def _recording(classes: Iterable[type]) -> Iterator[None]:
     """Within the block, calls of modules of these classes go through one recorder."""
@@ -200,16 +161,8 @@ def _recording(classes: Iterable[type]) -> Iterator[None]:
         for cls in classes:
             if any("__call__" in vars(base) for base in cls.__mro__):  # a metaclass has one too
                 former.callback(_restore, cls, vars(cls).get("__call__"))
-                setattr(cls, "__call__", _through(recorder, cls.__call__))  # noqa: B010
+                setattr(cls, "__call__", recorder.through(cls.__call__))  # noqa: B010
         yield
-
-
-def _through(recorder: _Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return recorder.call(original, self, *args, **kwargs)
-
-    return __call__
 
 
 def _restore(cls: Any, own: Any) -> None:
@@ -217,6 +170,38 @@ def _restore(cls: Any, own: Any) -> None:
         del cls.__call__
     else:
         cls.__call__ = own
+
+
+class _Recorder:
+    """Calls modules and leaves what they took in and gave out on those that are tagged."""
+
+    def __init__(self) -> None:
+        self._order = itertools.count()
+        self._running: set[int] = set()
+        self._last: Any = None
+
+    def through(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a ``__call__`` that leaves what it saw."""
+
+        @functools.wraps(original)
+        def __call__(module: Any, *args: Any, **kwargs: Any) -> Any:
+            name = getattr(module, _TAG, None)
+            if name is None or id(module) in self._running:  # another model; super().__call__
+                return original(module, *args, **kwargs)
+            self._running.add(id(module))
+            try:
+                output = original(module, *args, **kwargs)
+            finally:
+                self._running.discard(id(module))
+            if _is_real(output) and (name == OUTPUT or output is not self._last):
+                self._last = output
+                taken = tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
+                # a jax transform (not nnx's) around the call: what is inside stays inside
+                with contextlib.suppress(TraceContextError):
+                    setattr(module, f"{_SEEN}{next(self._order)}", Seen((taken, output)))
+            return output
+
+        return __call__
 
 
 def _has_parameter(module: nnx.Module) -> bool:

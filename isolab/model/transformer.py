@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from isolab.model.fields import Count, NonNegative, check, require
 from isolab.theory.parameterization import Parameterization, parameterization
@@ -143,8 +144,10 @@ class Transformer(nnx.Module):
         self.config = config
         self.embedding_multiplier = scaling.multiplier("embedding", D)
         std = scaling.init_std("embedding", D)
-        self.embedding = _param(std * jax.random.normal(rngs.params(), (V, D)), "embedding")
-        self.positions = _param(std * jax.random.normal(rngs.params(), (L, D)), "embedding")
+        self.embedding, self.positions = (
+            nnx.Param(std * jax.random.normal(rngs.params(), (rows, D)), role="embedding")
+            for rows in (V, L)
+        )
         self.blocks = nnx.List([Block(config, scaling, rngs) for _ in range(config.depth)])
         self.final_norm = _norm(D, rngs)
         self.readout = _linear(D, V, "readout", config, scaling, rngs)
@@ -196,22 +199,15 @@ def roles(model: nnx.Module) -> dict[str, Any]:
     Raises:
         ValueError: a parameter has no role; the message names it.
     """
-
-    def role(path: Any, param: nnx.Param[Any]) -> str:
-        found = param.get_metadata().get("role")
-        if found is None:
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    found = {path: param.get_metadata().get("role") for path, param in flat}
+    for path, role in found.items():
+        if role is None:
             raise ValueError(
                 f"parameter {'/'.join(map(str, path))} has no role; make it with"
                 " nnx.Param(value, role=...), or give roles by a label function"
             )
-        return str(found)
-
-    nested: dict[Any, Any] = {}
-    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        at = nested
-        for name in path[:-1]:
-            at = at.setdefault(name, {})
-        at[path[-1]] = role(path, param)
+    nested: dict[str, Any] = unflatten_dict(found)
     return nested
 
 
@@ -230,10 +226,6 @@ class Linear(nnx.Linear):
         """Returns ``multiplier * inputs @ kernel + bias``, shape (..., out_features)."""
         y: jax.Array = super().__call__(inputs, out_sharding)
         return y if self.multiplier == 1.0 else y * self.multiplier
-
-
-def _param(value: jax.Array, role: str) -> nnx.Param[jax.Array]:
-    return nnx.Param(value, role=role)
 
 
 def _norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -12,28 +12,22 @@ import functools
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 
 from isolab.results.folder import Folder, runs_folder
 from isolab.results.provenance import PACKAGE, provenance
 
-Frames = TypeVar("Frames", pl.DataFrame, tuple[pl.DataFrame, ...])
-
 MEASUREMENTS = "measurements"  # the folder of `cached`
 MOST = 500  # entries of a folder; beyond them the older half goes
 
 
 def cached_bytes(folder: str, parts: Any, make: Callable[[], bytes]) -> bytes:
-    """Returns what ``make`` returns, from the disk where it was made there before.
+    """Returns what ``make`` returns, from a folder beneath the runs where it was made before.
 
-    Args:
-        folder: name of a folder beneath the runs.
-        parts: all that the bytes depend on, as JSON can write it.
-        make: called where nothing sound is stored for these parts.
+    ``parts`` are all that the bytes depend on, as JSON can write it.
     """
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     place = Folder(f"{runs_folder().rstrip('/')}/{folder}")
@@ -50,14 +44,14 @@ def cached_bytes(folder: str, parts: Any, make: Callable[[], bytes]) -> bytes:
     return content
 
 
-def cached(measure: Callable[..., Frames], *arguments: Any, **options: Any) -> Frames:
+def cached(measure: Callable[..., pl.DataFrame], *arguments: Any, **options: Any) -> pl.DataFrame:
     """Returns what a measurement returns, from the disk where it was made there before.
 
     A measurement depends on its function and arguments, on the corpora of its runs, on JAX's
     version, the device and the processor, and on the code of all of isolab.
 
     Args:
-        measure: a function of isolab that returns a frame, or a tuple of frames.
+        measure: a function of isolab that returns a frame.
         *arguments: of ``measure``: RunConfigs, and what JSON can write.
         **options: likewise.
 
@@ -72,9 +66,13 @@ def cached(measure: Callable[..., Frames], *arguments: Any, **options: Any) -> F
     name = f"{measure.__module__}.{measure.__qualname__}"
     called = json.dumps([arguments, options], default=functools.partial(_plain, name))
     about = {k: v for k, v in provenance().items() if k != "git_revision"}
-    parts = [name, called, about, _code()]
-    content = cached_bytes(MEASUREMENTS, parts, lambda: _packed(measure(*arguments, **options)))
-    return _unpacked(content)  # type: ignore[return-value]  # as it was packed
+
+    def make() -> bytes:
+        content = io.BytesIO()
+        measure(*arguments, **options).write_parquet(content)
+        return content.getvalue()
+
+    return pl.read_parquet(cached_bytes(MEASUREMENTS, [name, called, about, _code()], make))
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -98,22 +96,3 @@ def _code() -> str:
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _packed(frames: pl.DataFrame | tuple[pl.DataFrame, ...]) -> bytes:
-    """Returns a zip archive: ``frame``, or ``0``, ``1``, ... of a tuple, as Parquet."""
-    whole = io.BytesIO()
-    named = {"frame": frames} if isinstance(frames, pl.DataFrame) else dict(enumerate(frames))
-    with zipfile.ZipFile(whole, "w") as archive:
-        for name, frame in named.items():
-            part = io.BytesIO()
-            frame.write_parquet(part)
-            archive.writestr(str(name), part.getvalue())
-    return whole.getvalue()
-
-
-def _unpacked(content: bytes) -> pl.DataFrame | tuple[pl.DataFrame, ...]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = archive.namelist()
-        frames = [pl.read_parquet(io.BytesIO(archive.read(name))) for name in names]
-    return frames[0] if names == ["frame"] else tuple(frames)

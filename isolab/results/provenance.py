@@ -7,47 +7,41 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 UNKNOWN = "unknown"
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of isolab's own files; in a checkout its parent is the repository."""
 
 
-def provenance() -> dict[str, str]:
+@functools.cache
+def provenance() -> Mapping[str, str]:
     """Returns what a result depends on beyond its config; gathered once per process.
 
-    Keys: ``isolab_version``, ``jax_version``, ``device`` (platform, kind and count, such as
-    ``"gpu NVIDIA H100 80GB HBM3 x8"``), ``git_revision`` (40 hex digits, ``-dirty`` appended when
-    the package's files differ from it), ``python_version``, ``cpu`` (the processor's model).
-    What cannot be found is ``"unknown"``: the revision of an installed package, for one.
+    ``device`` is platform, kind and count, such as ``"gpu NVIDIA H100 80GB HBM3 x8"``,
+    ``git_revision`` 40 hex digits, with ``-dirty`` where the package's files differ from it, and
+    ``cpu`` the processor's model.  What cannot be found is ``"unknown"``: the revision of an
+    installed package, for one.
 
     Example:
-        >>> sorted(provenance())
-        ['cpu', 'device', 'git_revision', 'isolab_version', 'jax_version', 'python_version']
+        >>> list(provenance())
+        ['isolab_version', 'jax_version', 'device', 'git_revision', 'python_version', 'cpu']
     """
-    return dict(_gathered())
-
-
-@functools.cache
-def _gathered() -> dict[str, str]:
-    return {
-        "isolab_version": _version("isolab"),
-        "jax_version": _version("jax"),
-        "device": device(),
-        "git_revision": git_revision(PACKAGE),
-        "python_version": platform.python_version(),
-        "cpu": cpu_model(),
-    }
-
-
-def device() -> str:
-    """Returns JAX's default devices as ``"<platform> <kind> x<count>"``; starts the backend."""
     import jax  # heavy, and needed by no other question here
 
     devices = jax.devices()
     names = dict.fromkeys([devices[0].platform, devices[0].device_kind])  # "cpu cpu" is "cpu"
-    return f"{' '.join(names)} x{len(devices)}"
+    about = {
+        "isolab_version": _version("isolab"),
+        "jax_version": _version("jax"),
+        "device": f"{' '.join(names)} x{len(devices)}",
+        "git_revision": git_revision(PACKAGE),
+        "python_version": platform.python_version(),
+        "cpu": _cpu_model(),
+    }
+    return MappingProxyType(about)
 
 
 def git_revision(folder: Path) -> str:
@@ -56,17 +50,17 @@ def git_revision(folder: Path) -> str:
     ``"unknown"`` without git, outside of a checkout, and in a checkout that does not track the
     folder (a virtual environment inside of somebody's repository).
     """
-    if not _git(folder, "ls-files", "--", "."):
+    git = ["git", "-C", str(folder)]
+    if not _output([*git, "ls-files", "--", "."]):
         return UNKNOWN
-    revision = _git(folder, "rev-parse", "--verify", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--", ".")
+    revision = _output([*git, "rev-parse", "--verify", "HEAD"])
+    changes = _output([*git, "status", "--porcelain", "--", "."])
     if not revision or changes is None:
         return UNKNOWN
     return f"{revision}-dirty" if changes else revision
 
 
-def cpu_model() -> str:
-    """Returns the processor's model as the system names it."""
+def _cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
@@ -84,11 +78,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return UNKNOWN
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Returns git's answer about a folder, or None if it has none."""
-    return _output(["git", "-C", str(folder), *arguments])
 
 
 def _output(command: list[str]) -> str | None:

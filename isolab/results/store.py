@@ -7,10 +7,10 @@ same run, the earlier row is the run, so that what was read once is never replac
 
 - *Append* writes one file: temporary name, fsync, rename. It waits for nobody.
 - *Compact* and *prune* write the rows that stay to one new file, which names in its metadata the
-  files that it replaces: from its appearance on those are not read, so that a kill at any moment
-  loses nothing, doubles nothing and prunes all or nothing. A lock file keeps other processes from
-  doing so at the same time. Behind fsspec there is no lock: there, prune while nobody else writes,
-  or a compaction that had read the pruned runs before may bring them back.
+  files that it replaces: those are no longer read, so that a kill at any moment loses nothing,
+  doubles nothing and prunes all or nothing. A lock file keeps other processes from doing so at the
+  same time. Behind fsspec there is none: prune while nobody else writes, or a compaction that had
+  read the pruned runs before may bring them back.
 - *Damage* (truncation, flipped bits, a foreign file) is a content that does not match the name. A
   reader reports the file and counts its runs as missing; the next append or compaction of the same
   Store renames it to ``*.damaged``.
@@ -128,7 +128,7 @@ class Store:
             ValueError: a column that no stored run has (an empty store takes any).
             StoreError: files that cannot be read, or whose columns have irreconcilable types.
         """
-        rows = self._read(self._load())
+        rows = self._live_runs(self._load())
         if rows.width == 0:
             return pl.DataFrame(schema=dict.fromkeys(columns or ["key"], pl.String))
         return _select(rows, filter, columns or [c for c in rows.columns if c != STORED_AT])
@@ -166,8 +166,8 @@ class Store:
         self._load()
         return [self.folder / e.name for e, file in self._files.items() if file.rows is None]
 
-    def _read(self, frames: dict[Entry, pl.DataFrame]) -> pl.DataFrame:
-        """Returns the rows of all files; a frame without columns where nothing is stored."""
+    def _live_runs(self, frames: dict[Entry, pl.DataFrame]) -> pl.DataFrame:
+        """Returns each run of these files, which are merged once for one state of the folder."""
         state = frozenset(self._files)
         if self._live is None or self._live[0] != state:
             self._live = state, _merged(frames)
@@ -239,7 +239,7 @@ class Store:
         """
         with self.folder.lock(seconds):
             frames = self._load()
-            live, matched = self._read(frames), 0
+            live, matched = self._live_runs(frames), 0
             if filter is not None and live.width:
                 gone = _select(live, filter, ["key"])
                 live, matched = live.join(gone, on="key", how="anti"), gone.height

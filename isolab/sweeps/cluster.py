@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isolab.sweeps.batch import Batch, failure, keys_of
+from isolab.results.provenance import PACKAGE
+from isolab.sweeps.batch import Batch, keys_of, train_batch
 from isolab.sweeps.plan import batch_operations
-from isolab.training.interrupt import Interrupt
+from isolab.training.interrupt import check_interrupt
 from isolab.training.program import program_of
 
 CONNECT_SECONDS = 5
@@ -33,12 +34,8 @@ class ClusterError(RuntimeError):
 def connect(address: str, seconds: float | None = None) -> Any:
     """Returns a dask client of the scheduler at an address, such as ``tcp://10.0.0.1:8786``.
 
-    Args:
-        address: of the scheduler.
-        seconds: longest wait for its answer; default: ``CONNECT_SECONDS``.
-
     Raises:
-        ClusterError: not an address, or no scheduler answers there within seconds.
+        ClusterError: not an address, or no scheduler answers there within ``CONNECT_SECONDS``.
     """
     import distributed
 
@@ -55,11 +52,11 @@ def connect(address: str, seconds: float | None = None) -> Any:
 def slots(client: Any, resources: Mapping[str, float] | None) -> int:
     """Returns how many batches the cluster's present workers can train at the same time."""
     needs = {name: number for name, number in (resources or {}).items() if number > 0}
-    total = 0
-    for worker in client.scheduler_info(n_workers=-1)["workers"].values():
-        has = worker["resources"]
-        total += int(min([worker["nthreads"], *(has.get(n, 0) // needs[n] for n in needs)]))
-    return total
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum(
+        int(min([w["nthreads"], *(w["resources"].get(n, 0) // needs[n] for n in needs)]))
+        for w in workers
+    )
 
 
 def train_on_client(
@@ -78,12 +75,10 @@ def train_on_client(
 
     Args:
         client: see :func:`connect`.
-        batches: what to train.
-        memory_bytes: see :func:`isolab.run`.
+        batches, memory_bytes, resources: see :func:`isolab.run`.
         stop: asked all the time; when True, batches that no worker has begun are given up.
         on_progress: called, in the caller's thread, after each evaluation interval with the batch,
             the share of it that is done, and its runs' validation losses.
-        resources: what a batch needs of a worker's resources, such as ``{"GPU": 1}``.
         processes: how many workers there are, if all are on one machine and share its memory; each
             then stays with the programs that it has compiled.
 
@@ -91,8 +86,6 @@ def train_on_client(
         ClusterError: batches that failed, after all others were yielded; or a lost scheduler.
         KeyboardInterrupt: the second Ctrl-C.
     """
-    from isolab.sweeps.worker import train_task
-
     news: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (number of a batch, progress or None)
     topic = f"isolab-{secrets.token_hex(8)}"
     client.subscribe_topic(topic, lambda event: news.put(event[1]))
@@ -113,7 +106,7 @@ def train_on_client(
         for _ in range(min(processes or len(batches), len(batches))):
             submit(None)
         while running:
-            Interrupt.check()
+            check_interrupt()
             if stop() and not stopping:
                 stopping = True
                 waiting.clear()
@@ -137,7 +130,7 @@ def train_on_client(
                     submit(worker)
                 yield batches[number], frame
             elif future.status == "error":
-                failures.append(failure(batches[number], _reason(future.exception())))
+                failures.append(_failure(batches[number], future.exception()))
                 if waiting:
                     submit(None)
             else:
@@ -147,6 +140,33 @@ def train_on_client(
             client.cancel(list(running.values()))
     if failures:
         raise ClusterError(f"{len(failures)} of {len(batches)} batches failed: {failures[0]}")
+
+
+def train_task(
+    batch: Batch,
+    keys: list[str],
+    memory_bytes: int | None,
+    processes: int,
+    news: tuple[str, int],
+) -> tuple[str, pl.DataFrame]:
+    """Trains a batch on a dask worker; returns its address and the rows, and tells of progress.
+
+    Raises:
+        ValueError: the corpus and code here give other keys than the caller's.
+    """
+    from distributed import get_worker
+
+    worker, (topic, number) = get_worker(), news
+
+    def report(share: float, losses: np.ndarray) -> None:
+        worker.log_event(topic, (number, (share, losses.tolist())))
+
+    if keys_of(batch) != keys:
+        raise ValueError(
+            f"the corpus {batch[0].corpus!r} (or isolab, at {PACKAGE}) of this"
+            " worker is not the caller's: the same Python, isolab and files are needed on both"
+        )
+    return worker.address, train_batch(batch, memory_bytes, report, processes)
 
 
 class Waiting:
@@ -196,10 +216,15 @@ def _cancel_what_waits(client: Any, running: dict[int, Any]) -> None:
             running.pop(number).cancel()
 
 
-def _reason(error: Any) -> Any:
+def _failure(batch: Batch, error: Any) -> str:
+    """Returns what to tell of a batch that failed elsewhere: which runs, and why."""
     from distributed import KilledWorker
 
     if isinstance(error, KilledWorker):
         deaths = error.allowed_failures + 1
-        return ClusterError(f"{deaths} workers died over it (perhaps memory ran out)")
-    return error
+        error = ClusterError(f"{deaths} workers died over it (perhaps memory ran out)")
+    first, kind = batch[0], type(error).__name__
+    return (
+        f"{len(batch)} runs of {first.optimizer} at width {first.width}, {first.steps} steps:"
+        f" {kind}: {str(error).strip() or kind}"
+    )

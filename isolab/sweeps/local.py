@@ -48,18 +48,13 @@ SETTINGS = {
 }
 
 
-def process_count(processes: int | Literal["auto"] | None, batches: int | None = None) -> int:
+def process_count(processes: int | Literal["auto"] | None) -> int:
     """Returns how many processes train batches; None asks for this one alone.
 
-    "auto" is one for each core, but no more than there are batches; one with an accelerator, which
-    runs side by side fill by themselves.
+    "auto" is one for each core, or one with an accelerator, which runs side by side fill.
 
     Raises:
         ValueError: no whole number of 1 or more, or more than one where there is an accelerator.
-
-    Example:
-        >>> process_count(None), process_count(3), process_count("auto", batches=1)
-        (1, 3, 1)
     """
     import jax
 
@@ -67,8 +62,7 @@ def process_count(processes: int | Literal["auto"] | None, batches: int | None =
     if processes is None:
         return 1
     if processes == "auto":
-        cores = len(own_cores()) if cpu else 1
-        return cores if batches is None else max(1, min(cores, batches))
+        return len(own_cores()) if cpu else 1
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise ValueError(
             f"processes is {processes!r}; allowed: None, 'auto', or a whole number of 1 or more"
@@ -89,12 +83,7 @@ def own_cores() -> list[int]:
 
 
 def shares(cores: Sequence[int], processes: int) -> list[Sequence[int]]:
-    """Deals cores out to processes; where they are too few, some processes share one.
-
-    Example:
-        >>> shares([0, 1, 2, 3, 4], 2), shares([4, 5], 3)
-        ([[0, 1], [2, 3, 4]], [[4], [4], [5]])
-    """
+    """Deals cores out to processes; where they are too few, some processes share one."""
     cuts = [i * len(cores) // processes for i in range(processes + 1)]
     return [cores[start : max(end, start + 1)] for start, end in itertools.pairwise(cuts)]
 

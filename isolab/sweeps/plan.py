@@ -21,17 +21,11 @@ BATCHES_EACH = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do.
+    """What a sweep will do."""
 
-    Attributes:
-        keys: key of every run, in the sweep's order, each once.
-        stored: every key, present or former, of the runs whose results are stored.
-        batches: the rest, as batches of runs that share a program and a horizon.
-    """
-
-    keys: tuple[str, ...]
-    stored: frozenset[str]
-    batches: tuple[Batch, ...]
+    keys: tuple[str, ...]  # of every run, in the sweep's order, each once
+    stored: frozenset[str]  # every key, present or former, of the runs that are stored
+    batches: tuple[Batch, ...]  # the rest: runs that share a program and a horizon
 
     def __str__(self) -> str:
         programs = len({program_of(batch[0]) for batch in self.batches})
@@ -47,12 +41,8 @@ def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int 
 
     The cut does not depend on what is stored.  So a sweep that was interrupted, which has stored
     whole batches, resumes with the batches of an uninterrupted one, and gives the same bits.
-
-    Args:
-        sweep: the runs.
-        store: where some of them may be.
-        processes: how many train batches at the same time; batches for several are cut so small
-            that none costs more than a process's share of the whole over ``BATCHES_EACH``.
+    Batches for several processes are cut so small that none costs more than a process's share of
+    the whole over ``BATCHES_EACH``.
     """
     listed = list(sweep)
     fingerprints = fingerprints_of(listed)
@@ -93,11 +83,6 @@ def operations(config: RunConfig) -> float:
 
     With B sequences of L tokens, width D, depth N and an MLP of M D features, forward and backward:
     :math:`6 B L N ((4 + 2 M) D^2 + 2 L D)`.
-
-    Example:
-        >>> wide, narrow = RunConfig(width=128), RunConfig(width=64)
-        >>> round(operations(wide) / operations(narrow), 2)
-        3.71
     """
     width, context = config.width, config.context
     layer = (4 + 2 * config.mlp_ratio) * width**2 + 2 * context * width

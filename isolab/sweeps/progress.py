@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,7 @@ class Progress:
 
     The bar's length is work: seconds, where runs alike are stored for every batch, else arithmetic
     operations.  So the time left is the time gone by, over the share of the work that is done.
-
-    Args:
-        plan: what will be done.
-        store: where runs alike may tell how long a step takes.
-        at_once: batches that can be trained at the same time.
-        shown: False for silence.
+    So many batches as ``at_once`` can be trained at the same time.
     """
 
     def __init__(self, plan: Plan, store: Store | None, at_once: int, shown: bool = True) -> None:
@@ -52,12 +46,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def update(self, batch: Batch, share: float, losses: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import os
+from collections import ChainMap
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,9 +24,9 @@ from isolab.sweeps.cluster import connect, slots, train_on_client
 from isolab.sweeps.local import local_client, process_count
 from isolab.sweeps.plan import plan
 from isolab.sweeps.progress import Progress, say
-from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig, with_later_fields
-from isolab.training.interrupt import Interrupt
+from isolab.training.interrupt import interrupt
+from isolab.training.program import keep_compiled_programs
 
 
 class Sweep:
@@ -54,31 +55,24 @@ class Sweep:
         self, base: RunConfig, *zipped: Mapping[str, Sequence[Any]], **axes: Sequence[Any]
     ) -> None:
         known = [field.name for field in dataclasses.fields(RunConfig)]
-        groups = [dict(group) for group in zipped] + [{name: axes[name]} for name in axes]
-        seen: set[str] = set()
+        groups = [*zipped, *({name: values} for name, values in axes.items())]
+        for name, values in itertools.chain.from_iterable(group.items() for group in groups):
+            if name not in known:
+                raise ValueError(f"unknown axis {name!r}; allowed: {known}")
+            if sum(name in group for group in groups) > 1:
+                raise ValueError(f"axis {name!r} is given twice")
+            if isinstance(values, str) or not len(values):
+                raise ValueError(f"axis {name} is {values!r}; allowed: one value or more, listed")
         for group in groups:
-            for name, values in group.items():
-                if name not in known:
-                    raise ValueError(f"unknown axis {name!r}; allowed: {known}")
-                if name in seen:
-                    raise ValueError(f"axis {name!r} is given twice")
-                seen.add(name)
-                if isinstance(values, str) or not len(values):
-                    raise ValueError(
-                        f"axis {name} is {values!r}; allowed: one value or more, listed"
-                    )
-            if len({len(values) for values in group.values()}) > 1:
-                lengths = {name: len(values) for name, values in group.items()}
+            lengths = {name: len(values) for name, values in group.items()}
+            if len(set(lengths.values())) > 1:
                 raise ValueError(f"zipped axes have lengths {lengths}; allowed: equal ones")
         points = [
-            [
-                dict(zip(group, _plain(values), strict=True))
-                for values in zip(*group.values(), strict=True)
-            ]
+            [dict(zip(group, point, strict=True)) for point in zip(*group.values(), strict=True)]
             for group in groups
         ]
         self.configs = tuple(
-            dataclasses.replace(base, **{k: v for point in row for k, v in point.items()})
+            dataclasses.replace(base, **{k: _plain(v) for k, v in ChainMap(*row).items()})
             for row in itertools.product(*points)
         )
 
@@ -118,7 +112,7 @@ def run(
     Args:
         sweep: a sweep, or a single config.
         store: where results are kept: a Store, a path, None to keep nothing, or "default" for
-            :func:`default_store`.
+            :func:`isolab.results.folder.runs_folder`.
         progress: print the plan and a bar with steps done and time left.
         scheduler: address of a dask scheduler, on whose workers the batches are trained.
         resources: what a batch takes of a worker's resources, such as ``{"GPU": 1}``.
@@ -154,18 +148,15 @@ def run(
     with contextlib.ExitStack() as stack:
         client = None if scheduler is None else stack.enter_context(connect(scheduler))
         configs = (sweep,) if isinstance(sweep, RunConfig) else sweep.configs
-        if store == "default":
-            store = default_store()
-        elif store is not None and not isinstance(store, Store):
-            store = Store(store)
+        if store is not None and not isinstance(store, Store):
+            store = Store(runs_folder() if store == "default" else store)
         planned = plan(configs, store, several)
         frames = []
         if planned.stored and store:
             frames.append(store.runs(pl.col("key").is_in(list(planned.stored))))
         if planned.batches:
-            interrupt = stack.enter_context(Interrupt(_finishing, enabled=store is not None))
-            stop = interrupt.requested
-            several = min(process_count(processes, len(planned.batches)), len(planned.batches))
+            stop = stack.enter_context(interrupt(_finishing, enabled=store is not None))
+            several = min(several, len(planned.batches))
             at_once = several if client is None else slots(client, resources)
             shown = stack.enter_context(Progress(planned, store, at_once, progress))
             arguments = (planned.batches, memory_bytes, stop, shown.update)
@@ -204,15 +195,6 @@ def _train_here(
         yield batch, train_batch(batch, memory_bytes, functools.partial(on_progress, batch))
 
 
-def default_store() -> Store:
-    """Returns the store at ``$ISOLAB_RUNS``, or in this checkout or the user's data folder.
-
-    That is ``data/runs`` of a checkout, and ``isolab/runs`` of the data folder for an installed
-    package.
-    """
-    return Store(runs_folder())
-
-
-def _plain(values: Iterable[Any]) -> list[Any]:
-    """NumPy scalars as Python's own, so that configs hold plain values."""
-    return [value.item() if hasattr(value, "item") else value for value in values]
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own, so that configs hold plain values."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,4 +1,4 @@
-"""What runs on a worker of a dask cluster: a batch, after its process is set up for it.
+"""How a dask worker's process is set up before it takes a batch.
 
 JAX counts its cores when it is loaded, so that nothing here loads it before they are chosen.
 """
@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import distributed
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from isolab.sweeps.batch import Batch
 
 
 class Setup(distributed.WorkerPlugin):
@@ -33,7 +28,7 @@ class Setup(distributed.WorkerPlugin):
         self._config = {name: here[name] for name in here if isinstance(here[name], plain)}
 
     def setup(self, worker: Any) -> None:
-        """Sets up the worker's process, before it takes a batch."""
+        """Sets up the worker's process."""
         cores = self._cores[worker.name]
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
@@ -44,23 +39,3 @@ class Setup(distributed.WorkerPlugin):
         for name, value in self._config.items():
             if jax.config.values[name] != value:
                 jax.config.update(name, value)
-
-
-def train_task(
-    batch: Batch,
-    keys: list[str],
-    memory_bytes: int | None,
-    processes: int,
-    news: tuple[str, int],
-) -> tuple[str, pl.DataFrame]:
-    """Trains a batch and returns the worker's address and the rows; tells of each interval."""
-    from isolab.sweeps.batch import check_keys, train_batch
-
-    worker = distributed.get_worker()
-    topic, number = news
-
-    def report(share: float, losses: Any) -> None:
-        worker.log_event(topic, (number, (share, losses.tolist())))
-
-    check_keys(batch, keys)
-    return worker.address, train_batch(batch, memory_bytes, report, processes)

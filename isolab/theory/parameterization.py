@@ -76,8 +76,6 @@ class Parameterization:
         (0.125, 0.125)
         >>> mup.rate_exponent("hidden", "adam"), mup.rate_exponent("readout", "adam")
         (1.0, 0.5)
-
-    Reference: Everett et al., arXiv:2407.05872.
     """
 
     name: str
@@ -131,7 +129,7 @@ class Parameterization:
         .. math:: c = \alpha - a - g \ (\mathrm{sgd}), \quad \alpha - a \ (\mathrm{adam}), \quad
             \alpha - a - b \ (\mathrm{adafactor})
 
-        For ``role`` in ``ROLES``, ``rule`` in ``RULES``; alignment as :func:`alignment_exponent`.
+        ``alignment`` is that of :func:`alignment_exponent`.
         """
         scaling = self.scaling(role)
         offsets = {"sgd": self.gradient_exponent(role), "adam": 0.0, "adafactor": scaling.b}
@@ -149,15 +147,10 @@ class Parameterization:
     def shifted(self, t: float | Mapping[str, float]) -> Parameterization:
         """Returns the equivalent parameterization with ``(a + t, b - t)`` in place of ``(a, b)``.
 
-        It computes the same function, and training stays the same when every rate's ``c`` is
-        moved by ``-2t`` (sgd), ``-t`` (adam) or nothing (adafactor), as ``rate_exponent`` does.
+        It computes the same function and trains alike, see :mod:`isolab.theory.shifts`.
 
-        Args:
-            t: one shift for embedding, hidden and readout, or a shift for each role named. A
-                gain is created at 1 and has no multiplier, so ``vector`` cannot be shifted.
-
-        Raises:
-            ValueError: a role is unknown or ``vector``, or a shift is not finite.
+        One shift is for embedding, hidden and readout, a mapping for the roles named.  A gain is
+        created at 1 and has no multiplier, so ``vector`` cannot be shifted.
 
         Example:
             >>> moved = parameterization("standard").shifted({"hidden": 0.5, "readout": 0.5})
@@ -188,9 +181,6 @@ PARAMETERIZATIONS: Final[Mapping[str, Parameterization]] = MappingProxyType(
 def parameterization(name: str | Parameterization) -> Parameterization:
     """Returns a parameterization by name, standard, ntk, mup or mean_field; or as it is given.
 
-    Raises:
-        ValueError: the name is unknown.
-
     Example:
         >>> parameterization("ntk").gradient_exponent("hidden")
         1.0
@@ -210,10 +200,6 @@ def alignment_exponent(role: str, alignment: Alignment = "full") -> float:
             a mapping says otherwise.
         alignment: ``"full"`` (1), ``"none"`` (1/2), a number in [1/2, 1] for hidden and readout,
             or a mapping from roles to measured numbers in [0, 1].
-
-    Raises:
-        ValueError: the role or the alignment is unknown, out of range, or a mapping lacks a
-            number for hidden or readout when that role is asked for.
 
     Example:
         >>> alignment_exponent("hidden", "none"), alignment_exponent("embedding", "none")

@@ -32,15 +32,10 @@ _RATE_SHIFTS: Final = {"sgd": 2.0, "adam": 1.0, "adafactor": 0.0}  # of c, in un
 
 @dataclass(frozen=True)
 class Shift:
-    """What carries one parameterization to another; true where they are equivalent.
+    """What carries one parameterization to another; true where they are equivalent."""
 
-    Attributes:
-        shifts: t by role, or None where no shift does it.
-        reason: what differs, or that nothing does, in words.
-    """
-
-    shifts: dict[str, float] | None
-    reason: str
+    shifts: dict[str, float] | None  # t by role, or None where no shift does it
+    reason: str  # what differs, or that nothing does
 
     def __bool__(self) -> bool:
         return self.shifts is not None
@@ -61,18 +56,11 @@ class Shift:
 def equivalence_shift(p: Parameterization | str, q: Parameterization | str) -> Shift:
     """Returns the shifts t that carry p to q, or the reason why there are none.
 
-    p and q are parameterizations or their names.
-
-    Raises:
-        ValueError: a name is unknown.
-
     Example:
         >>> equivalence_shift("standard", "ntk").shifts
         {'embedding': 0.0, 'hidden': 0.5, 'readout': 0.5}
         >>> print(equivalence_shift("standard", "mup").reason)
         a + b of the readout is 1/2 in standard and 1 in mup
-
-    Reference: Everett et al., arXiv:2407.05872.
     """
     p, q = parameterization(p), parameterization(q)
     differences = [

@@ -112,8 +112,7 @@ class Solution:
         ]
         return "\n".join(lines)
 
-    def _repr_markdown_(self) -> str:
-        return str(self)
+    _repr_markdown_ = __str__
 
     def _initialization_text(self) -> str:
         if not self.unstable_roles:

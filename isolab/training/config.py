@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 from isolab.model.fields import Count, NonNegative, Range, check, require
 from isolab.model.transformer import Dtype, TransformerConfig
 from isolab.optimizers.catalog import entry
-from isolab.theory.parameterization import ROLES, parameterization, per_layer_rates
+from isolab.theory.parameterization import (
+    MATRIX_ROLES,
+    ROLES,
+    parameterization,
+    per_layer_rates,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,9 +39,6 @@ TRACED = (
 RateRule: TypeAlias = Literal["global", "full", "none"]
 EpsRule: TypeAlias = Literal["same", "per_layer"]
 
-_MODEL = (
-    "width", "depth", "head_size", "context", "mlp_ratio", "qk_norm", "z_loss", "dtype", "remat",
-)  # fmt: skip
 _OF_OPTIMIZERS = ("b1", "b2", "eps", "weight_decay")
 _LEAST, _MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds; below them it gives 0
 
@@ -147,26 +149,23 @@ class RunConfig:
     def _check_optimizer(self) -> None:
         """Refuses hyperparameters that the optimizer does not have, and an eps out of float32."""
         name, chosen = self.optimizer, entry(self.optimizer)
-        for hyperparameter in _OF_OPTIMIZERS:
-            absent = getattr(self, hyperparameter) is None or hyperparameter in chosen.defaults
-            require(self, hyperparameter, absent, f"None, as {name} has no {hyperparameter}")
-        no_eps, no_dtype = "has no eps for each parameter", "has no moments of another dtype"
-        takes_eps, takes_dtype = chosen.takes_eps_by_parameter, chosen.takes_moment_dtype
-        for field, usual, takes, lacks in (
-            ("eps_rule", "same", takes_eps, no_eps),
-            ("moment_dtype", "float32", takes_dtype, no_dtype),
-            ("atan2_a", 1.0, name == "adam_atan2", "has no arctangent"),
-            ("atan2_b", 1.0, name == "adam_atan2", "has no arctangent"),
+        atan2 = name == "adam_atan2"
+        for field, usual, takes, lacking in (
+            *((field, None, field in chosen.defaults, field) for field in _OF_OPTIMIZERS),
+            ("eps_rule", "same", chosen.takes_eps_by_parameter, "eps for each parameter"),
+            ("moment_dtype", "float32", chosen.takes_moment_dtype, "moments of another dtype"),
+            *((field, 1.0, atan2, "arctangent") for field in ("atan2_a", "atan2_b")),
         ):
-            allowed = f"{usual!r}, as {name} {lacks}"
-            require(self, field, takes or getattr(self, field) == usual, allowed)
+            right = takes or getattr(self, field) == usual
+            require(self, field, right, f"{usual!r}, as {name} has no {lacking}")
         epsilons = [self.eps or 0.0, *self.epsilons.values()]
         held = all(eps == 0 or _LEAST <= eps <= _MOST for eps in epsilons)
         require(self, "eps", held, "0, or 2**-126 to 2**127 for every role, as in float32")
 
     def model_config(self, vocab_size: int) -> TransformerConfig:
         """Returns the model's part of the config, for a corpus of so many symbols."""
-        return TransformerConfig(vocab_size, **{name: getattr(self, name) for name in _MODEL})
+        _, *shape = fields(TransformerConfig)
+        return TransformerConfig(vocab_size, **{f.name: getattr(self, f.name) for f in shape})
 
     @property
     def hyperparameters(self) -> dict[str, float]:
@@ -178,11 +177,7 @@ class RunConfig:
     @property
     def rates(self) -> dict[str, float]:
         """Each role's factor on the learning rate, by ``rate_rule`` and the gammas."""
-        gamma = {
-            "embedding": self.gamma_embedding,
-            "hidden": self.gamma_hidden,
-            "readout": self.gamma_readout,
-        }
+        gamma = {role: getattr(self, f"gamma_{role}") for role in MATRIX_ROLES}
         width = self.base_width if self.rate_rule == "global" else self.width
         alignment = "full" if self.rate_rule == "global" else self.rate_rule
         rule = entry(self.optimizer).rule
@@ -225,17 +220,15 @@ class RunConfig:
         Until keys became canonical, a run at the base width was stored under its own rules' names.
         """
         row, usual = self.row(), {field.name: field.default for field in fields(self)}
-        same: list[dict[str, Any]] = [{}]
+        rules: Any = [(self.rate_rule, self.eps_rule)]
         if self.width == self.base_width:
             takes = entry(self.optimizer).takes_eps_by_parameter
-            same = [
-                {"rate_rule": rate_rule, "eps_rule": eps_rule}
-                for eps_rule in (get_args(EpsRule) if takes else ("same",))
-                for rate_rule in get_args(RateRule)
-            ]
+            eps_rules = get_args(EpsRule) if takes else ("same",)
+            rules = [(rate, eps) for eps in eps_rules for rate in get_args(RateRule)]
         found = []
-        for rules in same:
-            content = {name: value for name, value in (row | rules).items() if value != usual[name]}
+        for rate_rule, eps_rule in rules:
+            row |= {"rate_rule": rate_rule, "eps_rule": eps_rule}
+            content = {name: value for name, value in row.items() if value != usual[name]}
             content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
             text = json.dumps(content, sort_keys=True, separators=(",", ":"))
             found.append(hashlib.sha256(text.encode()).hexdigest())
@@ -245,9 +238,8 @@ class RunConfig:
 def with_later_fields(frame: pl.DataFrame, names: Collection[str] | None = None) -> pl.DataFrame:
     """Returns stored runs with the fields that came after them at their default: what they did.
 
-    Args:
-        frame: a row per run; a field's column may be absent or hold nulls.
-        names: fields to fill; default: all whose default is not None.
+    A field's column may be absent or hold nulls; by default all whose default is not None are
+    filled.
     """
     import polars as pl
 

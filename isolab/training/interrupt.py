@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -18,74 +18,53 @@ T = TypeVar("T")
 
 POLL_SECONDS = 0.002
 
+_second: list[int] = []  # the second Ctrl-C; of the whole process, as signals are
 
-class Interrupt:
-    """Takes note of Ctrl-C (SIGINT) inside a ``with`` block; a second one stops at once.
 
-    In another thread than the main one, or where SIGINT is ignored, it changes nothing.  The former
-    handler is back after the block.
+@contextlib.contextmanager
+def interrupt(on_first: Callable[[], None], enabled: bool = True) -> Iterator[Callable[[], bool]]:
+    """Takes note of Ctrl-C (SIGINT), and yields a function that says whether there was one.
 
-    Args:
-        on_first: called at the first Ctrl-C.
-        enabled: False to leave Ctrl-C as it is.
-
-    Raises:
-        KeyboardInterrupt: from wherever the second Ctrl-C finds the program.
+    A second one raises KeyboardInterrupt from wherever it finds the program.  In another thread
+    than the main one, where SIGINT is ignored, or where it is not enabled, nothing changes.
 
     Example:
-        >>> with Interrupt(lambda: print("one moment")) as interrupt:
+        >>> with interrupt(lambda: print("one moment")) as requested:
         ...     signal.raise_signal(signal.SIGINT)
-        ...     interrupt.requested()
+        ...     requested()
         one moment
         True
     """
+    heard: list[int] = []
 
-    _second = False  # of the whole process: signals are
+    def on_signal(number: int, frame: object) -> None:
+        if heard:
+            _second.append(number)
+            check_interrupt()
+        heard.append(number)
+        on_first()
 
-    def __init__(self, on_first: Callable[[], None], enabled: bool = True) -> None:
-        self._requested = False
-        self._on_first = on_first
-        self._enabled = enabled
-        self._former: Any = None
+    former = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not (enabled and main) or former in (None, signal.SIG_IGN):
+        yield lambda: False
+        return
+    _second.clear()
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield lambda: bool(heard)
+    finally:
+        signal.signal(signal.SIGINT, former)
+        _second.clear()
 
-    def requested(self) -> bool:
-        """Returns whether there was a Ctrl-C."""
-        return self._requested
 
-    @staticmethod
-    def check() -> None:
-        """Raises the second Ctrl-C's KeyboardInterrupt again, which may have been lost.
+def check_interrupt() -> None:
+    """Raises the second Ctrl-C's KeyboardInterrupt again, which may have been lost.
 
-        Python swallows what is raised inside a garbage collector's callback, and JAX has one.
-        """
-        if Interrupt._second:
-            raise KeyboardInterrupt("stopped at once, at the second Ctrl-C")
-
-    def __enter__(self) -> Interrupt:
-        former = signal.getsignal(signal.SIGINT)
-        main = threading.current_thread() is threading.main_thread()
-        if self._enabled and main and former not in (None, signal.SIG_IGN):
-            self._former = former
-            Interrupt._second = False
-            signal.signal(signal.SIGINT, self._on_signal)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGINT, self._former)
-            Interrupt._second = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
-            Interrupt._second = True
-            self.check()
-        self._requested = True
-        self._on_first()
+    Python swallows what is raised inside a garbage collector's callback, and JAX has one.
+    """
+    if _second:
+        raise KeyboardInterrupt("stopped at once, at the second Ctrl-C")
 
 
 def when_ready(dispatch: Callable[[], T]) -> T:
@@ -94,17 +73,14 @@ def when_ready(dispatch: Callable[[], T]) -> T:
     If Ctrl-C ends the program, its end does not wait for the device either, as JAX's would: nothing
     can stop a device in the midst of a computation.
 
-    Args:
-        dispatch: returns a pytree of ``jax.Array`` that may still be computed.
-
-    Returns:
-        The pytree, all of it ready.
+    ``dispatch`` returns a pytree of ``jax.Array`` that may still be computed; what is returned here
+    is ready.
     """
     result: T | None = None
     try:
         result = dispatch()
         while not _is_ready(result):
-            Interrupt.check()
+            check_interrupt()
             time.sleep(POLL_SECONDS)
         return result
     except KeyboardInterrupt:

@@ -25,12 +25,9 @@ class MemoryWarning(UserWarning):
 def runs_that_fit(
     configs: Sequence[RunConfig], memory_bytes: int | None = None, processes: int = 1
 ) -> int:
-    """Returns how many of these runs can be trained side by side; compiles the program for that.
+    """Returns how many runs of a program can be trained side by side; compiles it for that.
 
-    Args:
-        configs: runs that share a program.
-        memory_bytes: what training may take on each device; None for :func:`allowed_bytes`.
-        processes: how many train at the same time and share these bytes.
+    So many processes share ``memory_bytes`` of each device (None for :func:`allowed_bytes`).
 
     Raises:
         MemoryError: one run alone takes more than its share of ``memory_bytes``.  (Where it takes

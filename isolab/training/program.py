@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +26,8 @@ from isolab.optimizers.labels import labels_from_roles
 from isolab.optimizers.leaves import by_path
 from isolab.optimizers.per_layer import scale_by_role
 from isolab.optimizers.products import value_grad_factors
-from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import TRACED, RunConfig
-from isolab.training.runs_axis import device_count, on_each, padded, split_runs
-from isolab.training.schedule import schedule_factor
+from isolab.training.runs_axis import device_count, on_each, over_runs, padded
 
 _INTEGERS = ("seed", "steps", "warmup_steps")
 _VALUES = (*_INTEGERS, "learning_rate", "loss_scale", "atan2_a", "atan2_b")
@@ -43,7 +42,7 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The functions that runs of one shape share; compiled, they take stacked runs."""
+    """The compiled functions that runs of one shape share; they take stacked runs."""
 
     init: Callable[..., Any]  # (traced, validation) -> (state, validation loss)
     advance: Callable[..., Any]  # (state, traced, step, tokens, validation) -> (state, losses, ...)
@@ -57,9 +56,6 @@ class Placement(NamedTuple):
     params: Callable[[Any], Any] = lambda params: params  # as the model's layers take them
 
 
-ANYWHERE = Placement()
-
-
 def make_model(config: RunConfig, vocab_size: int, key: jax.Array) -> Transformer:
     """Returns the run's freshly initialized model."""
     rngs = nnx.Rngs(params=key)
@@ -71,10 +67,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the run's optimizer with its schedule and per-layer rates.
 
-    Args:
-        config: the static part.
-        traced: values of the traced fields, numbers or scalars.
-        parameter_roles: a pytree of roles, like the parameters.
+    ``traced`` are the values of the traced fields, numbers or scalars; roles are nested like the
+    parameters.
     """
 
     def learning_rate(count: Any) -> jax.Array:
@@ -104,6 +98,27 @@ def make_optimizer(
     return optax.with_extra_args_support(optax.chain(rule, scale_by_role(rates, parameter_roles)))
 
 
+def schedule_factor(kind: str, step: Any, steps: Any, warmup_steps: Any) -> jax.Array:
+    """Returns the factor on the peak rate at ``step`` (0 for the first update).
+
+    Linear warm-up to 1 over ``warmup_steps``, then a cosine or a straight line to 0 at ``steps``,
+    or 1 for "constant".
+
+    Example:
+        >>> [round(float(schedule_factor("linear", t, 6, 2)), 2) for t in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    t = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum(1.0, (t + 1) / jnp.maximum(warmup_steps, 1))
+    done = jnp.clip((t - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
+    decay = {
+        "constant": jnp.ones_like(done),
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
+    }[kind]
+    return warm * decay
+
+
 def program_of(config: RunConfig) -> RunConfig:
     """Returns the config with its traced fields at their defaults: equal for runs that batch."""
     defaults: dict[str, Any] = {
@@ -123,61 +138,41 @@ def arguments_of(
     program = compile_program(static, corpus.vocab_size, devices)
     traced = stack_traced(padded(configs, devices))
     windows = validation_windows(corpus, static.validation_windows, static.context)
-    validation = on_each(tuple(jnp.asarray(w, jnp.int32) for w in windows), devices)
+    validation = on_each(jax.device_put(windows), devices)
     return program, (traced, device_tokens(corpus, devices), validation)
 
 
+@functools.lru_cache(maxsize=64)
 def compile_program(static: RunConfig, vocab_size: int, devices: int = 1) -> Program:
-    """Returns the compiled functions for every run with this static part.
+    """Returns the compiled functions for every run with this static part, see `program_of`.
 
-    Args:
-        static: a config whose traced fields hold their defaults, see :func:`program_of`.
-        vocab_size: of the corpus.
-        devices: how many local devices the runs are divided among; their number is a multiple.
+    The runs are divided among local devices; their number is a multiple of the devices'.
     """
     keep_compiled_programs()
-    return _compiled(static, vocab_size, devices)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(static: RunConfig, vocab_size: int, devices: int) -> Program:
-    run = single_run(static, vocab_size)
-    # A step counter that all runs share keeps the conditionals that depend on it conditionals.
-    state = abstract_state(run.init, static)
-    axes = jax.tree.map(lambda leaf: None if is_counter(leaf) else 0, state)
-    init = split_runs(run.init, (0, None), (axes, 0), devices)
-    advance = split_runs(run.advance, (axes, 0, None, None, None), (axes, 0, 0), devices)
+    run = SingleRun(static, vocab_size)
+    stacked = jax.tree.map(_is_stacked, run.abstract_state())
+    init = over_runs(run.init, (True, False), (stacked, True), devices)
+    arguments = (stacked, True, False, False, False)
+    advance = over_runs(run.advance, arguments, (stacked, True, True), devices)
     return Program(jax.jit(init), jax.jit(advance, donate_argnums=0))
 
 
-def is_counter(leaf: Any) -> bool:
-    """Says whether an array of a state is a step counter, which is a whole scalar."""
-    return leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+def _is_stacked(leaf: Any) -> bool:
+    """A step counter (a whole scalar) that runs share keeps what depends on it a conditional."""
+    return leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
-def abstract_state(init: Callable[..., Any], static: RunConfig) -> Any:
-    """Returns the shapes and dtypes of one run's TrainState, which ``init`` would return."""
-    window = jax.ShapeDtypeStruct((1, static.context), jnp.int32)
-    return jax.eval_shape(init, run_values(static), (window, window))[0]
-
-
-def single_run(static: RunConfig, vocab_size: int, place: Placement = ANYWHERE) -> Program:
-    """Returns the same functions for one run, neither stacked nor compiled.
+class SingleRun:
+    """The functions of a :class:`Program` for one run, neither stacked nor compiled.
 
     Args:
         static: as for :func:`compile_program`.
         vocab_size: of the corpus.
         place: where the arrays of a step lie.
     """
-    run = _SingleRun(static, vocab_size, place)
-    return Program(run.init, run.advance)
 
-
-class _SingleRun:
-    """One run's functions, and the model's structure that they share."""
-
-    def __init__(self, static: RunConfig, vocab_size: int, place: Placement) -> None:
-        self.static, self.vocab_size, self.place = static, vocab_size, place
+    def __init__(self, static: RunConfig, vocab_size: int, place: Placement | None = None) -> None:
+        self.static, self.vocab_size, self.place = static, vocab_size, place or Placement()
         shape = nnx.eval_shape(lambda: make_model(static, vocab_size, jax.random.key(0)))
         self.roles = roles(shape)
         self.graphdef, *states = nnx.split(shape, nnx.Param, ...)
@@ -189,30 +184,37 @@ class _SingleRun:
         self.measured = self.measured if exact else []
 
     def init(self, traced: dict[str, Any], windows: Any) -> tuple[TrainState, jax.Array]:
+        """Returns the state at step 0, and its validation loss."""
         model_key, _ = keys(traced["seed"])
         model = make_model(self.static, self.vocab_size, model_key)
         fresh = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         tx = make_optimizer(self.static, traced, self.roles)
-        return TrainState(fresh, tx.init(fresh)), self.validation_loss(fresh, windows)
+        return TrainState(fresh, tx.init(fresh)), self._validation_loss(fresh, windows)
+
+    def abstract_state(self) -> Any:
+        """Returns the shapes and dtypes of the state."""
+        window = jax.ShapeDtypeStruct((1, self.static.context), jnp.int32)
+        return jax.eval_shape(self.init, run_values(self.static), (window, window))[0]
 
     def advance(
         self, state: TrainState, traced: dict[str, Any], start: jax.Array, tokens: jax.Array,
         windows: Any,
     ) -> tuple[TrainState, jax.Array, jax.Array]:  # fmt: skip
+        """Returns the state after an interval, its steps' losses, and the validation loss."""
         tx = make_optimizer(self.static, traced, self.roles)
         _, data_key = keys(traced["seed"])
-        step = functools.partial(self.step, tx, traced["loss_scale"], data_key, tokens)
+        step = functools.partial(self._step, tx, traced["loss_scale"], data_key, tokens)
         steps = start + jnp.arange(self.static.evaluate_every)
         state, losses = jax.lax.scan(step, state, steps)
-        return state, losses, self.validation_loss(state.params, windows)
+        return state, losses, self._validation_loss(state.params, windows)
 
-    def step(
+    def _step(
         self, tx: Any, loss_scale: Any, data_key: Any, tokens: Any, state: TrainState, t: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         batch = self.place.batch(batch_of(self.static, data_key, t, tokens))
 
         def scaled(params: Any, *batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-            value, loss = self.objective(params, *batch)
+            value, loss = self._objective(params, *batch)
             return loss_scale * value, loss
 
         factors = None
@@ -227,17 +229,18 @@ class _SingleRun:
         params = optax.apply_updates(state.params, updates)
         return self.place.state(TrainState(params, opt_state)), loss
 
-    def objective(
+    def _objective(
         self, params: Any, inputs: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(self.graphdef, _filled(self.shape, self.place.params(params)))
+        model = nnx.merge(self.graphdef, filled(self.shape, self.place.params(params)))
         return next_token_loss(model, inputs, targets)
 
-    def validation_loss(self, params: Any, windows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return self.objective(params, *windows)[1]
+    def _validation_loss(self, params: Any, windows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return self._objective(params, *windows)[1]
 
 
-def _filled(like: nnx.State[Any, Any], values: Any) -> nnx.State[Any, Any]:
+def filled(like: nnx.State[Any, Any], values: Any) -> nnx.State[Any, Any]:
+    """Returns a state like another, which it leaves alone, with values of a nested dict."""
     state: nnx.State[Any, Any] = jax.tree.map(lambda x: x, like)
     nnx.replace_by_pure_dict(state, values)
     return state
@@ -298,3 +301,25 @@ def _hyperparameters(config: RunConfig) -> list[str]:
 
 def _block_size(config: RunConfig) -> Any:
     return "shorter" if config.iso_blocks == "shorter" else None
+
+
+@functools.cache
+def keep_compiled_programs() -> None:
+    """Switches on JAX's persistent compilation cache, unless the user has chosen for themselves.
+
+    The user has chosen where ``JAX_COMPILATION_CACHE_DIR`` or the option of that name is set, or
+    ``JAX_ENABLE_COMPILATION_CACHE`` is false.  Otherwise programs are kept in
+    ``$ISOLAB_PROGRAMS``, by default ``isolab/programs`` of the user's cache folder.  JAX keys them
+    by program, compiler, options and device, so that nothing stale is ever run; a folder that
+    cannot be written only means compiling again.
+    """
+    options: Any = jax.config
+    if options.jax_compilation_cache_dir is not None or not options.jax_enable_compilation_cache:
+        return
+    folder = os.environ.get("ISOLAB_PROGRAMS")
+    if folder is None:
+        from platformdirs import user_cache_path
+
+        folder = str(user_cache_path("isolab") / "programs")
+    options.update("jax_compilation_cache_dir", folder)
+    options.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # fewer, larger files

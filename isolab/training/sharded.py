@@ -8,36 +8,33 @@ The compiler puts in the gathers and reductions.  The optimizer's state lies as 
 where an array is cut depends on its shape alone, so moments are cut where their parameter is, and
 IsoAdam's factors and roots, which no parameter resembles, are cut as well.  ``iso_root="newton"``
 is matrix products only, and divided too; each device repeats the eigendecompositions of "eigh".
+
+Checkpoints are orbax's: written behind the training, each whole or not there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isolab.model.corpus import Corpus, load_corpus, validation_windows
-from isolab.training.checkpoints import Checkpoints
 from isolab.training.config import RunConfig
-from isolab.training.program import (
-    Placement,
-    Program,
-    abstract_state,
-    program_of,
-    run_values,
-    single_run,
-)
-from isolab.training.result import Result
-from isolab.training.train import Snapshot, run_program
+from isolab.training.program import Placement, Program, SingleRun, program_of, run_values
+from isolab.training.train import Result, Snapshot, run_program
 
 DATA, SHARDS = "data", "shards"
 _BATCH = PartitionSpec((DATA, SHARDS))  # of (B, ...)
+_LOSSES = ("train_losses", "validation_losses")
 
 
 def train_sharded(
@@ -84,7 +81,7 @@ def train_sharded(
     if checkpoint is None:
         (result,) = run_program([config], program, arguments, on_snapshot, should_stop)
         return result
-    with Checkpoints(checkpoint, config.key(corpus.fingerprint)) as checkpoints:
+    with contextlib.closing(Checkpoints(checkpoint, config.key(corpus.fingerprint))) as checkpoints:
 
         def save(snapshot: Snapshot) -> None:
             due = snapshot.step % (config.evaluate_every * checkpoint_every) == 0
@@ -93,9 +90,63 @@ def train_sharded(
             if on_snapshot is not None:
                 on_snapshot(snapshot)
 
-        found = checkpoints.latest(placed_state(program_of(config), corpus.vocab_size, mesh))
+        found = checkpoints.latest(_placed_state(program_of(config), corpus.vocab_size, mesh))
         (result,) = run_program([config], program, arguments, save, should_stop, found)
         return result
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder, of which the last two are kept.
+
+    ``save`` returns when the arrays are copied; the files appear under their step's number by one
+    rename, and an error is raised by the next call.  What a killed process left unfinished is
+    removed.
+
+    Args:
+        folder: made if it does not exist; for one run alone.
+        key: the run's identity; a folder of another run is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], key: str) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        self._key = key
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self.close = self._manager.close  # waits for what is being written
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts to write a snapshot."""
+        about = snapshot._asdict() | {"key": self._key}
+        about |= {name: about[name].tolist() for name in _LOSSES}
+        state = ocp.args.StandardSave(about.pop("state"))
+        parts = ocp.args.Composite(state=state, about=ocp.args.JsonSave(about))
+        self._manager.save(snapshot.step, args=parts)
+
+    def latest(self, like: Any) -> Snapshot | None:
+        """Returns the newest snapshot, or None where there is none.
+
+        Args:
+            like: a state, or its ShapeDtypeStructs with shardings: where the arrays shall lie.
+
+        Raises:
+            ValueError: the folder holds another run.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        fields = dict(about["about"])
+        if fields.pop("key") != self._key:
+            raise ValueError(
+                f"{self.folder} holds checkpoints of another run; allowed: an empty folder, or one"
+                " of the same config on the same corpus"
+            )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        )
+        for name in _LOSSES:  # those of one run were listed without a runs axis once
+            fields[name] = np.atleast_2d(np.array(fields[name], np.float32))
+        return Snapshot(state=restored["state"], **fields)
 
 
 def make_mesh(shape: tuple[int, int] | None = None) -> Mesh:
@@ -114,13 +165,12 @@ def sharded_arguments(
     config: RunConfig, corpus: Corpus, mesh: Mesh
 ) -> tuple[Program, tuple[Any, Any, Any]]:
     """Returns a run's program on a mesh, and its traced values, tokens and validation there."""
-    program = compile_sharded(program_of(config), corpus.vocab_size, mesh)
+    program = _compile_sharded(program_of(config), corpus.vocab_size, mesh)
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, _BATCH)
     traced = jax.device_put(run_values(config), whole)
     tokens = jax.device_put(corpus.train, whole)
     windows = validation_windows(corpus, config.validation_windows, config.context)
-    validation = jax.device_put(tuple(w.astype(np.int32) for w in windows), rows)
-    return program, (traced, tokens, validation)
+    return program, (traced, tokens, jax.device_put(windows, rows))
 
 
 def partition(shape: tuple[int, ...], shards: int) -> PartitionSpec:
@@ -137,33 +187,26 @@ def partition(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, SHARDS)
 
 
-def placed_state(static: RunConfig, vocab_size: int, mesh: Mesh) -> Any:
+def _placed_state(static: RunConfig, vocab_size: int, mesh: Mesh) -> Any:
     """Returns the shapes, dtypes and shardings of a run's TrainState on a mesh."""
 
     def placed(leaf: Any) -> Any:
         sharding = NamedSharding(mesh, partition(leaf.shape, mesh.shape[SHARDS]))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, abstract_state(single_run(static, vocab_size).init, static))
+    return jax.tree.map(placed, SingleRun(static, vocab_size).abstract_state())
 
 
 @functools.lru_cache(maxsize=8)
-def compile_sharded(static: RunConfig, vocab_size: int, mesh: Mesh) -> Program:
-    """Returns the compiled functions of one run on a mesh.
-
-    Args:
-        static: see :func:`isolab.training.program.program_of`.
-        vocab_size: of the corpus.
-        mesh: see :func:`make_mesh`.
-    """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, placed_state(static, vocab_size, mesh))
+def _compile_sharded(static: RunConfig, vocab_size: int, mesh: Mesh) -> Program:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _placed_state(static, vocab_size, mesh))
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, _BATCH)
     place = Placement(
         batch=lambda batch: jax.lax.with_sharding_constraint(batch, rows),
         state=lambda state: jax.lax.with_sharding_constraint(state, shardings),
         params=_gather(whole, shardings.params),
     )
-    run = single_run(static, vocab_size, place)
+    run = SingleRun(static, vocab_size, place)
     return Program(
         jax.jit(run.init, out_shardings=(shardings, whole)),
         jax.jit(run.advance, out_shardings=(shardings, whole, whole), donate_argnums=0),

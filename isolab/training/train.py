@@ -6,10 +6,12 @@ Runs of one program advance together.  Each interval is one call of its compiled
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,43 @@ from isolab.model.corpus import Corpus
 from isolab.training.config import TRACED, RunConfig
 from isolab.training.interrupt import when_ready
 from isolab.training.program import Program, TrainState, arguments_of
-from isolab.training.result import Result, result_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's outcome.
+
+    Attributes:
+        config: what was run.
+        curve_step: steps of the curve's points, from 0.
+        curve_train_loss: mean over the interval that ends there (at 0: first batch), nats/token.
+        curve_validation_loss: nats/token, on the same held-out windows for every run.
+        divergence_step: first step (counted from 1) whose loss was not finite, or first evaluation
+            from which the validation loss stayed above its start; None for a run that went well.
+        step_seconds: wall time of its batch, per step and run.
+    """
+
+    config: RunConfig
+    curve_step: list[int]
+    curve_train_loss: list[float]
+    curve_validation_loss: list[float]
+    divergence_step: int | None
+    step_seconds: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run diverged; it then ranks last, with an infinite final loss."""
+        return self.divergence_step is not None
+
+    @property
+    def final_validation_loss(self) -> float:
+        """Validation loss at the end, nats/token; infinite for a diverged run."""
+        return math.inf if self.diverged else self.curve_validation_loss[-1]
+
+    @property
+    def final_train_loss(self) -> float:
+        """Mean training loss of the last interval, nats/token; infinite for a diverged run."""
+        return math.inf if self.diverged else self.curve_train_loss[-1]
 
 
 class Snapshot(NamedTuple):
@@ -77,13 +115,11 @@ def train(
     """
     if not configs:
         raise ValueError("train: no configs")
-    for config in configs[1:]:
-        for name in ("steps", *(field.name for field in dataclasses.fields(RunConfig))):
-            one, other = getattr(configs[0], name), getattr(config, name)
-            if one != other and (name == "steps" or name not in TRACED):
-                raise ValueError(
-                    f"train: runs of one batch must share {name}: {one!r} and {other!r}"
-                )
+    shared = ["steps", *(f.name for f in fields(RunConfig) if f.name not in TRACED)]
+    for config, name in itertools.product(configs[1:], shared):
+        one, other = getattr(configs[0], name), getattr(config, name)
+        if one != other:
+            raise ValueError(f"train: runs of one batch must share {name}: {one!r} and {other!r}")
     results: list[Result] = run_program(
         configs, *arguments_of(configs, corpus), on_snapshot, should_stop
     )
@@ -99,29 +135,22 @@ def run_program(
     should_stop: Callable[[], bool] | None = None,
     start: Snapshot | None = None,
 ) -> list[Result]:
-    """Trains runs by their program, from step 0 or from a snapshot; see :func:`train`.
+    """Trains runs by their program and its arguments, from step 0 or, unseen, from a snapshot.
 
-    Args:
-        configs: the runs.
-        program: of these runs; one for a single run may do without the axis of the runs.
-        arguments: traced values, tokens and validation windows, as the program takes them.
-        on_snapshot: as for :func:`train`, but a snapshot to start from is not shown.
-        should_stop: as for :func:`train`.
-        start: where to go on.
+    A program for a single run may do without the axis of the runs.
     """
     runs, steps, every = len(configs), configs[0].steps, configs[0].evaluate_every
     traced, tokens, validation = arguments
-    now = start
-    if now is None:
+    if start is None:
         begun = time.perf_counter()
         state, first = program.init(traced, validation)
         held_out = _by_run(first, 1, runs)
         none = np.zeros((runs, 0), np.float32)
-        now = Snapshot(0, state, none, held_out, time.perf_counter() - begun)
+        start = Snapshot(0, state, none, held_out, time.perf_counter() - begun)
         if on_snapshot is not None:
-            on_snapshot(now)
-    step, state, losses, held_out, seconds, _ = now
-    del now  # its state is written over
+            on_snapshot(start)
+    step, state, losses, held_out, seconds, _ = start
+    del start  # its state is written over
     stopped = diverged = False
     while step < steps and not (stopped or diverged):
         begun = time.perf_counter()
@@ -142,7 +171,14 @@ def run_program(
         losses = np.pad(losses, rest[0], constant_values=np.nan)
         held_out = np.pad(held_out, rest[1], constant_values=np.nan)
     return [
-        result_of(config, losses[i], every, held_out[i], seconds / step / runs)
+        Result(
+            config,
+            [every * point for point in range(held_out.shape[1])],
+            [float(losses[i, 0]), *map(float, losses[i].reshape(-1, every).mean(1))],
+            list(map(float, held_out[i])),
+            divergence_step(losses[i], held_out[i], every),
+            seconds / step / runs,
+        )
         for i, config in enumerate(configs)
     ]
 
@@ -150,6 +186,27 @@ def run_program(
 def _by_run(values: Any, each: int, runs: int) -> np.ndarray:
     """Returns a program's losses as (runs, each), without those of the runs that fill up."""
     return np.reshape(np.asarray(values), (-1, each))[:runs]
+
+
+def divergence_step(losses: np.ndarray, held_out: np.ndarray, every: int) -> int | None:
+    """Returns the step at which a run diverged, or None, from the training loss of each step.
+
+    ``held_out`` are the validation losses of step 0 and of every ``every`` steps.
+
+    Example:
+        >>> divergence_step(np.array([2.0, np.nan]), np.array([2.0, np.nan]), 2)
+        2
+        >>> divergence_step(np.ones(6), np.array([5.0, 6.0, 4.0, 7.0]), 2)
+        6
+    """
+    broken = np.flatnonzero(~np.isfinite(losses))
+    if broken.size:
+        return int(broken[0]) + 1
+    above = ~(held_out <= held_out[0])
+    if not above[-1]:
+        return None
+    below = np.flatnonzero(~above)
+    return int(below[-1] + 1) * every
 
 
 @jax.jit

@@ -12,18 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from isolab.model.corpus import Corpus, load_corpus, validation_windows
+from isolab.model.fields import whole_numbers
 from isolab.model.transformer import Transformer, TransformerConfig, roles
-from isolab.training.compilation_cache import keep_compiled_programs
 from isolab.training.config import RunConfig
 from isolab.training.program import (
+    SingleRun,
     TrainState,
     batch_of,
+    device_tokens,
+    filled,
+    keep_compiled_programs,
     keys,
     program_of,
     run_values,
-    single_run,
 )
-from isolab.training.whole_numbers import whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,6 @@ class ForwardModel:
 
     Equal and hashable by value, so that compiled functions may take it as a static argument.  The
     model neither measures factors nor recomputes blocks: no number of a forward pass changes.
-
-    Attributes:
-        config: the model's shape.
-        parameterization: name.
     """
 
     config: TransformerConfig
@@ -67,31 +65,19 @@ class ForwardModel:
     def __call__(self, params: Any) -> Transformer:
         """Returns the model with these parameters; also under ``jax.jit``."""
         graphdef, empty = nnx.split(self.shape)
-        state = jax.tree.map(lambda x: x, empty)  # a split shares the model's variables
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)
+        return nnx.merge(graphdef, filled(empty, params))
 
 
 class Observation(NamedTuple):
-    """A run after some of its steps; its arrays stay valid while the run goes on.
-
-    Attributes:
-        config: the run.
-        step: updates done, from 0.
-        model: what turns its parameters into its model.
-        state: parameters (a nested dict of float32 arrays) and the optimizer's state.
-        initial: the parameters at step 0.
-        previous: the parameters before the last update; at step 0 they are the initial ones.
-        tokens: the corpus's training tokens, on the device.
-    """
+    """A run after some of its steps; its arrays stay valid while the run goes on."""
 
     config: RunConfig
-    step: int
-    model: ForwardModel
-    state: TrainState
-    initial: Any
-    previous: Any
-    tokens: jax.Array
+    step: int  # updates done, from 0
+    model: ForwardModel  # turns parameters into the model
+    state: TrainState  # parameters are a nested dict of float32 arrays
+    initial: Any  # parameters at step 0
+    previous: Any  # parameters before the last update; at step 0 the initial ones
+    tokens: jax.Array  # the corpus's training tokens, on the device
 
     @property
     def params(self) -> Any:
@@ -101,9 +87,9 @@ class Observation(NamedTuple):
     @property
     def batch(self) -> tuple[jax.Array, jax.Array]:
         """Inputs and targets of the update that comes next, int32 (batch_size, context) each."""
-        static = program_of(self.config)
-        inputs, targets = _batch(static, self.config.seed, self.step, self.tokens)
-        return inputs, targets
+        found: tuple[jax.Array, jax.Array]
+        found = _batch(program_of(self.config), self.config.seed, self.step, self.tokens)
+        return found
 
 
 def watch(
@@ -127,8 +113,8 @@ def watch(
     brief = dataclasses.replace(config, evaluate_every=1, validation_windows=1)
     init, advance = _compiled(program_of(brief), corpus.vocab_size)
     model = ForwardModel.of(config, corpus.vocab_size)
-    traced, tokens = run_values(brief), jnp.asarray(corpus.train)
-    windows = held_out(corpus, 1, config.context)
+    traced, tokens = run_values(brief), device_tokens(corpus)
+    windows = jax.device_put(validation_windows(corpus, 1, config.context))
     state = init(traced, windows)
     initial = previous = state.params
     for step in range(wanted[-1] + 1):
@@ -137,12 +123,6 @@ def watch(
             state = advance(state, traced, jnp.int32(step - 1), tokens, windows)
         if step in wanted:
             yield Observation(config, step, model, state, initial, previous, tokens)
-
-
-def held_out(corpus: Corpus, count: int, context: int) -> tuple[jax.Array, jax.Array]:
-    """Returns inputs and targets of held-out windows, the same in every run; (count, context)."""
-    inputs, targets = validation_windows(corpus, count, context)
-    return jnp.asarray(inputs, jnp.int32), jnp.asarray(targets, jnp.int32)
 
 
 def by_layer(params: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -164,14 +144,11 @@ def by_layer(params: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[
 
 @functools.lru_cache(maxsize=16)
 def _compiled(static: RunConfig, vocab_size: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns a run's beginning and its step, compiled once for all runs that share a program.
-
-    They return no losses, and the compiler leaves their forward pass out.
-    """
+    """Returns a run's beginning and its step, which return no losses: no forward pass for these."""
     keep_compiled_programs()
-    program = single_run(static, vocab_size)
-    init = jax.jit(lambda *arguments: program.init(*arguments)[0])
-    return init, jax.jit(lambda *arguments: program.advance(*arguments)[0])
+    run = SingleRun(static, vocab_size)
+    init = jax.jit(lambda *arguments: run.init(*arguments)[0])
+    return init, jax.jit(lambda *arguments: run.advance(*arguments)[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)

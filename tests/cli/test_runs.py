@@ -16,7 +16,7 @@ from isolab.cli.runs import OUTCOMES
 from isolab.results.store import STORED_AT, Store
 from isolab.sweeps.batch import results_frame
 from isolab.training.config import RunConfig
-from isolab.training.result import Result
+from isolab.training.train import Result
 
 CORPUS = "zipf_markov:vocab_size=8,length=1000"
 RATES = (2.0**-11, 2.0**-7)

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolab.measure.alignment import KINDS, WINDOWS, alignment, measure
-from isolab.model.corpus import load_corpus
+from isolab.model.corpus import load_corpus, validation_windows
 from isolab.model.probe import activations
 from isolab.training.config import RunConfig
-from isolab.training.watch import by_layer, held_out, watch
+from isolab.training.watch import by_layer, watch
 
 BASE = RunConfig(
     width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
@@ -98,7 +98,7 @@ def test_the_first_update_is_the_whole_change_and_a_later_one_is_not(measured):
 def test_each_number_is_the_formula_on_the_runs_own_parameters(measured):
     (seen,) = watch(dataclasses.replace(BASE, seed=1), [5])
     corpus = load_corpus(BASE.corpus)
-    inputs, _ = held_out(corpus, WINDOWS, BASE.context)
+    inputs, _ = validation_windows(corpus, WINDOWS, BASE.context)
     layers = jax.jit(lambda params: activations(seen.model(params), inputs))(seen.params)
     now, first, before = (by_layer(x) for x in (seen.params, seen.initial, seen.previous))
     for layer in LAYERS:

@@ -14,11 +14,11 @@ from flax import nnx
 
 from isolab.measure.alignment import alignment
 from isolab.measure.inside import SIDES, TOKENS, inspect_run, prepare_inspection
-from isolab.model.corpus import load_corpus
+from isolab.model.corpus import load_corpus, validation_windows
 from isolab.model.probe import activations, rms
 from isolab.model.transformer import next_token_loss
 from isolab.training.config import RunConfig
-from isolab.training.watch import ForwardModel, by_layer, held_out, watch
+from isolab.training.watch import ForwardModel, by_layer, watch
 
 BASE = RunConfig(
     width=16, base_width=8, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=4,
@@ -66,7 +66,7 @@ def test_the_change_is_that_of_the_runs_own_next_step():
 def test_alignment_is_that_of_the_change_with_held_out_inputs():
     inside = inspect_run(BASE, state(BASE, 4), 4)
     before, after = watch(BASE, [4, 5])
-    inputs, _ = held_out(load_corpus(BASE.corpus), WINDOWS, BASE.context)
+    inputs, _ = validation_windows(load_corpus(BASE.corpus), WINDOWS, BASE.context)
     seen = activations(after.model(after.params), inputs)
     first, second = by_layer(before.params), by_layer(after.params)
     expected = {
@@ -94,7 +94,7 @@ def test_spectra_are_those_of_inputs_and_gradients():
     inside = inspect_run(BASE, state(BASE, 4), 4)
     corpus = load_corpus(BASE.corpus)
     model = ForwardModel.of(BASE, corpus.vocab_size)(state(BASE, 4).params)
-    inputs, targets = held_out(corpus, WINDOWS, BASE.context)
+    inputs, targets = validation_windows(corpus, WINDOWS, BASE.context)
     seen = activations(model, inputs)
     layers = [layer for layer in LAYERS if layer.startswith("blocks") and "norm" not in layer]
     assert inside.spectra["layer"].unique(maintain_order=True).to_list() == layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from isolab.model.markov import (
     entropy_rate,
@@ -45,24 +45,6 @@ def test_entropy_rate_weights_unequal_rows_by_time_spent_in_them():
     # From 0 a fair coin, from 1 always back: pi = (2/3, 1/3), H = 2/3 log 2.
     found = entropy_rate(np.array([[0.5, 0.5], [1.0, 0.0]]))
     np.testing.assert_allclose(found, 2 / 3 * np.log(2), rtol=1e-14)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(2, 12), st.floats(0.0, 8.0), seeds, st.integers(1, 300), st.integers(2, 60))
-def test_chain_does_not_depend_on_the_number_of_blocks(vocab_size, exponent, seed, length, blocks):
-    transitions = zipf_transitions(vocab_size, exponent, seed)
-    plain = sample_markov(transitions, length, np.random.default_rng(seed), blocks=1)
-    assert plain.shape == (length,)
-    found = sample_markov(transitions, length, np.random.default_rng(seed), blocks=blocks)
-    np.testing.assert_array_equal(found, plain)
-
-
-def test_no_impossible_transition_is_taken():
-    # A cycle with a rare pause: blocks never meet by chance, every join must be repaired.
-    size = 7
-    transitions = 0.999 * np.roll(np.eye(size), 1, axis=1) + 0.001 * np.eye(size)
-    tokens = sample_markov(transitions, 20_000, np.random.default_rng(0), blocks=50).astype(int)
-    assert set((tokens[1:] - tokens[:-1]) % size) == {0, 1}
 
 
 @pytest.mark.parametrize(("vocab_size", "exponent"), [(64, 1.0), (16, 0.0), (256, 1.5), (8, 3.0)])

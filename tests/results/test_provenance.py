@@ -23,8 +23,6 @@ def test_provenance_names_the_versions_and_no_path() -> None:
     assert found["device"].endswith(f" x{jax.device_count()}")
     assert all(found.values())
     assert not any(os.sep + "isolab" in value for value in found.values())
-    found["device"] = "changed"
-    assert provenance()["device"] != "changed"
 
 
 def test_git_revision_follows_the_packages_files(tmp_path: Path) -> None:

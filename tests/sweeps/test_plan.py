@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training.tiny import variant
 
 from isolab.results.store import Store
 from isolab.sweeps.batch import results_frame
@@ -17,14 +18,9 @@ from isolab.sweeps.cluster import Waiting
 from isolab.sweeps.plan import BATCH_RUNS, BATCHES_EACH, Plan, batch_operations, evenly, plan
 from isolab.sweeps.progress import Progress, expected_seconds
 from isolab.sweeps.sweep import Sweep
-from isolab.training.config import RunConfig
-from isolab.training.result import Result
+from isolab.training.train import Result
 
-BASE = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
-    steps=4, warmup_steps=1, evaluate_every=2, validation_windows=4,
-    corpus="zipf_markov:vocab_size=8,length=2000",
-)  # fmt: skip
+BASE = variant(batch_size=2, steps=4, warmup_steps=1, evaluate_every=2, validation_windows=4)
 
 
 @settings(max_examples=25, deadline=None)

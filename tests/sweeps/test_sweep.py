@@ -8,17 +8,14 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from training.tiny import variant
 
+from isolab.results.folder import runs_folder
 from isolab.results.store import Store
 from isolab.sweeps.plan import BATCH_RUNS, plan
-from isolab.sweeps.sweep import Sweep, default_store, run
-from isolab.training.config import RunConfig
+from isolab.sweeps.sweep import Sweep, run
 
-BASE = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
-    steps=4, warmup_steps=1, evaluate_every=2, validation_windows=4,
-    corpus="zipf_markov:vocab_size=8,length=2000",
-)  # fmt: skip
+BASE = variant(batch_size=2, steps=4, warmup_steps=1, evaluate_every=2, validation_windows=4)
 
 
 def values(sweep, *names):
@@ -105,10 +102,6 @@ def test_table_has_a_row_per_run_in_order(first):
         assert row["final_validation_loss"] == pytest.approx(row["curve_validation_loss"][-1])
         assert row["isolab_version"] and row["jax_version"] and row["device"]
         assert row["divergence_step"] is None and row["diverged"] is False
-
-
-def test_dtypes_are_those_of_the_agreement(first):
-    _, table = first
     wanted = {
         "key": pl.String, "width": pl.Int64, "learning_rate": pl.Float64, "b1": pl.Float64,
         "qk_norm": pl.Boolean, "curve_step": pl.List(pl.Int32),
@@ -153,33 +146,12 @@ def test_rows_of_sgd_that_diverged_have_the_same_schema(first):
     assert sgd["divergence_step"][0] >= 1
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
-    class Full(Store):
-        """A disk that is full after the first batch."""
-
-        def append(self, frame):
-            if self.keys():
-                raise OSError("no space left on device")
-            return super().append(frame)
-
-    sweep = Sweep(BASE, steps=[2, 4], seed=[0])  # two horizons: two batches of one program
-    with pytest.raises(OSError, match="no space left"):
-        run(sweep, Full(tmp_path), progress=False)
-    store = Store(tmp_path)
-    assert len(store.keys()) == 1
-    kept = store.runs()
-    assert str(plan(sweep, store)).startswith("2 runs: 1 stored, 1 to train in 1 batches")
-    table = run(sweep, tmp_path, progress=False)
-    assert table["steps"].to_list() == [2, 4]
-    assert table["step_seconds"][0] == kept["step_seconds"][0]
-
-
 def test_the_default_store_follows_the_environment(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ISOLAB_RUNS", str(tmp_path / "here"))
-    assert str(default_store().folder.path).endswith("here")
+    assert str(Store(runs_folder()).folder.path).endswith("here")
     table = run(dataclasses.replace(BASE, seed=0))
     assert (tmp_path / "here").is_dir()
-    assert set(default_store().keys()) == set(table["key"])
+    assert set(Store(runs_folder()).keys()) == set(table["key"])
     assert "1 runs: 0 stored, 1 to train in 1 batches of 1 programs" in "".join(capsys.readouterr())
     monkeypatch.delenv("ISOLAB_RUNS")
-    assert str(default_store().folder.path).endswith("runs")
+    assert str(Store(runs_folder()).folder.path).endswith("runs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import random
 import signal
@@ -13,23 +15,20 @@ import time
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from training.tiny import variant
 
 from isolab.results.store import Store
 from isolab.sweeps.plan import plan
 from isolab.sweeps.sweep import Sweep, run
-from isolab.training.config import RunConfig
-from isolab.training.interrupt import Interrupt
+from isolab.training.interrupt import interrupt
 
+BASE = variant(batch_size=2, warmup_steps=1, validation_windows=4)
 PROGRAM = """
-import sys
+import json, sys
 from isolab.training.config import RunConfig
 from isolab.sweeps.sweep import Sweep, run
 
-base = RunConfig(
-    width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
-    warmup_steps=1, evaluate_every=int(sys.argv[3]), validation_windows=4, steps=int(sys.argv[2]),
-    corpus="zipf_markov:vocab_size=16,length=20000",
-)
+base = RunConfig(**json.loads(sys.argv[2]))
 rates = [0.001 * 2**i for i in range(8)]
 steps = [base.steps, 2 * base.steps]
 sweep = Sweep(base, steps=steps, learning_rate=rates, seed=[0, 1])  # four batches of eight
@@ -56,7 +55,9 @@ def start(environment):
     processes = []
 
     def started(folder, steps, every=500):
-        arguments = [sys.executable, "-c", PROGRAM, str(folder), str(steps), str(every)]
+        config = dataclasses.replace(BASE, steps=steps, evaluate_every=every)
+        base = json.dumps(dataclasses.asdict(config))
+        arguments = [sys.executable, "-c", PROGRAM, str(folder), base]
         pipe = subprocess.PIPE
         process = subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, env=environment)
         processes.append(process)
@@ -165,22 +166,22 @@ def test_the_former_handler_is_back_afterwards():
     heard = []
     former = signal.signal(signal.SIGINT, lambda *_: heard.append("former"))
     try:
-        with Interrupt(lambda: heard.append("first")) as interrupt:
-            assert not interrupt.requested()
+        with interrupt(lambda: heard.append("first")) as requested:
+            assert not requested()
             signal.raise_signal(signal.SIGINT)
-            assert interrupt.requested()
+            assert requested()
             with pytest.raises(KeyboardInterrupt, match="second"):
                 signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        with Interrupt(lambda: heard.append("unheard"), enabled=False) as interrupt:
+        with interrupt(lambda: heard.append("unheard"), enabled=False) as requested:
             signal.raise_signal(signal.SIGINT)
-        assert not interrupt.requested()
-        elsewhere = threading.Thread(target=Interrupt(lambda: None).__enter__)  # left alone there
+        assert not requested()
+        elsewhere = threading.Thread(target=interrupt(lambda: None).__enter__)  # left alone there
         elsewhere.start()
         elsewhere.join()
         signal.raise_signal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # and where it is ignored
-        with Interrupt(lambda: heard.append("unheard")) as interrupt:
+        with interrupt(lambda: heard.append("unheard")):
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, former)
@@ -188,11 +189,7 @@ def test_the_former_handler_is_back_afterwards():
 
 
 def test_rows_of_a_sweep_that_stopped_after_any_batch_are_those_of_a_whole_one(tmp_path):
-    base = RunConfig(
-        width=16, base_width=16, depth=1, head_size=8, context=8, mlp_ratio=2, batch_size=2,
-        steps=4, warmup_steps=1, evaluate_every=2, validation_windows=4,
-        corpus="zipf_markov:vocab_size=8,length=2000",
-    )  # fmt: skip
+    base = dataclasses.replace(BASE, steps=4, evaluate_every=2)
     sweep = Sweep(base, steps=[2, 4], seed=range(16))  # four batches of eight
 
     class Stopping(Store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -13,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training.tiny import EIGHT, curves, finish, on_eight_devices
 
-from isolab.training.checkpoints import Checkpoints
-from isolab.training.sharded import make_mesh, partition, train_sharded
+from isolab.training.sharded import Checkpoints, make_mesh, partition, train_sharded
 from isolab.training.train import Snapshot
 
 NEWTON = dataclasses.replace(EIGHT, optimizer="isoadam", iso_root="newton")
@@ -169,14 +169,14 @@ def test_a_diverged_run_stops_and_is_reported_as_one():
 
 
 def test_last_two_checkpoints_are_kept(tmp_path):
-    with Checkpoints(tmp_path, key="a") as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path, key="a")) as checkpoints:
         assert checkpoints.latest(like={"w": np.zeros(2)}) is None
         for step in (1, 2, 3):
             loss = float(np.float32(1 / step))
             losses = np.array([[loss, np.nan]]), np.array([[loss]])
             checkpoints.save(Snapshot(step, {"w": np.full(2, loss)}, *losses, seconds=0.5))
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 3]
-    with Checkpoints(tmp_path, key="a") as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path, key="a")) as checkpoints:
         found = checkpoints.latest(like={"w": np.zeros(2)})
     assert found.step == 3 and found.validation_losses == np.float32(1 / 3)
     assert np.isnan(found.train_losses[0, 1])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from training.tiny import variant
 
-from isolab.model.corpus import load_corpus
+from isolab.model.corpus import load_corpus, validation_windows
+from isolab.model.fields import whole_numbers
 from isolab.model.transformer import next_token_loss
 from isolab.training.train import train
-from isolab.training.watch import ForwardModel, held_out, watch
-from isolab.training.whole_numbers import whole_numbers
+from isolab.training.watch import ForwardModel, watch
 
 BASE = variant(
     parameterization="mup", rate_rule="full", base_width=8, steps=6, evaluate_every=3, seed=3,
@@ -24,7 +24,7 @@ BASE = variant(
 def test_a_watched_run_has_the_losses_of_training():
     (result,) = train([BASE])
     corpus = load_corpus(BASE.corpus)
-    windows = held_out(corpus, 4, BASE.context)
+    windows = validation_windows(corpus, 4, BASE.context)
     model = ForwardModel.of(BASE, corpus.vocab_size)
     loss = jax.jit(lambda params: next_token_loss(model(params), *windows)[1])
     losses = [float(loss(moment.params)) for moment in watch(BASE, [0, 3, 6])]
@@ -51,7 +51,7 @@ def test_a_run_that_measures_factors_starts_from_the_same_parameters():
     jax.tree.map(np.testing.assert_array_equal, moments[0].params, moments[1].params)
     corpus = load_corpus(BASE.corpus)
     model = ForwardModel.of(dataclasses.replace(BASE, optimizer="isoadam"), corpus.vocab_size)
-    tokens, _ = held_out(corpus, 2, BASE.context)
+    tokens, _ = validation_windows(corpus, 2, BASE.context)
     assert model(moments[1].params)(tokens).shape == (2, 8, corpus.vocab_size)
 
 
