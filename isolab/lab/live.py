@@ -156,10 +156,10 @@ class Live(threading.Thread):
         if self._store is not None:
             try:  # a Store of its own: another thread may be reading that one
                 store = Store(self._store.folder.path, compact_at=self._store.compact_at)
-                missing = store.missing(row["key"].to_list())
-                stored = "stored" if missing else "the store has had it already"
-                if missing:
+                stored = "the store has had it already"
+                if store.keys().isdisjoint(row["key"]):
                     store.append(row)
+                    stored = "stored"
             except Exception as error:
                 stored = f"not stored: {error_line(error)}"
         after = f"after {seconds:.1f} s"

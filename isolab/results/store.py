@@ -74,8 +74,6 @@ class Store:
         >>> _ = store.append(pl.DataFrame({"key": ["b", "c"], "width": [64, 128]}))
         >>> store.runs(pl.col("width") > 32)["key"].to_list()
         ['b', 'c']
-        >>> store.missing(["d", "a"])
-        ['d']
         >>> store.prune(pl.col("width") == 64)
         1
         >>> sorted(store.keys())
@@ -136,11 +134,6 @@ class Store:
     def keys(self) -> set[str]:
         """Returns the keys of all stored runs."""
         return set(self.runs(columns=["key"])["key"])
-
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Returns the keys that are not stored, in the order given, each once."""
-        stored = self.keys()
-        return [key for key in dict.fromkeys(keys) if key not in stored]
 
     def prune(self, filter: pl.Expr) -> int:
         """Removes the runs that match, all or (if killed or refused) none; returns how many.

@@ -51,7 +51,7 @@ def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int 
     for config, keys in spelled.items():
         configs.setdefault(keys[0], config)
     every = [key for keys in spelled.values() for key in keys]
-    stored = frozenset(every) - set(store.missing(every)) if store else frozenset()
+    stored = store.keys().intersection(every) if store else set()
     cached = {keys[0] for keys in spelled.values() if not stored.isdisjoint(keys)}
     groups: dict[Any, list[str]] = {}
     for key, config in configs.items():
@@ -62,7 +62,7 @@ def plan(sweep: Iterable[RunConfig], store: Store | None = None, processes: int 
         for (program, _), group in groups.items()
         for keys in evenly(group, limits[program])
     ]
-    return Plan(tuple(configs), stored, tuple(batch for batch in batches if batch))
+    return Plan(tuple(configs), frozenset(stored), tuple(batch for batch in batches if batch))
 
 
 def _limits(runs: Mapping[tuple[RunConfig, int], int], processes: int) -> dict[RunConfig, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Final, TypeAlias
 
@@ -25,8 +25,6 @@ from isolab.theory.parameterization import (
     Parameterization,
     Scaling,
     alignment_exponent,
-    fraction_text,
-    parameterization,
 )
 from isolab.theory.solution import Solution
 
@@ -35,64 +33,46 @@ Pair: TypeAlias = tuple[float, float] | Scaling
 _CELL: Final = ("parameterization", "rule", "alignment", "role")
 
 
-def exponents(
-    parameterizations: Iterable[Parameterization | str] = tuple(PARAMETERIZATIONS),
-    rules: Iterable[str] = RULES,
-    alignments: Iterable[str | float] = ("full", "none"),
-) -> pl.DataFrame:
+def exponents() -> pl.DataFrame:
     r"""Returns every cell of the table of exponents, computed from the rule.
 
-    Args:
-        parameterizations: parameterizations or their names.
-        rules: of "sgd", "adam" and "adafactor".
-        alignments: "full", "none" or numbers in [1/2, 1].
-
     Returns:
-        A row per parameterization, rule, alignment and role (embedding, hidden, readout), with
-        float64 columns a, b, g, the exponent c of the largest stable rate :math:`n^{-c}`, and its
-        ``power`` of n, -c.
-
-    Raises:
-        ValueError: a name is unknown or an alignment out of range; likewise below.
+        A row per parameterization, rule, alignment ("full", "none") and role (embedding, hidden,
+        readout), with float64 columns a, b, g, the exponent c of the largest stable rate
+        :math:`n^{-c}`, and its ``power`` of n, -c.
 
     Example:
-        >>> exponents(["mup"], ["adam"], ["full"])["power"].to_list()
+        >>> cell = {"parameterization": "mup", "rule": "adam", "alignment": "full"}
+        >>> exponents().filter(**cell)["power"].to_list()
         [-0.5, -1.0, -0.5]
     """
     rows = [
-        (p.name, rule, alignment if isinstance(alignment, str) else fraction_text(alignment), role,
-         p.scaling(role).a, p.scaling(role).b, p.gradient_exponent(role), c, 0.0 - c)
-        for name, rule, alignment, role in itertools.product(
-            parameterizations, rules, alignments, MATRIX_ROLES
+        (p.name, rule, alignment, role, p.scaling(role).a, p.scaling(role).b,
+         p.gradient_exponent(role), c, 0.0 - c)
+        for p, rule, alignment, role in itertools.product(
+            PARAMETERIZATIONS.values(), RULES, ("full", "none"), MATRIX_ROLES
         )
-        for p in [parameterization(name)]
         for c in [p.rate_exponent(role, rule, alignment)]
     ]  # fmt: skip
     schema = dict.fromkeys(_CELL, pl.String) | dict.fromkeys("abgc", pl.Float64)
     return pl.DataFrame(rows, schema | {"power": pl.Float64}, orient="row")
 
 
-def rate_lines(
-    widths: Sequence[float],
-    base_width: float,
-    parameterizations: Iterable[Parameterization | str] = tuple(PARAMETERIZATIONS),
-    rules: Iterable[str] = RULES,
-    alignments: Iterable[str | float] = ("full", "none"),
-) -> pl.DataFrame:
+def rate_lines(widths: Sequence[float], base_width: float) -> pl.DataFrame:
     r"""Returns each role's factor on the rate, :math:`(n / n_0)^{-c}`, over widths.
 
-    Args:
-        widths: n, positive.
-        base_width: n_0, where every factor is 1.
-        parameterizations, rules, alignments: as of :func:`exponents`.
+    At ``base_width``, :math:`n_0`, every factor is 1.
 
     Returns:
         A row per parameterization, rule, alignment, role and width, with float64 columns width and
         factor.
 
+    Raises:
+        ValueError: a width is not a positive number.
+
     Example:
-        >>> lines = rate_lines([64, 256], 64, ["standard"], ["adam"], ["full"])
-        >>> lines.filter(pl.col("role") == "hidden")["factor"].to_list()
+        >>> cell = {"parameterization": "standard", "rule": "adam", "alignment": "full"}
+        >>> rate_lines([64, 256], 64).filter(**cell, role="hidden")["factor"].to_list()
         [1.0, 0.25]
     """
     for width in (base_width, *widths):
@@ -100,8 +80,7 @@ def rate_lines(
             raise ValueError(f"width must be a positive number, got {width!r}")
     points = pl.DataFrame({"width": widths}, {"width": pl.Float64})
     factor = (pl.col("width") / base_width).pow(pl.col("power"))
-    table = exponents(parameterizations, rules, alignments).join(points, how="cross")
-    return table.select(*_CELL, "width", factor=factor)
+    return exponents().join(points, how="cross").select(*_CELL, "width", factor=factor)
 
 
 def solve(

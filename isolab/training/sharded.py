@@ -42,9 +42,7 @@ def train_sharded(
     mesh_shape: tuple[int, int] | None = None,
     corpus: Corpus | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Trains one run on all devices together, with the result of training it on one.
 
@@ -56,11 +54,8 @@ def train_sharded(
         corpus: the corpus that the config names, if already loaded.
         checkpoint: a folder of this run alone.  If it holds a checkpoint, the run goes on from
             there, and ends on the same bits as one that was never interrupted.
-        checkpoint_every: evaluation intervals from one checkpoint to the next; the last interval
-            always ends in one.
-        on_snapshot: called at step 0 and after each evaluation interval.
-        should_stop: asked after each evaluation interval; True ends training early, after a
-            checkpoint.
+        on_snapshot: called at step 0 and after each evaluation interval and its checkpoint; what
+            it raises ends training.
 
     Raises:
         ValueError: a mesh that the devices do not fill, a batch or a number of validation windows
@@ -73,25 +68,22 @@ def train_sharded(
                 f"{name} is {getattr(config, name)}; allowed: multiples of the mesh's"
                 f" {mesh.size} devices"
             )
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every is {checkpoint_every}; allowed: 1 or more")
     corpus = corpus or load_corpus(config.corpus)
     program, arguments = sharded_arguments(config, corpus, mesh)
     result: Result
     if checkpoint is None:
-        (result,) = run_program([config], program, arguments, on_snapshot, should_stop)
+        (result,) = run_program([config], program, arguments, on_snapshot)
         return result
     with contextlib.closing(Checkpoints(checkpoint, config.key(corpus.fingerprint))) as checkpoints:
 
         def save(snapshot: Snapshot) -> None:
-            due = snapshot.step % (config.evaluate_every * checkpoint_every) == 0
-            if snapshot.last or (due and snapshot.step):
+            if snapshot.step:
                 checkpoints.save(snapshot)
             if on_snapshot is not None:
                 on_snapshot(snapshot)
 
         found = checkpoints.latest(_placed_state(program_of(config), corpus.vocab_size, mesh))
-        (result,) = run_program([config], program, arguments, save, should_stop, found)
+        (result,) = run_program([config], program, arguments, save, found)
         return result
 
 
@@ -135,18 +127,17 @@ class Checkpoints:
         if step is None:
             return None
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        fields = dict(about["about"])
-        if fields.pop("key") != self._key:
+        found = about["about"]
+        if found["key"] != self._key:
             raise ValueError(
                 f"{self.folder} holds checkpoints of another run; allowed: an empty folder, or one"
                 " of the same config on the same corpus"
             )
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        )
-        for name in _LOSSES:  # those of one run were listed without a runs axis once
-            fields[name] = np.atleast_2d(np.array(fields[name], np.float32))
-        return Snapshot(state=restored["state"], **fields)
+        parts = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        state = self._manager.restore(step, args=parts)["state"]
+        # those of one run were listed without a runs axis once
+        losses = [np.atleast_2d(np.array(found[name], np.float32)) for name in _LOSSES]
+        return Snapshot(step, state, *losses, seconds=found["seconds"])
 
 
 def make_mesh(shape: tuple[int, int] | None = None) -> Mesh:

@@ -71,7 +71,6 @@ class Snapshot(NamedTuple):
     train_losses: np.ndarray  # (runs, steps done)
     validation_losses: np.ndarray  # (runs, evaluations done), that of step 0 included
     seconds: float  # of training so far
-    last: bool = False  # whether training ends here
 
     @property
     def losses(self) -> np.ndarray:
@@ -94,7 +93,6 @@ def train(
     configs: Sequence[RunConfig],
     corpus: Corpus | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> list[Result]:
     """Trains runs that share a program, side by side, to the end of their schedules.
 
@@ -104,7 +102,6 @@ def train(
         corpus: the corpus that the configs name, if already loaded.
         on_snapshot: called at step 0 and after each evaluation interval; its time does not count
             as the runs'. What it raises ends training.
-        should_stop: asked after each evaluation interval; True ends training early.
 
     Returns:
         One result a config, in order.  The same configs on the same machine give the same bits.
@@ -120,9 +117,7 @@ def train(
         one, other = getattr(configs[0], name), getattr(config, name)
         if one != other:
             raise ValueError(f"train: runs of one batch must share {name}: {one!r} and {other!r}")
-    results: list[Result] = run_program(
-        configs, *arguments_of(configs, corpus), on_snapshot, should_stop
-    )
+    results: list[Result] = run_program(configs, *arguments_of(configs, corpus), on_snapshot)
     return results
 
 
@@ -132,7 +127,6 @@ def run_program(
     program: Program,
     arguments: tuple[Any, Any, Any],
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
     start: Snapshot | None = None,
 ) -> list[Result]:
     """Trains runs by their program and its arguments, from step 0 or, unseen, from a snapshot.
@@ -149,10 +143,10 @@ def run_program(
         start = Snapshot(0, state, none, held_out, time.perf_counter() - begun)
         if on_snapshot is not None:
             on_snapshot(start)
-    step, state, losses, held_out, seconds, _ = start
+    step, state, losses, held_out, seconds = start
     del start  # its state is written over
-    stopped = diverged = False
-    while step < steps and not (stopped or diverged):
+    diverged = False
+    while step < steps and not diverged:
         begun = time.perf_counter()
         state, *found = when_ready(
             functools.partial(program.advance, state, traced, jnp.int32(step), tokens, validation)
@@ -161,19 +155,16 @@ def run_program(
         losses = np.concatenate([losses, _by_run(found[0], every, runs)], axis=1)
         held_out = np.concatenate([held_out, _by_run(found[1], 1, runs)], axis=1)
         seconds += time.perf_counter() - begun
-        stopped = should_stop is not None and should_stop()
         diverged = bool(np.isnan(losses[:, -1]).all() and np.isnan(held_out[:, -1]).all())
         if on_snapshot is not None:
-            last = step == steps or stopped or diverged
-            on_snapshot(Snapshot(step, state, losses, held_out, seconds, last))
-    if diverged and not stopped:  # parameters that are NaN stay NaN
-        rest = ((0, 0), (0, steps - step)), ((0, 0), (0, (steps - step) // every))
-        losses = np.pad(losses, rest[0], constant_values=np.nan)
-        held_out = np.pad(held_out, rest[1], constant_values=np.nan)
+            on_snapshot(Snapshot(step, state, losses, held_out, seconds))
+    rest = steps - step  # after divergence: parameters that are NaN stay NaN
+    losses = np.pad(losses, ((0, 0), (0, rest)), constant_values=np.nan)
+    held_out = np.pad(held_out, ((0, 0), (0, rest // every)), constant_values=np.nan)
     return [
         Result(
             config,
-            [every * point for point in range(held_out.shape[1])],
+            list(range(0, steps + 1, every)),
             [float(losses[i, 0]), *map(float, losses[i].reshape(-1, every).mean(1))],
             list(map(float, held_out[i])),
             divergence_step(losses[i], held_out[i], every),

@@ -45,17 +45,6 @@ def test_training_learns_and_stays_above_the_entropy_rate():
     assert not result.diverged
 
 
-def test_training_can_be_stopped():
-    whole, ends = trained(*FIVE), []
-    stopped = train(
-        FIVE, on_snapshot=lambda snapshot: ends.append(snapshot.last), should_stop=lambda: True
-    )
-    assert ends == [False, True]
-    for part, result in zip(stopped, whole, strict=True):
-        assert part.curve_step == [0, 10]
-        assert curves(part) == [*result.curve_train_loss[:2], *result.curve_validation_loss[:2]]
-
-
 # --- runs side by side ---
 
 
