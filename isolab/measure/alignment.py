@@ -90,7 +90,7 @@ def measure(
     return observe(config, axes, steps, function, {"alignment": pl.Float64})
 
 
-def _rows(seen: Observation, inputs: jax.Array) -> list[dict[str, Any]]:
+def _rows(seen: Observation, inputs: Any) -> list[dict[str, Any]]:
     measured = _alignments(seen.model, seen.params, seen.initial, seen.previous, inputs)
     fan_in = {name: kernel.shape[0] for name, kernel in by_layer(seen.params).items()}
     return [

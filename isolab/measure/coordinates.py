@@ -224,7 +224,7 @@ def _scalar_loss(loss: Loss, model: Any, batch: Any) -> jax.Array:
     return value
 
 
-def _sizes_in_run(seen: Observation, tokens: jax.Array) -> list[dict[str, Any]]:
+def _sizes_in_run(seen: Observation, tokens: Any) -> list[dict[str, Any]]:
     now, first = (
         _outputs_of_run(seen.model, params, tokens) for params in (seen.params, seen.initial)
     )

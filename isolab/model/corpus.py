@@ -226,7 +226,7 @@ def _zipf_markov(options: str) -> Corpus:
             raise ValueError(
                 f"option {name} of zipf_markov must lie in [{low}, {high}], got {chosen[name]}"
             )
-    return _sampled(**chosen)  # type: ignore[arg-type]  # of the defaults' types
+    return _sampled(**chosen)
 
 
 @functools.lru_cache(maxsize=4)

@@ -71,7 +71,7 @@ def require(config: Any, name: str, holds: bool, allowed: str) -> None:
         raise ValueError(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
 
 
-def whole_number(name: str, value: int, low: int, high: int | None = None) -> int:
+def whole_number(name: str, value: int, low: int, high: float = math.inf) -> int:
     """Returns the value as a plain int.
 
     Raises:
@@ -83,7 +83,7 @@ def whole_number(name: str, value: int, low: int, high: int | None = None) -> in
 
 
 def whole_numbers(
-    name: str, values: Sequence[int], low: int, high: int | None = None, at_least: int = 1
+    name: str, values: Sequence[int], low: int, high: float = math.inf, at_least: int = 1
 ) -> list[int]:
     """Returns the values as a sorted list of plain ints.
 
@@ -104,13 +104,13 @@ def whole_numbers(
     return sorted(map(int, listed))
 
 
-def _is_whole(value: Any, low: int, high: int | None) -> bool:
+def _is_whole(value: Any, low: int, high: float) -> bool:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and low <= value and (high is None or value <= high)
+    return whole and bool(low <= value <= high)
 
 
-def _range(low: int, high: int | None) -> str:
-    return f"of {low} or more" if high is None else f"from {low} to {high}"
+def _range(low: int, high: float) -> str:
+    return f"of {low} or more" if high == math.inf else f"from {low} to {high}"
 
 
 @cache

@@ -20,7 +20,6 @@ from isolab.model.fields import Count, NonNegative, check, require
 from isolab.theory.parameterization import Parameterization, parameterization
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
-DTYPES: dict[Dtype, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Transformer(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        scaling = parameterization(scaling) if isinstance(scaling, str) else scaling
+        scaling = parameterization(scaling)
         V, L, D = config.vocab_size, config.context, config.width
         self.config = config
         self.embedding_multiplier = scaling.multiplier("embedding", D)
@@ -164,8 +163,7 @@ class Transformer(nnx.Module):
                 f"tokens have length {L}; allowed: up to the context, {self.config.context}"
             )
         x_BxLxD = self.embedding[...][tokens_BxL] + self.positions[None, :L]
-        dtype = DTYPES[self.config.dtype]
-        x_TxD = (self.embedding_multiplier * x_BxLxD).reshape(B * L, -1).astype(dtype)
+        x_TxD = (self.embedding_multiplier * x_BxLxD).reshape(B * L, -1).astype(self.config.dtype)
         call = nnx.remat(Block.__call__, static_argnums=2) if self.config.remat else Block.__call__
         for block in self.blocks:
             x_TxD = call(block, x_TxD, B)
@@ -207,7 +205,7 @@ def roles(model: nnx.Module) -> dict[str, Any]:
                 f"parameter {'/'.join(map(str, path))} has no role; make it with"
                 " nnx.Param(value, role=...), or give roles by a label function"
             )
-    nested: dict[str, Any] = unflatten_dict(found)
+    nested: dict[str, Any] = unflatten_dict(found)  # type: ignore[no-untyped-call]
     return nested
 
 
@@ -244,7 +242,7 @@ def _linear(
         fan_in,
         fan_out,
         use_bias=False,
-        dtype=DTYPES[config.dtype],
+        dtype=jnp.dtype(config.dtype),
         kernel_init=jax.nn.initializers.normal(scaling.init_std(role, fan_in)),
         kernel_metadata={"role": role},
         multiplier=scaling.multiplier(role, fan_in),

@@ -18,9 +18,7 @@ from isolab.sweeps.plan import batch_operations
 from isolab.training.interrupt import check_interrupt
 from isolab.training.program import program_of
 
-CONNECT_SECONDS = 5
-"""Longest wait for a scheduler before it counts as unreachable."""
-
+CONNECT_SECONDS = 5  # longest wait for a scheduler before it counts as unreachable
 LOST = (
     "the dask scheduler is gone, or has cancelled a batch; what came back is kept, and the same"
     " call goes on from there"

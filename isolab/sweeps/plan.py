@@ -12,11 +12,8 @@ from isolab.training.config import RunConfig
 from isolab.training.program import program_of
 from isolab.training.runs_axis import device_count
 
-BATCH_RUNS = 8
-"""Runs trained side by side on each device, at most."""
-
-BATCHES_EACH = 4
-"""Batches for each of several processes, at least, so that all of them are busy to the end."""
+BATCH_RUNS = 8  # trained side by side on each device, at most
+BATCHES_EACH = 4  # for each of several processes, at least: all of them are busy to the end
 
 
 @dataclass(frozen=True)

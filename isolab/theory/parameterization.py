@@ -195,11 +195,9 @@ def parameterization(name: str | Parameterization) -> Parameterization:
 def alignment_exponent(role: str, alignment: Alignment = "full") -> float:
     r"""Returns :math:`\alpha`: a layer's output adds its update up as :math:`n^\alpha`.
 
-    Args:
-        role: one of ``ROLES``. Embedding and vector have a fan-in that does not grow: 0, unless
-            a mapping says otherwise.
-        alignment: ``"full"`` (1), ``"none"`` (1/2), a number in [1/2, 1] for hidden and readout,
-            or a mapping from roles to measured numbers in [0, 1].
+    That is 0 for embedding and vector, whose fan-in does not grow, unless a mapping says otherwise.
+    ``alignment`` is ``"full"`` (1), ``"none"`` (1/2), a number in [1/2, 1] for hidden and readout,
+    or a mapping from roles to measured numbers in [0, 1].
 
     Example:
         >>> alignment_exponent("hidden", "none"), alignment_exponent("embedding", "none")

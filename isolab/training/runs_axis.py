@@ -56,10 +56,10 @@ def over_runs(
         stacked_out: likewise; a shared result must not depend on the run.
         devices: how many; the number of runs is a multiple of it.
     """
+    batched: Callable[..., Any]
     if jax.default_backend() == "cpu":
-        batched = functools.wraps(function)(  # JAX names the program by it, as vmap's
-            functools.partial(_one_by_one, function, stacked, stacked_out)
-        )
+        batched = functools.partial(_one_by_one, function, stacked, stacked_out)
+        batched = functools.wraps(function)(batched)  # JAX names the program by it, as vmap's
     else:
         axes = jax.tree.map(lambda is_stacked: 0 if is_stacked else None, (stacked, stacked_out))
         batched = jax.vmap(function, *axes)

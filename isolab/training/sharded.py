@@ -136,8 +136,8 @@ class Checkpoints:
         parts = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         state = self._manager.restore(step, args=parts)["state"]
         # those of one run were listed without a runs axis once
-        losses = [np.atleast_2d(np.array(found[name], np.float32)) for name in _LOSSES]
-        return Snapshot(step, state, *losses, seconds=found["seconds"])
+        train, held_out = (np.atleast_2d(np.array(found[name], np.float32)) for name in _LOSSES)
+        return Snapshot(step, state, train, held_out, found["seconds"])
 
 
 def make_mesh(shape: tuple[int, int] | None = None) -> Mesh:

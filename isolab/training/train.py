@@ -97,8 +97,7 @@ def train(
     """Trains runs that share a program, side by side, to the end of their schedules.
 
     Args:
-        configs: equal in all but the traced fields; ``steps`` must be equal too, as the runs
-            advance together.
+        configs: equal in all but the traced fields, and in ``steps``: the runs advance together.
         corpus: the corpus that the configs name, if already loaded.
         on_snapshot: called at step 0 and after each evaluation interval; its time does not count
             as the runs'. What it raises ends training.

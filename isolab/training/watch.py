@@ -98,12 +98,7 @@ def watch(
     """Trains the run as ever, and yields it at the steps asked for.
 
     Schedule, batches, rates and optimizer are the run's own, and the run goes no further than the
-    last step.
-
-    Args:
-        config: the run; how often it evaluates does not matter here.
-        steps: which steps, 0 (before training) to ``config.steps``.
-        corpus: the one that the config names, if already loaded.
+    last step.  ``corpus`` is the one that the config names, if already loaded.
 
     Raises:
         ValueError: no steps, a step twice, or one outside the run.
