@@ -50,7 +50,7 @@ def test_another_process_finds_the_programs_and_gives_the_same_bits_also_by_the_
     first, second = (trained(ISOLAB_PROGRAMS=folder) for _ in range(2))
     third = trained(ISOLAB_PROGRAMS=str(unused), JAX_COMPILATION_CACHE_DIR=folder)
     assert first["folder"] == second["folder"] == third["folder"] == folder
-    assert first["hits"] == 0 < second["hits"] == third["hits"]
+    assert first["hits"] == 0 < second["hits"] <= third["hits"]  # quick ones are kept later
     assert os.listdir(folder) and not unused.exists()
     assert first["losses"] == second["losses"] == third["losses"]
 
