@@ -41,7 +41,7 @@ def relative(got, wanted):
 @given(
     seed=SEEDS,
     log_condition=st.floats(0, 4),
-    scale=st.sampled_from([1e-12, 1.0, 1e6]),
+    scale=st.sampled_from([1e-33, 1e-12, 1.0, 1e6, 1e36]),
     damping=st.sampled_from([0.0, 1e-7, 1e-3]),
 )
 def test_both_methods_are_the_inverse_square_root(seed, log_condition, scale, damping):
@@ -70,14 +70,34 @@ def test_float64_is_exact_to_float64(seed, log_condition):
             assert relative(got, by_hand(a, 0.0)) < limit
 
 
+@pytest.mark.parametrize("scale", [1e-17, 2.0**-28, 1.0, 2.0**32, 1e17])
 @pytest.mark.parametrize("name", ROOTS)
-def test_damping_bounds_the_root_of_a_singular_matrix(name):
-    vector = np.arange(1.0, 5.0)
+def test_damping_bounds_the_root_of_a_singular_matrix(name, scale):
+    vector = scale * np.arange(1.0, 5.0)
     root = INVERSE_SQRT[name](jnp.float32(np.outer(vector, vector)), 1e-4)
     largest = vector @ vector
     wanted = by_hand(np.outer(vector, vector), 1e-4)
     np.testing.assert_allclose(root, wanted, rtol=2e-3, atol=1e-3 * np.abs(wanted).max())
     assert np.linalg.norm(root, 2) == pytest.approx((1e-4 * largest) ** -0.5, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_derivatives_are_those_of_differences_where_eigenvalues_nearly_coincide_too(name):
+    direction = np.random.default_rng(0).normal(size=(4, 4))
+    direction += direction.T
+    a = np.diag([3.0, 3.0, 1.0, 0.1])  # damping's own share is at the largest, which is double
+    a[0, 0] += 1e-3
+
+    def moved(t, damping):
+        return INVERSE_SQRT[name](jnp.asarray(a + t * direction), damping + t)
+
+    with jax.enable_x64(True):
+        _, got = jax.jvp(lambda t: moved(t, 0.0), (0.0,), (1.0,))
+        wanted = (by_hand(a + 1e-6 * direction, 1e-6) - by_hand(a - 1e-6 * direction, -1e-6)) / 2e-6
+        # newton's damping is relative to an estimate of the largest eigenvalue
+        assert relative(got, wanted) < (1e-5 if name == "eigh" else 1e-2)
+        slopes = jax.grad(lambda t: jnp.sum(moved(t, 0.0)))(0.0)
+        assert float(slopes) == pytest.approx(float(got.sum()), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ROOTS)
