@@ -5,19 +5,31 @@ A layer of a model of width :math:`n` computes :math:`n^{-a} W z` with
 initialization the entries of its gradient go as :math:`n^{-g}`. A parameterization is the choice
 of :math:`a` and :math:`b` for every role; :math:`g` and :math:`c` follow.
 
-Roles: ``embedding`` (its fan-in does not grow), ``hidden`` (fan-in :math:`n`), ``readout``
-(fan-in :math:`n`, fan-out fixed) and ``vector`` (gains of normalization layers: one entry for
-each coordinate, created at 1).
+Roles:
+
+- ``embedding``: its fan-in does not grow; ``hidden``: fan-in :math:`n`; ``readout``: fan-in
+  :math:`n`, fan-out fixed;
+- ``vector``: gains of normalization layers, one entry for each coordinate, created at 1; ``bias``:
+  the same but created at 0; ``fixed``: the readout's bias, or whatever has no side that grows;
+- ``tied``: one weight that is embedding and readout. Each use has its role's multiplier, the
+  gradient is the sum of both, and the rate is the largest that is stable in both. Assumed is an
+  initial spread :math:`n^{-b}` with the readout's :math:`b`, which matters to ``adafactor`` alone.
+  At full alignment both uses want the same rate in muP, mean-field and Table 8; in standard and NTK
+  the readout's holds, and moves the embedding's output by :math:`n^{-1}` and :math:`n^{-1/2}` only.
 
 Rules, by the exponent :math:`d` of the size :math:`n^{-d}` of an update's entries:
 
 - ``sgd``: :math:`d = c + g`, the gradient itself.
 - ``adam``: :math:`d = c`, every optimizer whose steps have entries of size one before the rate.
 - ``adafactor``: :math:`d = c + b`, steps measured against the parameter they change.
+- ``spectral``: updates of hidden matrices have spectral norm one before the rate, as Muon's. They
+  add up to entries of size one whatever their alignment with the input, so :math:`c = -a`: where
+  all singular values are one, :math:`d = c + 1/2` and :math:`\alpha = 1/2`. Others are as in
+  ``adam``. This line is this project's own.
 
 All of it is pure arithmetic on Python floats.
 
-Reference: Everett et al., arXiv:2407.05872.
+Reference: Everett et al., arXiv:2407.05872; ``mup_table8``: Yang et al., arXiv:2203.03466.
 """
 
 from __future__ import annotations
@@ -31,7 +43,11 @@ from typing import Final, TypeAlias
 
 MATRIX_ROLES: Final = ("embedding", "hidden", "readout")
 ROLES: Final = (*MATRIX_ROLES, "vector")
+"""Roles of isolab's own model."""
+ALL_ROLES: Final = (*ROLES, "bias", "tied", "fixed")
 RULES: Final = ("sgd", "adam", "adafactor")
+"""Rules of the paper."""
+ALL_RULES: Final = (*RULES, "spectral")
 SAME: Final = 1e-9
 """Exponents are sums of a few typed numbers: those that differ by less differ by rounding."""
 
@@ -39,7 +55,8 @@ Alignment: TypeAlias = str | float | Mapping[str, float]
 
 _ALIGNMENTS: Final = {"full": 1.0, "none": 0.5}
 # An update of these roles meets one coordinate of its input at a time, so nothing adds up.
-_FIXED_FAN_IN: Final = ("embedding", "vector")
+_FIXED_FAN_IN: Final = ("embedding", "vector", "bias", "fixed")
+_USES: Final = {"tied": ("embedding", "readout")}
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,9 @@ class Parameterization:
     readout: Scaling
 
     def scaling(self, role: str) -> Scaling:
-        """Returns the exponents of a role."""
+        """Returns the exponents of a role; "tied" has none of its own, but those of two."""
+        if role in _USES:
+            raise ValueError(f"{role!r} has two multipliers: ask for {' and '.join(_USES[role])}")
         matrices = {"embedding": self.embedding, "hidden": self.hidden, "readout": self.readout}
         return matrices.get(_checked_role(role), Scaling(0.0, 0.0))
 
@@ -110,15 +129,18 @@ class Parameterization:
         its own multiplier:
 
             readout: :math:`a_r`; hidden: :math:`a_h + a_r + b_r`; embedding:
-            :math:`a_e + a_r + b_r`; vector: :math:`a_r + b_r`.
+            :math:`a_e + a_r + b_r`; vector, bias: :math:`a_r + b_r`; fixed: 0; tied: the smaller
+            of embedding's and readout's.
 
-        The line for ``vector`` is this project's own reading (the paper leaves gains out): the
-        gradient of a gain's entry is the stream's gradient at that entry, times an input of size
-        one, the embedding's case at :math:`a = 0`. A gain that many heads share sums their
+        What stands after the embedding is this project's own reading (the paper leaves gains out):
+        the gradient of a gain's entry is the stream's gradient at that entry, times an input of
+        size one, the embedding's case at :math:`a = 0`. A gain that many heads share sums their
         gradients; that growth is not counted.
         """
+        if role in _USES:
+            return min(map(self.gradient_exponent, _USES[role]))
         a = self.scaling(role).a
-        return a if role == "readout" else a + self.readout.a + self.readout.b
+        return a if role in ("readout", "fixed") else a + self.readout.a + self.readout.b
 
     def rate_exponent(self, role: str, rule: str, alignment: Alignment = "full") -> float:
         r"""Returns :math:`c` of the largest stable rate, :math:`n^{-c}`.
@@ -127,15 +149,20 @@ class Parameterization:
         :math:`a + d \ge \alpha`.
 
         .. math:: c = \alpha - a - g \ (\mathrm{sgd}), \quad \alpha - a \ (\mathrm{adam}), \quad
-            \alpha - a - b \ (\mathrm{adafactor})
+            \alpha - a - b \ (\mathrm{adafactor}), \quad -a \ (\mathrm{spectral,\ hidden})
 
-        ``alignment`` is that of :func:`alignment_exponent`.
+        For ``role`` in ``ALL_ROLES``, ``rule`` in ``ALL_RULES``; alignment as
+        :func:`alignment_exponent`.
         """
-        scaling = self.scaling(role)
-        offsets = {"sgd": self.gradient_exponent(role), "adam": 0.0, "adafactor": scaling.b}
-        if rule not in offsets:  # of d from c
-            raise ValueError(f"unknown rule {rule!r}; known: {sorted(RULES)}")
-        return alignment_exponent(role, alignment) - scaling.a - offsets[rule]
+        if rule not in ALL_RULES:
+            raise ValueError(f"unknown rule {rule!r}; known: {sorted(ALL_RULES)}")
+        if (role, rule) == ("hidden", "spectral"):
+            return 0.0 - self.hidden.a
+        uses = _USES.get(_checked_role(role), (role,))
+        reach = max(alignment_exponent(use, alignment) - self.scaling(use).a for use in uses)
+        if rule == "sgd":
+            return reach - self.gradient_exponent(role)
+        return reach - (self.scaling(uses[-1]).b if rule == "adafactor" else 0.0)
 
     def global_rate_exponent(self, rule: str, alignment: Alignment = "full") -> float:
         """Returns c of the largest stable rate, ``n**-c``, that all matrices share.
@@ -176,10 +203,26 @@ _ALL: Final = (
 PARAMETERIZATIONS: Final[Mapping[str, Parameterization]] = MappingProxyType(
     {p.name: p for p in _ALL}
 )
+"""The paper's four."""
+
+_TABLE_8: Final = Parameterization(
+    "mup_table8", Scaling(0.0, 0.0), Scaling(0.0, 0.5), Scaling(1.0, 0.0)
+)
+_NAMED: Final = {**PARAMETERIZATIONS, _TABLE_8.name: _TABLE_8}
 
 
 def parameterization(name: str | Parameterization) -> Parameterization:
-    """Returns a parameterization by name, standard, ntk, mup or mean_field; or as it is given.
+    """Returns a parameterization by name, or as it is given.
+
+    Args:
+        name: "standard", "ntk", "mup" or "mean_field", as in Everett et al.; or "mup_table8", muP
+            as Table 8 of arXiv:2203.03466 (microsoft/mup) writes it. There input weights and biases
+            have an initial variance of 1 / fan_in, fixed (a = b = 0), hidden weights 1 / fan_in
+            (a = 0, b = 1/2), output weights 1 under a multiplier 1 / fan_in (a = 1, b = 0). Its
+            rates follow: 1, 1/n and 1 for Adam, n, 1 and n for SGD. It is equivalent to the other
+            muP; input and output weights have one spread and one rate, so they can be tied. The
+            multiplier is relative to a base width in mup, n itself here: a constant factor. mup
+            divides attention logits by the head's size; here heads do not grow.
 
     Example:
         >>> parameterization("ntk").gradient_exponent("hidden")
@@ -187,17 +230,17 @@ def parameterization(name: str | Parameterization) -> Parameterization:
     """
     if isinstance(name, Parameterization):
         return name
-    if name not in PARAMETERIZATIONS:
-        raise ValueError(f"unknown parameterization {name!r}; known: {sorted(PARAMETERIZATIONS)}")
-    return PARAMETERIZATIONS[name]
+    if name not in _NAMED:
+        raise ValueError(f"unknown parameterization {name!r}; known: {sorted(_NAMED)}")
+    return _NAMED[name]
 
 
 def alignment_exponent(role: str, alignment: Alignment = "full") -> float:
     r"""Returns :math:`\alpha`: a layer's output adds its update up as :math:`n^\alpha`.
 
-    That is 0 for embedding and vector, whose fan-in does not grow, unless a mapping says otherwise.
-    ``alignment`` is ``"full"`` (1), ``"none"`` (1/2), a number in [1/2, 1] for hidden and readout,
-    or a mapping from roles to measured numbers in [0, 1].
+    That is 0 for embedding, vector, bias and fixed, whose fan-in does not grow, unless a mapping
+    says otherwise. ``alignment`` is ``"full"`` (1), ``"none"`` (1/2), a number in [1/2, 1] for
+    hidden and readout, or a mapping from roles to measured numbers in [0, 1].
 
     Example:
         >>> alignment_exponent("hidden", "none"), alignment_exponent("embedding", "none")
@@ -243,7 +286,7 @@ def per_layer_rates(
 
     Args:
         parameterization: a parameterization or its name.
-        rule: one of ``RULES``, the family of the optimizer's update size.
+        rule: one of ``ALL_RULES``, the family of the optimizer's update size.
         width: n.
         base_width: n_0, the width at which the global rate and gamma were tuned.
         alignment: see :func:`alignment_exponent`.
@@ -254,20 +297,22 @@ def per_layer_rates(
             alignment is out of range.
 
     Example:
-        >>> per_layer_rates("standard", "adam", width=256, base_width=64)
-        {'embedding': 1.0, 'hidden': 0.25, 'readout': 0.25, 'vector': 1.0}
+        >>> rates = per_layer_rates("standard", "adam", width=256, base_width=64)
+        >>> {role: rate for role, rate in rates.items() if rate != 1}
+        {'hidden': 0.25, 'readout': 0.25, 'tied': 0.25}
 
     Reference: Everett et al., arXiv:2407.05872.
     """
     p = _by_name(parameterization)
-    constants = dict.fromkeys(ROLES, 1.0)
+    constants = dict.fromkeys(ALL_ROLES, 1.0)
     for role, value in (gamma or {}).items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"gamma of {role!r} must be positive and finite, got {value!r}")
         constants[_checked_role(role)] = float(value)
     ratio = _checked_width("width", width) / _checked_width("base_width", base_width)
     return {
-        role: constants[role] * ratio ** -p.rate_exponent(role, rule, alignment) for role in ROLES
+        role: constant * ratio ** -p.rate_exponent(role, rule, alignment)
+        for role, constant in constants.items()
     }
 
 
@@ -283,8 +328,8 @@ def fraction_text(value: float) -> str:
 
 
 def _checked_role(role: str) -> str:
-    if role not in ROLES:
-        raise ValueError(f"unknown role {role!r}; known: {sorted(ROLES)}")
+    if role not in ALL_ROLES:
+        raise ValueError(f"unknown role {role!r}; known: {sorted(ALL_ROLES)}")
     return role
 
 

@@ -4,7 +4,7 @@ Moving :math:`t` from the initial spread to the multiplier, :math:`(a, b) \to (a
 leaves :math:`n^{-a} W` as it was: the weights W are :math:`n^t` times larger, their gradients
 :math:`n^t` times smaller. Training stays the same, step by step, where the rate follows:
 
-.. math:: c \to c - 2t \ (\mathrm{sgd}), \qquad c - t \ (\mathrm{adam}), \qquad
+.. math:: c \to c - 2t \ (\mathrm{sgd}), \qquad c - t \ (\mathrm{adam}, \mathrm{spectral}), \qquad
     c \ (\mathrm{adafactor})
 
 Two parameterizations are equivalent where :math:`a + b` agrees in every role.
@@ -27,7 +27,12 @@ from isolab.theory.parameterization import (
     parameterization,
 )
 
-_RATE_SHIFTS: Final = {"sgd": 2.0, "adam": 1.0, "adafactor": 0.0}  # of c, in units of -t
+_RATE_SHIFTS: Final = {
+    "sgd": 2.0,
+    "adam": 1.0,
+    "adafactor": 0.0,
+    "spectral": 1.0,
+}  # of c, in units of -t
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,18 @@ from isolab.theory.parameterization import MATRIX_ROLES, SAME, Parameterization,
 
 _INPUT_POWERS: Final = {"embedding": 0.0, "hidden": 0.5, "readout": 0.5}  # n random terms: sqrt(n)
 _STABLE_SUMS: Final = {"embedding": "0", "hidden": "1/2", "readout": "1/2 or more"}
-_RULES: Final = {"sgd": "SGD", "adam": "Adam", "adafactor": "Adafactor with parameter scaling"}
-_FORMULAS: Final = {"sgd": "alpha - a - g", "adam": "alpha - a", "adafactor": "alpha - a - b"}
+_RULES: Final = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adafactor": "Adafactor with parameter scaling",
+    "spectral": "Muon, Adam beside it,",
+}
+_FORMULAS: Final = {
+    "sgd": "alpha - a - g",
+    "adam": "alpha - a",
+    "adafactor": "alpha - a - b",
+    "spectral": "-a (hidden) and alpha - a (the others)",
+}
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,26 @@ import pytest
 from hypothesis import given
 
 from isolab.theory.parameterization import (
+    ALL_ROLES,
+    ALL_RULES,
     MATRIX_ROLES,
     PARAMETERIZATIONS,
     ROLES,
-    RULES,
     Parameterization,
     Scaling,
     alignment_exponent,
     parameterization,
     per_layer_rates,
 )
+from isolab.theory.shifts import equivalence_shift
 
-SHIFT_OF_C = {"sgd": -2, "adam": -1, "adafactor": 0}  # in units of t, by the paper
+SHIFT_OF_C = {"sgd": -2, "adam": -1, "adafactor": 0, "spectral": -1}  # in units of t, by the paper
 
 exponents = st.floats(-2.0, 2.0)
 alphas = st.floats(0.5, 1.0)
 names = st.sampled_from(sorted(PARAMETERIZATIONS))
 matrix_roles = st.sampled_from(MATRIX_ROLES)
-rules = st.sampled_from(RULES)
+rules = st.sampled_from(ALL_RULES)
 widths = st.floats(1.0, 2.0**20)
 
 
@@ -134,13 +136,45 @@ def test_gradient_exponents_are_those_of_a_linear_network(name):
 def test_factors_are_powers_of_the_relative_width(name, rule, width, base_width):
     p, gamma = parameterization(name), {"hidden": 0.5, "readout": 3.0}
     rates = per_layer_rates(name, rule, width, base_width, "none", gamma)
-    assert tuple(rates) == ROLES
+    assert tuple(rates) == ALL_ROLES
     for role, rate in rates.items():
         power = math.log(rate / gamma.get(role, 1.0))
         c = p.rate_exponent(role, rule, "none")
         assert math.isclose(power, -c * math.log(width / base_width), abs_tol=1e-12)
     at_base = per_layer_rates(name, rule, width, width, gamma={"embedding": 10.0})
-    assert at_base == {"embedding": 10.0, "hidden": 1.0, "readout": 1.0, "vector": 1.0}
+    assert at_base == dict.fromkeys(ALL_ROLES, 1.0) | {"embedding": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("rule", "hidden", "others"),  # Table 8's rates: hidden weights; input weights and output's
+    [("adam", 1.0, 0.0), ("sgd", 0.0, -1.0)],
+)
+def test_table_8_of_mup_has_its_rates_and_is_mup(rule, hidden, others):
+    p = parameterization("mup_table8")
+    wanted = {"hidden": hidden} | dict.fromkeys(["embedding", "readout", "tied", "bias"], others)
+    assert {role: p.rate_exponent(role, rule) for role in wanted} == wanted
+    assert (p.init_std("hidden", 64), p.init_std("readout", 64)) == (0.125, 1.0)
+    assert p.multiplier("readout", 64) == 1 / 64
+    assert equivalence_shift("mup", p) and not equivalence_shift("standard", p)
+
+
+@given(parameterizations(), st.sampled_from(["sgd", "adam"]), alphas)
+def test_a_tied_weight_moves_neither_output_by_more_than_the_width_allows(p, rule, alpha):
+    c = p.rate_exponent("tied", rule, alpha)
+    d = c + (p.gradient_exponent("tied") if rule == "sgd" else 0.0)
+    margins = [p.embedding.a + d, p.readout.a + d - alpha]
+    assert min(margins) == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(ValueError, match="two multipliers: ask for embedding and readout"):
+        p.multiplier("tied", 64)
+
+
+@given(names, alphas, widths)
+def test_updates_of_spectral_norm_one_need_the_multiplier_alone(name, alpha, width):
+    rates = per_layer_rates(name, "spectral", width, 16, alpha)
+    adam = per_layer_rates(name, "adam", width, 16, alpha)
+    # an orthogonal matrix times n^-a moves outputs by its rate times n^-a
+    assert rates.pop("hidden") == (width / 16) ** parameterization(name).hidden.a
+    assert rates == {role: rate for role, rate in adam.items() if role != "hidden"}
 
 
 MUP = parameterization("mup")
@@ -150,7 +184,7 @@ MUP = parameterization("mup")
     ("call", "message"),
     [
         (lambda: parameterization("muP"), "unknown parameterization 'muP'; known: ['mean_field'"),
-        (lambda: MUP.scaling("head"), "unknown role 'head'; known: ['embedding', 'hidden'"),
+        (lambda: MUP.scaling("head"), "unknown role 'head'; known: ['bias', 'embedding', 'fixed'"),
         (lambda: MUP.rate_exponent("hidden", "lion"), "unknown rule 'lion'; known: ['adafactor'"),
         (lambda: MUP.rate_exponent("hidden", "adam", "half"), "unknown alignment 'half'"),
         (lambda: MUP.rate_exponent("hidden", "adam", 0.4), "must lie in [0.5, 1], got 0.4"),
