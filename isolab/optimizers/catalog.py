@@ -29,8 +29,8 @@ class Entry:
 
     Attributes:
         build: makes the transformation from a learning rate and the hyperparameters below.
-        rule: how the size of its update follows the width: "sgd", "adam" or "adafactor"; see
-            :mod:`isolab.theory.parameterization`.
+        rule: how the size of its update follows the width: "sgd", "adam", "adafactor" or
+            "spectral"; see :mod:`isolab.theory.parameterization`.
         defaults: hyperparameters that it has, with the values used when none is given.
         takes_labels: it treats hidden matrices apart from the rest.
         takes_factors: its update reads exact factors.
@@ -119,7 +119,7 @@ CATALOG: dict[str, Entry] = {
     "lion": Entry(_lion, "adam", {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0}),
     "muon": Entry(
         _muon,
-        "adam",
+        "spectral",
         {**_BETAS, "momentum": 0.95, "eps": 1e-8, "weight_decay": 0.0},
         takes_labels=True,
     ),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
+from flax.core.meta import AxisMetadata
+
+_BOXES = (nnx.Variable, AxisMetadata)
 
 
 def path_names(path: tuple[Any, ...]) -> list[str]:
@@ -16,20 +21,42 @@ def path_names(path: tuple[Any, ...]) -> list[str]:
 
 
 def path_key(path: tuple[Any, ...]) -> str:
-    """Returns one string for a pytree path; the ``value`` step of a flax variable is dropped."""
-    names = path_names(path)
-    return "/".join(names[:-1] if names and names[-1] == "value" else names)
+    r"""Returns one string for a pytree path: names joined by "/", one within a name as "\/"."""
+    return "/".join(re.sub(r"[\\/]", r"\\\g<0>", name) for name in path_names(path))
 
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Returns the leaves of a tree by their path, in the tree's order.
+    r"""Returns the leaves of a tree by their path, in the tree's order.
+
+    A flax variable or box of metadata is passed through: its own ``value`` is no step of a path.
 
     Example:
-        >>> by_path({"layers": [{"kernel": 1}, {"kernel": 2}]})
-        {'layers/0/kernel': 1, 'layers/1/kernel': 2}
+        >>> by_path({"layers": [{"kernel": 1}, {"kernel": 2}], "a/b": 3})
+        {'a\\/b': 3, 'layers/0/kernel': 1, 'layers/1/kernel': 2}
     """
-    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return {path_key(path): leaf for path, leaf in flat}
+    found = {}
+
+    def stop(leaf: Any) -> bool:
+        return isinstance(leaf, _BOXES) or (is_leaf is not None and is_leaf(leaf))
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stop):
+        inside = [(path, leaf)]
+        if isinstance(leaf, _BOXES) and not (is_leaf and is_leaf(leaf)):
+            steps = jax.tree_util.tree_leaves_with_path(leaf, is_leaf=is_leaf)
+            inside = [((*path, *step[1:]), value) for step, value in steps]
+        found |= {path_key(whole): value for whole, value in inside}
+    return found
+
+
+def map_by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Returns the tree with ``function(path, leaf)`` in place of every leaf.
+
+    Example:
+        >>> map_by_path(lambda path, leaf: f"{path}: {leaf}", {"a": [1, None]})
+        {'a': ['a/0: 1', None]}
+    """
+    new = [function(path, leaf) for path, leaf in by_path(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), new)
 
 
 def is_none(leaf: Any) -> bool:

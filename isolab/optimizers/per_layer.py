@@ -5,7 +5,8 @@ that a rate tuned at the base width :math:`n_0` serves at width n.
 
 Roles are looked up by path ("layers/0/kernel"), not by the place in a pytree: the same
 transformation takes the parameters as a plain pytree, as an ``nnx.State`` and as the arrays that
-``nnx.Optimizer`` hands on.
+``nnx.Optimizer`` hands on. A "/" within a name is written "\\/" where paths are told; in a pattern
+it may be either.
 
 Reference: Everett et al., arXiv:2407.05872.
 """
@@ -14,30 +15,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Final, TypeAlias
 
-import jax
 import optax
 from flax import nnx
 
 from isolab.optimizers.catalog import entry
 from isolab.optimizers.catalog import optimizer as from_catalog
 from isolab.optimizers.labels import FALLBACK, MATRIX
-from isolab.optimizers.leaves import by_path, path_key
-from isolab.theory.parameterization import ROLES, Alignment, Parameterization, per_layer_rates
-
-FIXED: Final = "fixed"
-"""Role of a parameter whose rate does not follow the width in any rule: a readout's bias."""
+from isolab.optimizers.leaves import by_path, map_by_path
+from isolab.theory.parameterization import (
+    ALL_ROLES,
+    Alignment,
+    Parameterization,
+    per_layer_rates,
+)
 
 Roles: TypeAlias = Mapping[str, Any] | Callable[[str, Any], str | None] | Any
 Optimizer: TypeAlias = (
-    str | optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+    str
+    | optax.GradientTransformation
+    | optax.MultiSteps
+    | Callable[..., optax.GradientTransformation]
 )
 
-_KNOWN: Final = (*ROLES, FIXED)
-# A pattern that names a layer gives its matrix this role; the bias beside it has another.
-_BIAS_ROLES: Final = {"embedding": "vector", "hidden": "vector", "readout": FIXED}
+_GAINS: Final = {"scale", "gain", "gamma", "g"}
+_BIASES: Final = {"bias", "beta", "b", "offset"}
+# Role of a hidden parameter that the optimizer treats entry by entry, as no matrix.
+_ENTRYWISE: Final = "hidden, entrywise"
 
 
 def per_layer_optimizer(
@@ -65,7 +70,7 @@ def per_layer_optimizer(
             pytree of parameters; only paths, shapes and metadata are read.
         optimizer: a name of :data:`isolab.optimizers.CATALOG`; or a function such as
             ``optax.adamw`` that takes the rate and the hyperparameters; or an optax
-            transformation that has its rate in it already.
+            transformation (``optax.MultiSteps`` too) that has its rate in it already.
         learning_rate: a number or schedule, tuned at ``base_width``; None for a transformation.
         width: n, the model's.
         base_width: n_0.
@@ -74,8 +79,10 @@ def per_layer_optimizer(
             "standard" is a spread of 1 / sqrt(fan_in) and no multipliers.
         alignment: see :func:`isolab.theory.parameterization.alignment_exponent`.
         gamma: constants by role, tuned at the base width.
-        rule: "sgd", "adam" or "adafactor": what the size of the update follows. Read from the
-            catalog for a name, needed otherwise.
+        rule: "sgd", "adam", "adafactor" or "spectral": what the size of the update follows, see
+            :mod:`isolab.theory.parameterization`. Read from the catalog for a name, needed
+            otherwise. A hidden parameter that the catalog's optimizer does not see as a matrix
+            has the rate of "adam".
         **hyperparameters: passed on to the optimizer.
 
     Raises:
@@ -83,6 +90,7 @@ def per_layer_optimizer(
             wrong; the rate or the rule is missing, or given where it has no place.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> params = {"in": jnp.ones((3, 256)), "mid": jnp.ones((256, 256))}
         >>> tx = per_layer_optimizer(params, "adam", 0.5, width=256, base_width=64,
@@ -94,8 +102,15 @@ def per_layer_optimizer(
     Reference: Everett et al., arXiv:2407.05872.
     """
     role_of = parameter_roles(model, roles)
-    built, rule = _built(optimizer, learning_rate, rule, role_of, hyperparameters)
+    labels = _labels(model, role_of)
+    built, rule = _built(optimizer, learning_rate, rule, labels, hyperparameters)
     rates = per_layer_rates(parameterization, rule, width, base_width, alignment, gamma)
+    if isinstance(optimizer, str) and entry(optimizer).takes_labels:
+        beside = per_layer_rates(parameterization, "adam", width, base_width, alignment, gamma)
+        rates[_ENTRYWISE] = beside["hidden"]
+        for path, role in role_of.items():
+            if role == "hidden" and labels[path] == FALLBACK:
+                role_of[path] = _ENTRYWISE
     return optax.with_extra_args_support(optax.chain(built, scale_by_role(rates, role_of)))
 
 
@@ -115,24 +130,23 @@ def scale_by_role(rates: Mapping[str, Any], roles: Any) -> optax.GradientTransfo
         >>> tx.update({"up": jnp.ones(2)}, tx.init(None))[0]
         {'up': Array([0.25, 0.25], dtype=float32)}
     """
-    factors = {FIXED: 1.0, **rates}
-    role_of = by_path(roles, is_leaf=_is_variable)
+    factors = {"fixed": 1.0, **rates}
+    role_of = roles if _is_flat(roles) else by_path(roles)
     for path, role in role_of.items():
         if role not in factors:
             raise ValueError(f"parameter {path!r} has role {role!r}; known: {sorted(factors)}")
 
-    def scaled(path: tuple[Any, ...], update: Any) -> Any:
-        key = path_key(path)
-        if key not in role_of:
+    def scaled(path: str, update: Any) -> Any:
+        if path not in role_of:
             raise ValueError(
-                f"parameter {key!r} has no role: it was not in the model that the roles were made "
-                f"from; known: {sorted(role_of)}"
+                f"parameter {path!r} has no role: it was not in the model that the roles were "
+                f"made from; known: {sorted(role_of)}"
             )
-        return (factors[role_of[key]] * update).astype(update.dtype)
+        return (factors[role_of[path]] * update).astype(update.dtype)
 
     def update(updates: Any, params: Any = None) -> Any:
         del params
-        return jax.tree_util.tree_map_with_path(scaled, updates)
+        return map_by_path(scaled, updates)
 
     return optax.with_extra_args_support(optax.stateless(update))
 
@@ -148,14 +162,16 @@ def parameter_roles(model: Any, roles: Roles = None) -> dict[str, str]:
             - a pytree of roles, like the parameters;
             - a mapping from paths, beginnings of paths ("encoder/layers") or shell patterns
               ("*/kernel") to roles, the first that fits being taken. A beginning or a pattern
-              gives its role to matrices: a one-dimensional parameter that it takes in becomes
-              "vector", or "fixed" where the role is "readout", as biases are. A whole path is
-              taken at its word;
+              gives a matrix's role to matrices, stacks of them included. Other parameters that it
+              takes in, those called so ("bias", "scale", ...) and those of one dimension, become
+              "bias" or "vector", or "fixed" where the role is "readout". A whole path is taken at
+              its word;
             - a function of path and array that returns a role.
 
     Returns:
-        Path to role: "embedding" (fan-in does not grow), "hidden", "readout", "vector" (gains and
-        biases of the features) or "fixed" (a rate that never follows the width).
+        Path to role: "embedding" (fan-in does not grow), "hidden", "readout", "tied" (embedding
+        and readout in one), "vector" (gains), "bias" (of the features) or "fixed" (a rate that
+        never follows the width); see :mod:`isolab.theory.parameterization`.
 
     Raises:
         ValueError: parameters without a role or with an unknown one, a mapping's key that fits no
@@ -173,13 +189,13 @@ def parameter_roles(model: Any, roles: Roles = None) -> dict[str, str]:
     missing = [path for path in leaves if found.get(path) is None]
     if missing:
         raise ValueError(
-            f"no role for {', '.join(map(repr, missing))}; give one of {sorted(_KNOWN)} by "
+            f"no role for {', '.join(map(repr, missing))}; give one of {sorted(ALL_ROLES)} by "
             "nnx.Param(value, role=...) or by roles="
         )
     for path, role in found.items():
-        if role not in _KNOWN:
+        if role not in ALL_ROLES:
             raise ValueError(
-                f"parameter {path!r} has unknown role {role!r}; known: {sorted(_KNOWN)}"
+                f"parameter {path!r} has unknown role {role!r}; known: {sorted(ALL_ROLES)}"
             )
     return {path: str(found[path]) for path in leaves}
 
@@ -192,37 +208,71 @@ def _found_roles(leaves: dict[str, Any], roles: Roles) -> dict[str, Any]:
         }
     if callable(roles):
         return {path: roles(path, _array(leaf)) for path, leaf in leaves.items()}
-    named = by_path(roles, is_leaf=_is_variable)
+    patterns = _is_flat(roles)
+    named = dict(roles) if patterns else by_path(roles)
     if set(named) == set(leaves):
         return named
-    patterns = isinstance(roles, Mapping) and all(isinstance(role, str) for role in roles.values())
-    for name in roles if patterns else named:
+    for name in named:
         if not any(_fits(path, name) if patterns else path == name for path in leaves):
             raise ValueError(f"roles name {name!r}, no parameter; there are: {sorted(leaves)}")
     if not patterns:
         return named
-    return {path: _matched(path, _array(leaf).ndim, roles) for path, leaf in leaves.items()}
+    return {path: _matched(path, _array(leaf).ndim, named) for path, leaf in leaves.items()}
+
+
+def _is_flat(roles: Any) -> bool:
+    """Says whether these are roles by path or pattern, rather than a nested tree of them."""
+    return isinstance(roles, Mapping) and all(isinstance(role, str) for role in roles.values())
 
 
 def _matched(path: str, ndim: int, patterns: Mapping[str, str]) -> str | None:
     for pattern, role in patterns.items():
         if _fits(path, pattern):
-            taken = path == pattern or ndim > 1
-            return role if taken else _BIAS_ROLES.get(role, role)
+            whole = pattern in _spellings(path)
+            return role if whole else _role_of_part(path, ndim, role)
     return None
 
 
 def _fits(path: str, pattern: str) -> bool:
-    return path == pattern or path.startswith(f"{pattern}/") or fnmatchcase(path, pattern)
+    return any(
+        spelled == pattern or spelled.startswith(f"{pattern}/") or fnmatchcase(spelled, pattern)
+        for spelled in _spellings(path)
+    )
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    return path, path.replace("\\/", "/")
+
+
+def _role_of_part(path: str, ndim: int, role: str) -> str:
+    """Returns the role of a parameter in a layer whose matrix has the role given."""
+    name = path.rpartition("/")[2].lower()
+    if role not in ("embedding", "hidden", "readout", "tied") or (
+        ndim > 1 and name not in _GAINS | _BIASES
+    ):
+        return role
+    if role == "readout" and name not in _GAINS:
+        return "fixed"
+    return "bias" if name in _BIASES else "vector"
+
+
+def _labels(model: Any, role_of: Mapping[str, str]) -> dict[str, str]:
+    """Returns which parameters are matrices to an optimizer that asks, by path."""
+    return {
+        path: MATRIX if role_of[path] == "hidden" and _array(leaf).ndim == 2 else FALLBACK
+        for path, leaf in _leaves(model).items()
+    }
 
 
 def _built(
     optimizer: Optimizer,
     learning_rate: Any,
     rule: str | None,
-    role_of: dict[str, str],
+    labels: Mapping[str, Any],
     hyperparameters: dict[str, Any],
 ) -> tuple[optax.GradientTransformation, str]:
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     if isinstance(optimizer, optax.GradientTransformation):
         given = [*(["learning_rate"] if learning_rate is not None else []), *hyperparameters]
         if given:
@@ -239,18 +289,18 @@ def _built(
     if rule not in (None, known.rule):
         raise ValueError(f"rule is {rule!r}; allowed for {optimizer!r}: {known.rule!r} or none")
 
-    def label(path: tuple[Any, ...], leaf: Any) -> str:
-        return MATRIX if role_of[path_key(path)] == "hidden" and leaf.ndim == 2 else FALLBACK
+    def labels_like(params: Any) -> Any:
+        return map_by_path(lambda path, _: labels.get(path, FALLBACK), params)
 
-    labels = partial(jax.tree_util.tree_map_with_path, label)
-    return from_catalog(optimizer, learning_rate, labels=labels, **hyperparameters), known.rule
+    return from_catalog(optimizer, learning_rate, labels=labels_like, **hyperparameters), known.rule
 
 
 def _required_rule(rule: str | None) -> str:
     if rule is None:
         raise ValueError(
-            "rule is missing: 'sgd', 'adam' (steps of size one before the rate) or 'adafactor' "
-            "(steps relative to the parameter's size)"
+            "rule is missing: 'sgd', 'adam' (steps of size one before the rate), 'adafactor' "
+            "(steps relative to the parameter's size) or 'spectral' (hidden steps of spectral norm "
+            "one, as Muon's)"
         )
     return rule
 

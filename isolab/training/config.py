@@ -44,6 +44,7 @@ _LEAST, _MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds; below t
 
 _Positive: TypeAlias = Annotated[float, Range(math.ulp(0.0), math.inf, "a number above 0")]
 _Whole: TypeAlias = Annotated[int, Range(0, math.inf, "0 or more")]
+_Seed: TypeAlias = Annotated[int, Range(0, 2**31 - 1, "a whole number from 0 to 2**31 - 1")]
 _Decay: TypeAlias = Annotated[float, Range(0, math.nextafter(1, 0), "from 0 to below 1")]
 _InFloat32: TypeAlias = Annotated[
     _Positive, Range(_LEAST, _MOST, "2**-126 to 2**127, as in float32")
@@ -131,7 +132,7 @@ class RunConfig:
     evaluate_every: Count = 50
     validation_windows: Count = 256
     corpus: str = "stdlib"
-    seed: _Whole = 0
+    seed: _Seed = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -181,9 +182,10 @@ class RunConfig:
         width = self.base_width if self.rate_rule == "global" else self.width
         alignment = "full" if self.rate_rule == "global" else self.rate_rule
         rule = entry(self.optimizer).rule
-        return per_layer_rates(
+        rates = per_layer_rates(
             self.parameterization, rule, width, self.base_width, alignment, gamma
         )
+        return {role: rates[role] for role in ROLES}
 
     @property
     def eps_factors(self) -> dict[str, float]:
@@ -221,7 +223,12 @@ class RunConfig:
         """
         row, usual = self.row(), {field.name: field.default for field in fields(self)}
         rules: Any = [(self.rate_rule, self.eps_rule)]
-        if self.width == self.base_width:
+        fixed: dict[str, Any] = {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
+        if self.width != self.base_width:
+            rule = entry(self.optimizer).rule
+            if self.rate_rule != "global" and rule not in RULES:
+                fixed["rule"] = rule  # those of Muon, Iso and IsoAdam were Adam's before
+        else:
             takes = entry(self.optimizer).takes_eps_by_parameter
             eps_rules = get_args(EpsRule) if takes else ("same",)
             rules = [(rate, eps) for eps in eps_rules for rate in get_args(RateRule)]
@@ -229,8 +236,7 @@ class RunConfig:
         for rate_rule, eps_rule in rules:
             row |= {"rate_rule": rate_rule, "eps_rule": eps_rule}
             content = {name: value for name, value in row.items() if value != usual[name]}
-            content |= {"recipe": RECIPE_VERSION, "corpus_fingerprint": fingerprint}
-            text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+            text = json.dumps(content | fixed, sort_keys=True, separators=(",", ":"))
             found.append(hashlib.sha256(text.encode()).hexdigest())
         return found
 

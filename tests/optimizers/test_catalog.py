@@ -285,4 +285,3 @@ def test_the_catalogs_defaults_are_those_of_our_functions(name):
     own = inspect.signature(entry.build).parameters
     assert entry.defaults == {key: own[key].default for key in entry.defaults}
     assert {"b1", "b2", "weight_decay"} <= set(entry.defaults)
-    assert {entry.rule for entry in CATALOG.values()} == {"sgd", "adam", "adafactor"}

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 
 from isolab.model.transformer import Transformer, TransformerConfig, roles
 from isolab.optimizers.catalog import CATALOG, optimizer
+from isolab.optimizers.leaves import by_path, map_by_path
 from isolab.optimizers.per_layer import parameter_roles, per_layer_optimizer, scale_by_role
 from isolab.theory.parameterization import PARAMETERIZATIONS, per_layer_rates
 
@@ -43,9 +44,9 @@ class MLP(nnx.Module):
 
 ROLES = {"enter": "embedding", "layers": "hidden", "norm": "vector", "head": "readout"}
 NESTED = {
-    "enter": {"bias": "vector", "kernel": "embedding"},
+    "enter": {"bias": "bias", "kernel": "embedding"},
     "head": {"bias": "fixed", "kernel": "readout"},
-    "layers": {i: {"bias": "vector", "kernel": "hidden"} for i in range(2)},
+    "layers": {i: {"bias": "bias", "kernel": "hidden"} for i in range(2)},
     "norm": {"bias": "vector", "scale": "vector"},
 }
 BY_PATH = {
@@ -209,7 +210,7 @@ def test_roles_by_pattern_by_pytree_and_by_function_agree():
         seen[path] = leaf.shape
         return BY_PATH[path]
 
-    patterns = {"head/bias": "fixed", "*bias": "vector", "norm": "vector", "enter": "embedding",
+    patterns = {"head/bias": "fixed", "norm": "vector", "*bias": "bias", "enter": "embedding",
                 "layers/*": "hidden", "*": "readout"}  # fmt: skip
     for given_roles in (ROLES, NESTED, BY_PATH, by_function, patterns):
         assert parameter_roles(model, given_roles) == BY_PATH
@@ -219,17 +220,79 @@ def test_roles_by_pattern_by_pytree_and_by_function_agree():
     assert (first["layers/1/bias"], first["layers/1/kernel"]) == ("fixed", "readout")
 
 
+STACK = {"kernel": jnp.ones((3, 8, 8)), "bias": jnp.ones((3, 8)), "scale": jnp.ones((3, 8))}
+
+
+@pytest.mark.parametrize(
+    ("role", "bias"),
+    [("embedding", "bias"), ("hidden", "bias"), ("readout", "fixed"), ("tied", "bias")],
+)
+@pytest.mark.parametrize("rule", ["adam", "sgd", "spectral"])
+def test_a_pattern_gives_a_stack_its_role_and_biases_and_gains_theirs(role, bias, rule):
+    wanted = {"blocks/kernel": role, "blocks/bias": bias, "blocks/scale": "vector"}
+    params = {"blocks": STACK}
+    assert parameter_roles(params, {"blocks": role}) == wanted
+    assert parameter_roles(params, {"blocks/*": role}) == wanted
+    tx = per_layer_optimizer(
+        params, optax.identity(), rule=rule, width=32, base_width=8, roles={"blocks": role}
+    )
+    updates, _ = tx.update(params, tx.init(params), params)
+    rates = per_layer_rates("standard", rule, 32, 8)
+    for name, update in updates["blocks"].items():
+        np.testing.assert_allclose(update, rates[wanted[f"blocks/{name}"]], rtol=1e-6)
+
+
+def test_a_hidden_parameter_that_muon_does_not_see_as_a_matrix_has_adams_rate():
+    params = {"mid": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+    named = {"mid/kernel": "hidden", "mid/bias": "hidden"}
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+    updates = []
+    for width in (8, 32):
+        tx = per_layer_optimizer(params, "muon", 0.1, width=width, base_width=8, roles=named)
+        updates.append(tx.update(grads, tx.init(params), params)[0]["mid"])
+    base, wide = updates
+    np.testing.assert_array_equal(wide["kernel"], base["kernel"])
+    np.testing.assert_allclose(wide["bias"], base["bias"] / 4, rtol=1e-6)
+
+
+names = st.text("a/\\", min_size=1, max_size=3) | st.just("value")
+trees = st.recursive(
+    st.just(1.0), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=8
+).filter(lambda tree: isinstance(tree, dict))
+
+
+@given(trees)
+def test_every_parameter_has_a_path_of_its_own_in_dictionaries_and_in_variables(tree):
+    leaves = by_path(tree)
+    assert len(leaves) == len(jax.tree.leaves(tree))
+    assert list(by_path(nnx.State(jax.tree.map(nnx.Param, tree)))) == list(leaves)
+    assert by_path(map_by_path(lambda path, _: path, tree)) == {path: path for path in leaves}
+
+
+def test_a_slash_in_a_name_is_taken_escaped_or_not():
+    w, v = jnp.ones((2, 3)), jnp.ones(2)
+    params = {"a": {"b/c": w}, "a/b": {"c": v}, "value": {"value": w}}
+    roles = {"a/b\\/c": "hidden", "a\\/b": "vector", "value": "readout"}
+    found = {"a/b\\/c": "hidden", "a\\/b/c": "vector", "value/value": "readout"}
+    assert parameter_roles(params, roles) == found
+    haiku = {"gpt/~/lm_head": {"w": w}, "gpt/~/h0": {"w": w, "b": v}}
+    found = parameter_roles(haiku, {"gpt/~/lm_head": "readout", "gpt/*": "hidden"})
+    assert sorted(found.values()) == ["bias", "hidden", "readout"]
+
+
 def test_a_function_or_a_transformation_with_a_rule_will_do():
     model = model_of(16)
     shape = {"width": 16, "base_width": 4, "roles": ROLES}
     made = per_layer_optimizer(model, optax.adam, 0.01, rule="adam", b2=0.9, **shape)
     ready = per_layer_optimizer(model, optax.adam(0.01, b2=0.9), rule="adam", **shape)
+    summed = optax.MultiSteps(optax.adam(0.01, b2=0.9), every_k_schedule=1)
+    multiple = per_layer_optimizer(model, summed, rule="adam", **shape)
     named = per_layer_optimizer(model, "adam", 0.01, b2=0.9, **shape)
     other = per_layer_optimizer(model, optax.adam, 0.01, rule="sgd", b2=0.9, **shape)
     expected = steps(named, model)[-1]
-    for tx in (made, ready):
+    for tx in (made, ready, multiple):
         for path, update in steps(tx, model)[-1].items():
-            np.testing.assert_array_equal(update, expected[path])
+            np.testing.assert_allclose(update, expected[path], rtol=1e-6)  # MultiSteps averages
     assert not np.allclose(steps(other, model)[-1]["enter/kernel"], expected["enter/kernel"])
 
 
@@ -257,7 +320,7 @@ def call(optimizer="adam", rate=0.1, model=PARAMS, **changes):
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: call(roles={"a": "hidden"}), "no role for 'b'; give one of ['embedding', 'fixed'"),
+        (lambda: call(roles={"a": "hidden"}), "no role for 'b'; give one of ['bias', 'embedding',"),
         (lambda: call(roles=None), "no role for 'a/kernel', 'b'"),
         (lambda: call(roles={"a": "head", "b": "vector"}), "'a/kernel' has unknown role 'head'"),
         (lambda: call(roles={"a": "hidden", "c": "vector"}), "roles name 'c', no parameter"),

@@ -7,6 +7,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 
 from isolab.optimizers import CATALOG
@@ -30,7 +31,8 @@ IMPOSSIBLE = [
     *((name, 2.0, "1.0, as adam has no arctangent") for name in ("atan2_a", "atan2_b")),
     *((name, value, "a finite number") for name in ("learning_rate", "z_loss", "iso_damping", "b1")
       for value in (math.nan, math.inf)),
-    *((name, -1, ZERO) for name in ("iso_refresh", "iso_tokens", "seed")),
+    *((name, -1, ZERO) for name in ("iso_refresh", "iso_tokens")),
+    *(("seed", value, "a whole number from 0 to 2**31 - 1") for value in (-1, 2**31)),
     ("iso_damping", -1e-9, ZERO),
     ("z_loss", -1.0, ZERO),
     *((name, value, "from 0 to below 1") for name in ("b1", "b2") for value in (1.0, -0.1)),
@@ -119,6 +121,15 @@ def test_keys_of_stored_runs_stay():
     assert re.fullmatch("2c13ca600e68386b[0-9a-f]{48}", RunConfig().key("a"))
     atan2 = RunConfig(optimizer="adam_atan2", width=32, seed=3)
     assert atan2.key("b").startswith("942ee8465093cfe0")
+    # Muon's per-layer rates at other widths were Adam's when this was its key
+    muon = RunConfig(optimizer="muon", rate_rule="full", width=128)
+    assert not muon.key("b").startswith("OLDKEY")
+
+
+def test_numbers_of_numpy_are_taken_for_what_they_are():
+    config = RunConfig(width=np.int64(32), seed=np.uint32(3), learning_rate=np.float32(0.5))
+    same = RunConfig(width=32, seed=3, learning_rate=0.5)
+    assert config == same and config.key("a") == same.key("a")
 
 
 @pytest.mark.parametrize("optimizer", sorted(set(CATALOG) - {"adam", "adamw"}))
