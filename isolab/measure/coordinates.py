@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -74,7 +75,8 @@ def coordinate_check(
         make_model: ``make_model(width, rngs)`` returns a new ``nnx.Module``; ``rngs`` is
             ``nnx.Rngs(seed)``.
         widths: two or more; a factor of 4 or more between the ends makes slopes worth reading.
-        loss: ``loss(model, batch)``, a scalar to be minimized; it calls the model as it is trained.
+        loss: ``loss(model, batch)``, a scalar to be minimized, or a tuple whose first is; it calls
+            the model as it is trained.
         batch: what ``loss`` takes, or a list of such batches, one a step in turn. Widths must be
             able to share it.
         optimizer: an optax transformation, or a function ``optimizer(width, model)`` that returns
@@ -218,7 +220,8 @@ def _without_inputs(seen: dict[str, Layer]) -> dict[str, Layer]:
 
 
 def _scalar_loss(loss: Loss, model: Any, batch: Any) -> jax.Array:
-    value = jnp.asarray(loss(model, batch))
+    value = loss(model, batch)
+    value = jnp.asarray(value[0] if isinstance(value, tuple) and value else value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"loss returned {value.dtype} of shape {value.shape}; allowed: a scalar")
     return value
@@ -254,7 +257,15 @@ def _rms_of_both(now: dict[str, Layer], first: dict[str, Layer]) -> dict[str, li
 def _transformation(optimizer: Any, width: int, model: nnx.Module) -> Any:
     made = optimizer
     if callable(optimizer) and not isinstance(optimizer, optax.GradientTransformation):
+        if next(iter(inspect.signature(optimizer).parameters), "") == "learning_rate":
+            name = getattr(optimizer, "__name__", "it")
+            raise TypeError(
+                f"optimizer is {name}, which takes a rate; pass {name}(learning_rate), or a"
+                " function of (width, model) that returns one"
+            )
         made = optimizer(width, model)
+    if isinstance(made, optax.MultiSteps):
+        made = made.gradient_transformation()
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
             f"optimizer gives a {type(made).__name__}; allowed: an optax transformation, or a"

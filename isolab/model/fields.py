@@ -50,6 +50,9 @@ def check(config: Any) -> None:
     config_type: Any = type(config)
     for name, kind in _kinds(config_type).items():
         value = getattr(config, name)
+        if isinstance(value, np.generic):  # as of a loop over np.arange
+            value = value.item()
+            object.__setattr__(config, name, value)
         if value is None and kind.optional:
             continue
         if kind.choices:

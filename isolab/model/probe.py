@@ -23,8 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import linen, nnx
 from flax.errors import TraceContextError
+from jax.extend.core import get_opaque_trace_state
 
 from isolab.optimizers.dtypes import at_least_float32
 
@@ -32,8 +33,9 @@ OUTPUT = "logits"
 """The layer name of the model's own output."""
 
 _Call = tuple[int, str, tuple[Any, ...], Any]  # order, path, inputs, output
-_TAG = "_isolab_probed"
-_SEEN = "_isolab_seen_"
+# "to_nnx__": a linen module in nnx.bridge.ToNNX takes attributes of any other name for its own
+_TAG = "to_nnx__isolab_probed"
+_SEEN = "to_nnx__isolab_seen_"
 _patching = threading.RLock()  # a class has one __call__, whoever looks through it
 
 
@@ -66,6 +68,7 @@ def activations(
     - what is built of layers, such as a block with its residual, unless it returns its last
       part's output unchanged;
     - the model itself, as "logits";
+    - the modules in a linen model under ``nnx.bridge.ToNNX``, by their path in it;
     - where the model holds parameters of its own, outside of any layer, what it made of them for
       its first layer, under the first one's name: "embedding" for :class:`isolab.Transformer`.
 
@@ -96,18 +99,22 @@ def activations(
     layers = {path: module for path, module in nnx.iter_modules(copy) if _has_parameter(module)}
     loops = [path for path, module in layers.items() if isinstance(module, nnx.RNN)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no parameters (nnx.Param): nothing to see")
+        hint = "; call lazy_init first" if isinstance(model, nnx.bridge.ToNNX) else ""
+        raise ValueError(f"{type(model).__name__} has no parameters (nnx.Param){hint}")
     for path, module in layers.items():
         # what a scan carries can keep nothing new
         if not any(len(path) > len(loop) and path[: len(loop)] == loop for loop in loops):
             setattr(module, _TAG, _path_name(path))  # static: it stays where a transform copies
-    with _recording({type(module) for module in layers.values()}):
+    with _recording({type(module) for module in layers.values()}) as recorder:
         copy(*inputs) if call is None else call(copy, *inputs)
     calls = sorted(_calls(copy), key=lambda found: found[0])
     if not calls:
         raise ValueError(
             f"no layer of {type(model).__name__} was called: a call is module(...), and it must"
             " use the model that it is given"
+            if not recorder.hidden
+            else f"the layers of {type(model).__name__} were called inside jax.vmap or nnx.vmap of"
+            " the model, where nothing can be kept: call the model on the whole batch"
         )
     found: dict[str, Layer] = {}
     times: collections.Counter[str] = collections.Counter()
@@ -135,8 +142,9 @@ def _calls(model: nnx.Module) -> Iterator[_Call]:
     for path, module in nnx.iter_modules(model):
         for name, value in vars(module).items():
             if name.startswith(_SEEN):
+                order, *inside = name.removeprefix(_SEEN).split("/")
                 inputs, output = value.get_value()
-                yield int(name.removeprefix(_SEEN)), _path_name(path), inputs, output
+                yield int(order), _path_name((*path, *inside)), inputs, output
 
 
 def _own_parameters(model: nnx.Module, calls: list[_Call], inputs: Any) -> list[_Call]:
@@ -153,8 +161,28 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return "/".join(map(str, path)) or OUTPUT
 
 
+def _linen_recorder(within: list[tuple[str, Any, Any]]) -> Callable[..., Any]:
+    """Returns an interceptor that appends what linen's modules take in and give out."""
+    outside = get_opaque_trace_state()
+
+    def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = function(*args, **kwargs)
+        path = context.module.path
+        called = context.method_name == "__call__" and context.module.variables.get("params")
+        # inside a scan or remat values cannot be kept
+        if path and called and get_opaque_trace_state() == outside:
+            within.append(("/" + "/".join(path), _taken(args, kwargs), output))
+        return output
+
+    return intercept
+
+
+def _taken(args: Any, kwargs: Any) -> tuple[Any, ...]:
+    return tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
+
+
 @contextlib.contextmanager
-def _recording(classes: Iterable[type]) -> Iterator[None]:
+def _recording(classes: Iterable[type]) -> Iterator[_Recorder]:
     """Within the block, calls of modules of these classes go through one recorder."""
     recorder = _Recorder()
     with _patching, contextlib.ExitStack() as former:
@@ -162,7 +190,7 @@ def _recording(classes: Iterable[type]) -> Iterator[None]:
             if any("__call__" in vars(base) for base in cls.__mro__):  # a metaclass has one too
                 former.callback(_restore, cls, vars(cls).get("__call__"))
                 setattr(cls, "__call__", recorder.through(cls.__call__))  # noqa: B010
-        yield
+        yield recorder
 
 
 def _restore(cls: Any, own: Any) -> None:
@@ -179,6 +207,7 @@ class _Recorder:
         self._order = itertools.count()
         self._running: set[int] = set()
         self._last: Any = None
+        self.hidden = False  # a call inside a transform that keeps nothing
 
     def through(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a ``__call__`` that leaves what it saw."""
@@ -189,16 +218,23 @@ class _Recorder:
             if name is None or id(module) in self._running:  # another model; super().__call__
                 return original(module, *args, **kwargs)
             self._running.add(id(module))
+            within: list[tuple[str, Any, Any]] = []  # path, inputs and output of linen's modules
             try:
-                output = original(module, *args, **kwargs)
+                if isinstance(module, nnx.bridge.ToNNX):
+                    with linen.intercept_methods(_linen_recorder(within)):
+                        output = original(module, *args, **kwargs)
+                else:
+                    output = original(module, *args, **kwargs)
             finally:
                 self._running.discard(id(module))
-            if _is_real(output) and (name == OUTPUT or output is not self._last):
-                self._last = output
-                taken = tuple(value for value in (*args, *kwargs.values()) if _is_arrays(value))
-                # a jax transform (not nnx's) around the call: what is inside stays inside
-                with contextlib.suppress(TraceContextError):
-                    setattr(module, f"{_SEEN}{next(self._order)}", Seen((taken, output)))
+            for path, taken, made in [*within, ("", _taken(args, kwargs), output)]:
+                if _is_real(made) and ((name == OUTPUT and not path) or made is not self._last):
+                    self._last = made
+                    try:
+                        setattr(module, f"{_SEEN}{next(self._order)}{path}", Seen((taken, made)))
+                    except TraceContextError:
+                        # a jax transform (not nnx's) around the call: what is inside stays inside
+                        self.hidden = True
             return output
 
         return __call__

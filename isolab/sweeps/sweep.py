@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from collections import ChainMap
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +61,7 @@ class Sweep:
                 raise ValueError(f"unknown axis {name!r}; allowed: {known}")
             if sum(name in group for group in groups) > 1:
                 raise ValueError(f"axis {name!r} is given twice")
-            if isinstance(values, str) or not len(values):
+            if isinstance(values, str) or not isinstance(values, Sized) or not len(values):
                 raise ValueError(f"axis {name} is {values!r}; allowed: one value or more, listed")
         for group in groups:
             lengths = {name: len(values) for name, values in group.items()}

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import polars as pl
+import polars.testing
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from isolab.measure.coordinates import coordinate_check, coordinate_check_runs, slopes
 from isolab.model.transformer import Linear
@@ -138,6 +139,32 @@ def test_more_seeds_and_steps_do_not_trace_again():
     assert len(traces) == 2 * once
 
 
+class LinenMLP(linen.Module):
+    """The model of ``make_mlp``."""
+
+    width: int
+
+    @linen.compact
+    def __call__(self, x):
+        hidden = jnp.tanh(linen.Dense(self.width, use_bias=False, name="up")(x))
+        return linen.Dense(1, use_bias=False, name="out")(hidden)
+
+
+def test_a_linen_model_is_seen_module_by_module():
+    def make(width, rngs):
+        model, twin = nnx.bridge.ToNNX(LinenMLP(width), rngs).lazy_init(X), make_mlp(width, rngs)
+        model.up["kernel"], model.out["kernel"] = (layer.kernel for layer in twin.layers[::2])
+        return model
+
+    names = {"layers/0": "up", "layers/2": "out", "logits": "logits"}
+    expected = check().with_columns(pl.col("layer").replace_strict(names))
+    polars.testing.assert_frame_equal(check(make_model=make), expected, rel_tol=1e-5)
+
+
+def test_a_loss_may_return_more_beside_it():
+    assert check(loss=lambda model, batch: (squared_error(model, batch), {"x": 1})).equals(check())
+
+
 def test_a_diverged_model_is_kept():
     frame = check(optimizer=optax.sgd(1e30), steps=4)
     assert not frame.filter(step=4, layer="logits")["activation_rms"].is_finite().any()
@@ -156,6 +183,10 @@ def test_a_diverged_model_is_kept():
         ({"batch": []}, ValueError, r"batch is \[\]"),
         ({"make_model": lambda w, r: "mlp"}, TypeError, "returned a str at width 4; allowed: a f"),
         ({"make_model": lambda w, r: nnx.Dropout(0.5)}, ValueError, "Dropout has no parameters"),
+        ({"optimizer": optax.adam}, TypeError, "is adam, which takes a rate; pass adam(learning_"),
+        ({"loss": lambda m, b: squared_error(jax.vmap(m), b)}, ValueError, "inside jax.vmap or"),
+        ({"loss": lambda m, b: squared_error(nnx.vmap(m), b)}, ValueError, "on the whole batch"),
+        ({"make_model": lambda w, r: nnx.bridge.ToNNX(LinenMLP(w), r)}, ValueError, "lazy_init"),
         ({"optimizer": "adam"}, TypeError, "optimizer gives a str; allowed: an optax transf"),
         ({"loss": lambda m, b: m(b[0])}, ValueError, r"loss returned float32 of shape \(6, 1\)"),
         ({"loss": lambda m, b: b[0].mean()}, ValueError, "no layer of Sequential was called"),

@@ -52,6 +52,7 @@ def test_sweeps_add_up_with_each_run_once():
         ((), {"sede": [1]}, r"unknown axis 'sede'; allowed: \["),
         ((), {"seed": []}, r"axis seed is \[\]; allowed: one value or more"),
         ((), {"corpus": "stdlib"}, "axis corpus is 'stdlib'; allowed"),
+        ((), {"learning_rate": 0.1}, "axis learning_rate is 0.1; allowed: one value or more, list"),
         (({"seed": [1, 2], "b1": [0.5]},), {}, r"zipped axes have lengths \{'seed': 2, 'b1': 1\}"),
         (({"seed": [1]},), {"seed": [2]}, "axis 'seed' is given twice"),
         ((), {"width": [16, 17]}, r"width is 17; allowed: multiples of head_size \(8\)"),
