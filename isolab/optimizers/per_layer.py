@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeAlias
 
+import jax
 import optax
 from flax import nnx
 
@@ -24,6 +25,7 @@ from isolab.optimizers.catalog import entry
 from isolab.optimizers.catalog import optimizer as from_catalog
 from isolab.optimizers.labels import FALLBACK, MATRIX
 from isolab.optimizers.leaves import by_path, map_by_path
+from isolab.optimizers.views import Seen, structures
 from isolab.theory.parameterization import (
     ALL_ROLES,
     Alignment,
@@ -102,7 +104,11 @@ def per_layer_optimizer(
     Reference: Everett et al., arXiv:2407.05872.
     """
     role_of = parameter_roles(model, roles)
-    labels = _labels(model, role_of)
+    labels = {
+        path: MATRIX if role_of[path] == "hidden" and seen.view else FALLBACK
+        for path, seen in _seen(model).items()
+        if path in role_of
+    }
     built, rule = _built(optimizer, learning_rate, rule, labels, hyperparameters)
     rates = per_layer_rates(parameterization, rule, width, base_width, alignment, gamma)
     if isinstance(optimizer, str) and entry(optimizer).takes_labels:
@@ -182,10 +188,14 @@ def parameter_roles(model: Any, roles: Roles = None) -> dict[str, str]:
         >>> parameter_roles(model, {"*": "readout"})
         {'bias': 'fixed', 'kernel': 'readout'}
     """
-    leaves = _leaves(model)
+    leaves = {
+        path: leaf
+        for path, leaf in by_path(_tree(model), is_leaf=_is_variable).items()
+        if isinstance(leaf, nnx.Param) or not _is_variable(leaf)
+    }
     if not leaves:
         raise ValueError(f"the model has no parameters: {type(model).__name__}")
-    found = _found_roles(leaves, roles)
+    found = _found_roles(model, leaves, roles)
     missing = [path for path in leaves if found.get(path) is None]
     if missing:
         raise ValueError(
@@ -200,7 +210,7 @@ def parameter_roles(model: Any, roles: Roles = None) -> dict[str, str]:
     return {path: str(found[path]) for path in leaves}
 
 
-def _found_roles(leaves: dict[str, Any], roles: Roles) -> dict[str, Any]:
+def _found_roles(model: Any, leaves: dict[str, Any], roles: Roles) -> dict[str, Any]:
     if roles is None:
         return {
             path: leaf.get_metadata().get("role") if _is_variable(leaf) else None
@@ -217,7 +227,8 @@ def _found_roles(leaves: dict[str, Any], roles: Roles) -> dict[str, Any]:
             raise ValueError(f"roles name {name!r}, no parameter; there are: {sorted(leaves)}")
     if not patterns:
         return named
-    return {path: _matched(path, _array(leaf).ndim, named) for path, leaf in leaves.items()}
+    seen = _seen(model)
+    return {path: _matched(path, seen[path], named) for path in leaves}
 
 
 def _is_flat(roles: Any) -> bool:
@@ -225,11 +236,11 @@ def _is_flat(roles: Any) -> bool:
     return isinstance(roles, Mapping) and all(isinstance(role, str) for role in roles.values())
 
 
-def _matched(path: str, ndim: int, patterns: Mapping[str, str]) -> str | None:
+def _matched(path: str, seen: Seen, patterns: Mapping[str, str]) -> str | None:
     for pattern, role in patterns.items():
         if _fits(path, pattern):
             whole = pattern in _spellings(path)
-            return role if whole else _role_of_part(path, ndim, role)
+            return role if whole else _role_of_part(path, seen, role)
     return None
 
 
@@ -244,24 +255,15 @@ def _spellings(path: str) -> tuple[str, str]:
     return path, path.replace("\\/", "/")
 
 
-def _role_of_part(path: str, ndim: int, role: str) -> str:
+def _role_of_part(path: str, seen: Seen, role: str) -> str:
     """Returns the role of a parameter in a layer whose matrix has the role given."""
     name = path.rpartition("/")[2].lower()
-    if role not in ("embedding", "hidden", "readout", "tied") or (
-        ndim > 1 and name not in _GAINS | _BIASES
-    ):
+    matrix = seen.view is not None or seen.why.startswith("unknown")
+    if role not in ("embedding", "hidden", "readout", "tied") or matrix:
         return role
     if role == "readout" and name not in _GAINS:
         return "fixed"
     return "bias" if name in _BIASES else "vector"
-
-
-def _labels(model: Any, role_of: Mapping[str, str]) -> dict[str, str]:
-    """Returns which parameters are matrices to an optimizer that asks, by path."""
-    return {
-        path: MATRIX if role_of[path] == "hidden" and _array(leaf).ndim == 2 else FALLBACK
-        for path, leaf in _leaves(model).items()
-    }
 
 
 def _built(
@@ -305,15 +307,13 @@ def _required_rule(rule: str | None) -> str:
     return rule
 
 
-def _leaves(model: Any) -> dict[str, Any]:
-    """Returns variables or arrays by path."""
-    tree = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
-    leaves = by_path(tree, is_leaf=_is_variable)
-    return {
-        path: leaf
-        for path, leaf in leaves.items()
-        if isinstance(leaf, nnx.Param) or not _is_variable(leaf)
-    }
+def _tree(model: Any) -> Any:
+    return nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
+
+
+def _seen(model: Any) -> dict[str, Seen]:
+    """Returns how each array is seen as a matrix, whatever its layer is called."""
+    return structures(jax.tree.map(_array, _tree(model), is_leaf=_is_variable))
 
 
 def _is_variable(leaf: Any) -> bool:
