@@ -106,15 +106,22 @@ def activations(
         if not any(len(path) > len(loop) and path[: len(loop)] == loop for loop in loops):
             setattr(module, _TAG, _path_name(path))  # static: it stays where a transform copies
     with _recording({type(module) for module in layers.values()}) as recorder:
-        copy(*inputs) if call is None else call(copy, *inputs)
+        try:
+            copy(*inputs) if call is None else call(copy, *inputs)
+        except ValueError as error:
+            if _SEEN not in str(error):
+                raise
+            recorder.hidden = True  # one value of each batch element, and no axis to keep it on
     calls = sorted(_calls(copy), key=lambda found: found[0])
+    if recorder.hidden and not calls:
+        raise ValueError(
+            f"the layers of {type(model).__name__} were called inside jax.vmap or nnx.vmap of the"
+            " model, where nothing can be kept: call the model on the whole batch"
+        )
     if not calls:
         raise ValueError(
             f"no layer of {type(model).__name__} was called: a call is module(...), and it must"
             " use the model that it is given"
-            if not recorder.hidden
-            else f"the layers of {type(model).__name__} were called inside jax.vmap or nnx.vmap of"
-            " the model, where nothing can be kept: call the model on the whole batch"
         )
     found: dict[str, Layer] = {}
     times: collections.Counter[str] = collections.Counter()

@@ -152,7 +152,8 @@ class LinenMLP(linen.Module):
 
 def test_a_linen_model_is_seen_module_by_module():
     def make(width, rngs):
-        model, twin = nnx.bridge.ToNNX(LinenMLP(width), rngs).lazy_init(X), make_mlp(width, rngs)
+        twin = make_mlp(width, rngs)
+        model = nnx.bridge.ToNNX(LinenMLP(width), rngs).lazy_init(X)
         model.up["kernel"], model.out["kernel"] = (layer.kernel for layer in twin.layers[::2])
         return model
 
@@ -161,8 +162,17 @@ def test_a_linen_model_is_seen_module_by_module():
     polars.testing.assert_frame_equal(check(make_model=make), expected, rel_tol=1e-5)
 
 
-def test_a_loss_may_return_more_beside_it():
+def test_a_loss_may_return_more_beside_it_and_models_may_be_stacked_by_vmap():
     assert check(loss=lambda model, batch: (squared_error(model, batch), {"x": 1})).equals(check())
+
+    def make(width, rngs):
+        return nnx.vmap(lambda rngs: make_mlp(width, rngs))(rngs.split(2))
+
+    def loss(models, batch):
+        call = nnx.vmap(lambda model, x: model(x), in_axes=(0, None))
+        return squared_error(lambda x: call(models, x).mean(axis=0), batch)
+
+    assert check(make_model=make, loss=loss)["layer"].to_list() == check()["layer"].to_list()
 
 
 def test_a_diverged_model_is_kept():
@@ -171,6 +181,11 @@ def test_a_diverged_model_is_kept():
     found = slopes(frame).filter(step=4, layer="logits", quantity="activation").row(0, named=True)
     assert found["slope"] is None
     assert found["note"].startswith("no slope: at width 4, seed 0, it is ")
+
+
+def mapped_over_the_batch(model, batch):
+    each = nnx.vmap(lambda model, x: model(x), in_axes=(None, 0))
+    return squared_error(lambda x: each(model, x), batch)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +198,9 @@ def test_a_diverged_model_is_kept():
         ({"batch": []}, ValueError, r"batch is \[\]"),
         ({"make_model": lambda w, r: "mlp"}, TypeError, "returned a str at width 4; allowed: a f"),
         ({"make_model": lambda w, r: nnx.Dropout(0.5)}, ValueError, "Dropout has no parameters"),
-        ({"optimizer": optax.adam}, TypeError, "is adam, which takes a rate; pass adam(learning_"),
+        ({"optimizer": optax.adam}, TypeError, "is adam, which takes a rate; pass adam"),
         ({"loss": lambda m, b: squared_error(jax.vmap(m), b)}, ValueError, "inside jax.vmap or"),
-        ({"loss": lambda m, b: squared_error(nnx.vmap(m), b)}, ValueError, "on the whole batch"),
+        ({"loss": mapped_over_the_batch}, ValueError, "on the whole batch"),
         ({"make_model": lambda w, r: nnx.bridge.ToNNX(LinenMLP(w), r)}, ValueError, "lazy_init"),
         ({"optimizer": "adam"}, TypeError, "optimizer gives a str; allowed: an optax transf"),
         ({"loss": lambda m, b: m(b[0])}, ValueError, r"loss returned float32 of shape \(6, 1\)"),
