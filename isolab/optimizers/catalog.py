@@ -29,8 +29,8 @@ class Entry:
 
     Attributes:
         build: makes the transformation from a learning rate and the hyperparameters below.
-        rule: how the size of its update follows the width: "sgd", "adam", "adafactor" or
-            "spectral"; see :mod:`isolab.theory.parameterization`.
+        rule: how the size of its update follows the width: "sgd", "adam", "adafactor",
+            "spectral" or "whitened"; see :mod:`isolab.theory.parameterization`.
         defaults: hyperparameters that it has, with the values used when none is given.
         takes_labels: it treats hidden matrices apart from the rest.
         takes_factors: its update reads exact factors.
@@ -128,7 +128,7 @@ CATALOG: dict[str, Entry] = {
         takes_factors=True,
     ),
     "isoadam": Entry(
-        isoadam, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.0}, takes_labels=True,
+        isoadam, "whitened", {**_BETAS, "eps": 1e-8, "weight_decay": 0.0}, takes_labels=True,
         takes_factors=True,
     ),
     "adam_atan2": Entry(

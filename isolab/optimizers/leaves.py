@@ -34,7 +34,7 @@ def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str
         >>> by_path({"layers": [{"kernel": 1}, {"kernel": 2}], "a/b": 3})
         {'a\\/b': 3, 'layers/0/kernel': 1, 'layers/1/kernel': 2}
     """
-    found = {}
+    found: dict[str, Any] = {}
 
     def stop(leaf: Any) -> bool:
         return isinstance(leaf, _BOXES) or (is_leaf is not None and is_leaf(leaf))

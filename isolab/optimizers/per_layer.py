@@ -81,10 +81,10 @@ def per_layer_optimizer(
             "standard" is a spread of 1 / sqrt(fan_in) and no multipliers.
         alignment: see :func:`isolab.theory.parameterization.alignment_exponent`.
         gamma: constants by role, tuned at the base width.
-        rule: "sgd", "adam", "adafactor" or "spectral": what the size of the update follows, see
-            :mod:`isolab.theory.parameterization`. Read from the catalog for a name, needed
-            otherwise. A hidden parameter that the catalog's optimizer does not see as a matrix
-            has the rate of "adam".
+        rule: "sgd", "adam", "adafactor", "spectral" or "whitened": what the size of the update
+            follows, see :mod:`isolab.theory.parameterization`. Read from the catalog for a name,
+            needed otherwise. A hidden parameter that the catalog's optimizer does not see as a
+            matrix has the rate of "adam".
         **hyperparameters: passed on to the optimizer.
 
     Raises:
@@ -301,8 +301,8 @@ def _required_rule(rule: str | None) -> str:
     if rule is None:
         raise ValueError(
             "rule is missing: 'sgd', 'adam' (steps of size one before the rate), 'adafactor' "
-            "(steps relative to the parameter's size) or 'spectral' (hidden steps of spectral norm "
-            "one, as Muon's)"
+            "(steps relative to the parameter's size), 'spectral' (hidden steps of spectral norm "
+            "one, as Muon's) or 'whitened' (hidden steps of size one and a flat spectrum)"
         )
     return rule
 

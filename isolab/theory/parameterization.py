@@ -23,9 +23,12 @@ Rules, by the exponent :math:`d` of the size :math:`n^{-d}` of an update's entri
 - ``adam``: :math:`d = c`, every optimizer whose steps have entries of size one before the rate.
 - ``adafactor``: :math:`d = c + b`, steps measured against the parameter they change.
 - ``spectral``: updates of hidden matrices have spectral norm one before the rate, as Muon's. They
-  add up to entries of size one whatever their alignment with the input, so :math:`c = -a`: where
-  all singular values are one, :math:`d = c + 1/2` and :math:`\alpha = 1/2`. Others are as in
-  ``adam``. This line is this project's own.
+  add up to entries of size one whatever their alignment with the input: :math:`c = -a`.
+- ``whitened``: updates of hidden matrices have entries of size one, and singular values that are
+  much alike, so :math:`n^{1/2}` each, as IsoAdam's: :math:`c = 1/2 - a`. Where few directions hold
+  most of the update (far fewer tokens a step than :math:`n`) this tends to Adam's :math:`1 - a`.
+
+In the last two the other roles are as in ``adam``; both are this project's own.
 
 All of it is pure arithmetic on Python floats.
 
@@ -47,7 +50,8 @@ ROLES: Final = (*MATRIX_ROLES, "vector")
 ALL_ROLES: Final = (*ROLES, "bias", "tied", "fixed")
 RULES: Final = ("sgd", "adam", "adafactor")
 """Rules of the paper."""
-ALL_RULES: Final = (*RULES, "spectral")
+_HIDDEN_REACH: Final = {"spectral": 0.0, "whitened": 0.5}  # of an update, whatever its alignment
+ALL_RULES: Final = (*RULES, *_HIDDEN_REACH)
 SAME: Final = 1e-9
 """Exponents are sums of a few typed numbers: those that differ by less differ by rounding."""
 
@@ -149,15 +153,17 @@ class Parameterization:
         :math:`a + d \ge \alpha`.
 
         .. math:: c = \alpha - a - g \ (\mathrm{sgd}), \quad \alpha - a \ (\mathrm{adam}), \quad
-            \alpha - a - b \ (\mathrm{adafactor}), \quad -a \ (\mathrm{spectral,\ hidden})
+            \alpha - a - b \ (\mathrm{adafactor})
+
+        For hidden matrices :math:`c = -a` (spectral), :math:`1/2 - a` (whitened).
 
         For ``role`` in ``ALL_ROLES``, ``rule`` in ``ALL_RULES``; alignment as
         :func:`alignment_exponent`.
         """
         if rule not in ALL_RULES:
             raise ValueError(f"unknown rule {rule!r}; known: {sorted(ALL_RULES)}")
-        if (role, rule) == ("hidden", "spectral"):
-            return 0.0 - self.hidden.a
+        if role == "hidden" and rule in _HIDDEN_REACH:
+            return _HIDDEN_REACH[rule] - self.hidden.a
         uses = _USES.get(_checked_role(role), (role,))
         reach = max(alignment_exponent(use, alignment) - self.scaling(use).a for use in uses)
         if rule == "sgd":

@@ -4,8 +4,8 @@ Moving :math:`t` from the initial spread to the multiplier, :math:`(a, b) \to (a
 leaves :math:`n^{-a} W` as it was: the weights W are :math:`n^t` times larger, their gradients
 :math:`n^t` times smaller. Training stays the same, step by step, where the rate follows:
 
-.. math:: c \to c - 2t \ (\mathrm{sgd}), \qquad c - t \ (\mathrm{adam}, \mathrm{spectral}), \qquad
-    c \ (\mathrm{adafactor})
+.. math:: c \to c - 2t \ (\mathrm{sgd}), \qquad c - t \ (\mathrm{adam,\ spectral,\ whitened}),
+    \qquad c \ (\mathrm{adafactor})
 
 Two parameterizations are equivalent where :math:`a + b` agrees in every role.
 

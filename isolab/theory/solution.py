@@ -39,12 +39,14 @@ _RULES: Final = {
     "adam": "Adam",
     "adafactor": "Adafactor with parameter scaling",
     "spectral": "Muon, Adam beside it,",
+    "whitened": "IsoAdam, Adam beside it,",
 }
 _FORMULAS: Final = {
     "sgd": "alpha - a - g",
     "adam": "alpha - a",
     "adafactor": "alpha - a - b",
     "spectral": "-a (hidden) and alpha - a (the others)",
+    "whitened": "1/2 - a (hidden) and alpha - a (the others)",
 }
 
 

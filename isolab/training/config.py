@@ -15,6 +15,7 @@ from isolab.optimizers.catalog import entry
 from isolab.theory.parameterization import (
     MATRIX_ROLES,
     ROLES,
+    RULES,
     parameterization,
     per_layer_rates,
 )

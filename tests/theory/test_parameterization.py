@@ -27,7 +27,8 @@ from isolab.theory.parameterization import (
 )
 from isolab.theory.shifts import equivalence_shift
 
-SHIFT_OF_C = {"sgd": -2, "adam": -1, "adafactor": 0, "spectral": -1}  # in units of t, by the paper
+# in units of t, by the paper; the last two are Adam's
+SHIFT_OF_C = {"sgd": -2, "adam": -1, "adafactor": 0, "spectral": -1, "whitened": -1}
 
 exponents = st.floats(-2.0, 2.0)
 alphas = st.floats(0.5, 1.0)
@@ -168,12 +169,13 @@ def test_a_tied_weight_moves_neither_output_by_more_than_the_width_allows(p, rul
         p.multiplier("tied", 64)
 
 
+@pytest.mark.parametrize(("rule", "power"), [("spectral", 0.0), ("whitened", -0.5)])
 @given(names, alphas, widths)
-def test_updates_of_spectral_norm_one_need_the_multiplier_alone(name, alpha, width):
-    rates = per_layer_rates(name, "spectral", width, 16, alpha)
+def test_hidden_updates_of_known_spectrum_need_no_alignment(rule, power, name, alpha, width):
+    rates = per_layer_rates(name, rule, width, 16, alpha)
     adam = per_layer_rates(name, "adam", width, 16, alpha)
-    # an orthogonal matrix times n^-a moves outputs by its rate times n^-a
-    assert rates.pop("hidden") == (width / 16) ** parameterization(name).hidden.a
+    wanted = (width / 16) ** (power + parameterization(name).hidden.a)
+    assert rates.pop("hidden") == pytest.approx(wanted)
     assert rates == {role: rate for role, rate in adam.items() if role != "hidden"}
 
 

@@ -266,7 +266,7 @@ def test_exponents_are_written_as_fractions(numerator, denominator):
         (lambda: solve(alignment="half"), "unknown alignment 'half'; allowed: ['full', 'none']"),
         (lambda: solve(alignment={"hidden": 1.0}), "no number for role 'readout'"),
         (lambda: solve(alignment={"hidden": 2.0, "readout": 1}), "'hidden' must lie in [0, 1]"),
-        (lambda: solve(rule="lion"), "unknown rule 'lion'; known: ['adafactor', 'adam', 'sgd']"),
+        (lambda: solve(rule="lion"), "unknown rule 'lion'; known: ['adafactor', 'adam', 'sgd'"),
         (lambda: rate_lines([0], 64), "width must be a positive number, got 0"),
     ],
 )
