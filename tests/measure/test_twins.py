@@ -174,7 +174,7 @@ def test_an_eps_as_large_as_the_gradients_parts_the_curves():
         ),
         (
             lambda: equivalence_shift("standard", "ntk").rate_powers("lion"),
-            "unknown rule 'lion'; known: ['adafactor', 'adam', 'sgd']",
+            "unknown rule 'lion'; known: ['adafactor', 'adam', 'sgd'",
         ),
     ],
 )
