@@ -31,7 +31,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from isolab.optimizers.dtypes import at_least_float32
 from isolab.optimizers.labels import FALLBACK
-from isolab.optimizers.leaves import by_path, path_key
+from isolab.optimizers.leaves import by_path, map_by_path
 from isolab.optimizers.linear import BlockRule, Factors, block_sizes
 from isolab.optimizers.views import resolve
 
@@ -90,12 +90,11 @@ def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
     """
     found, named = products(function, params, *args), resolve(None, params)
 
-    def label(key: tuple[Any, ...], _: Any) -> Any:
-        path = path_key(key)
+    def label(path: str, _: Any) -> Any:
         apart = any(word in named[path].why for word in ("embedding", "readout"))
         return found[path].view if path in found and not apart else FALLBACK
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    return map_by_path(label, params)
 
 
 def value_grad_factors(
@@ -158,7 +157,7 @@ def value_grad_factors(
             return jax.tree.unflatten(shape, _run(jaxpr, params, measured, []))
 
         value, (grads, found) = jax.value_and_grad(run, (0, 1), has_aux=has_aux)(params, zeros)
-        factors = jax.tree_util.tree_map_with_path(lambda key, _: found.get(path_key(key)), params)
+        factors = map_by_path(lambda path, _: found.get(path), params)
         return value, grads, factors
 
     return call
@@ -232,8 +231,8 @@ def _run(
 ) -> list[Any]:
     """Returns the leaves of the result; lists the products of what is measured, None: of all."""
     operands: list[_Operand] = []
-    for key, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path, axes = path_key(key), tuple((axis,) for axis in range(jnp.ndim(leaf)))
+    for path, leaf in by_path(params).items():
+        axes = tuple((axis,) for axis in range(jnp.ndim(leaf)))
         chosen = len(axes) > 1 and (measured is None or path in measured)
         options = measured[path] if chosen and measured else ()
         operands.append((leaf, _Kernel(path, axes, 1, *options) if chosen else None))

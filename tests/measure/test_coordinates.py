@@ -334,7 +334,8 @@ def first_changes(made, rate=None, rule=None):
     return slopes(frame).filter(layer="middle", quantity="change").row(0, named=True)
 
 
-@pytest.mark.parametrize("name", CATALOG)
+# The size of Iso's update without measured factors follows the gradient's scale, not a rule.
+@pytest.mark.parametrize("name", [name for name in CATALOG if name != "iso"])
 def test_hidden_changes_are_flat_under_the_rule_of_every_optimizer(name):
     rate = {"sgd": 0.05, "adafactor": 0.02, "muon": 0.02, "iso": 0.02}.get(name, 0.001)
     found = first_changes(name, rate)
