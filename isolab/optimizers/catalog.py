@@ -124,7 +124,7 @@ CATALOG: dict[str, Entry] = {
         takes_labels=True,
     ),
     "iso": Entry(
-        iso, "adam", {**_BETAS, "eps": 1e-8, "weight_decay": 0.0}, takes_labels=True,
+        iso, "whitened", {**_BETAS, "eps": 1e-8, "weight_decay": 0.0}, takes_labels=True,
         takes_factors=True,
     ),
     "isoadam": Entry(
