@@ -54,6 +54,8 @@ class Product(NamedTuple):
 def products(function: Callable[..., Any], params: Any, *args: Any) -> dict[str, Product]:
     """Returns how ``function(params, *args)`` multiplies its parameters, by path.
 
+    Nothing is computed; ``params`` and ``args`` may hold shapes (``jax.eval_shape``) as arrays.
+
     Left out: a parameter that two products see as different matrices, and one that is cut before it
     is multiplied, or multiplied within a while loop, a branch or a function with a derivative of
     its own.
@@ -65,7 +67,19 @@ def products(function: Callable[..., Any], params: Any, *args: Any) -> dict[str,
         >>> products(loss, params, jnp.ones((5, 3)))["up"].view
         MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))
     """
-    return _products(_traced(function, params, args)[0], params)
+    leaves, structure = jax.tree.flatten((params, args))
+    arrays = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
+    found: dict[str, Product] = {}
+
+    def trace(values: list[Any]) -> None:
+        filled = leaves.copy()
+        for i, value in zip(arrays, values, strict=True):
+            filled[i] = value
+        params, args = jax.tree.unflatten(structure, filled)
+        found.update(_products(_traced(function, params, args)[0], params))
+
+    jax.eval_shape(trace, [leaves[i] for i in arrays])
+    return found
 
 
 def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
@@ -76,7 +90,7 @@ def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
 
     Args:
         function: a loss, ``function(params, *args)``, or anything that runs the whole model.
-        params: a pytree of arrays, or of their shapes, as ``args`` may be.
+        params, args: as of :func:`products`.
 
     Returns:
         A pytree like ``params``: a ``MuonDimensionNumbers`` or "vector".
