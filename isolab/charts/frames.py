@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -57,6 +58,12 @@ def thinned(frame: pl.DataFrame, column: str) -> pl.DataFrame:
     stride = math.ceil(len(frame) / (MAX_ROWS - len(frame) / len(values)))
     some = pl.DataFrame(values.gather_every(stride).append(values[-1:]).unique())
     return frame.join(some, on=column, how="semi", maintain_order="left")
+
+
+def some_of(rows: Any) -> Any:
+    """Keeps :data:`MAX_ROWS` of a frame's or a list's rows, evenly spaced in their order."""
+    places = np.linspace(0, len(rows) - 1, MAX_ROWS).astype(int)
+    return rows[places] if isinstance(rows, pl.DataFrame) else [rows[i] for i in places]
 
 
 def extent(values: pl.Series, low: float = math.nan, high: float = math.nan) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from isolab.charts.channels import POSITIONS, channel, edge_shape, pixels
-from isolab.charts.frames import EDGE_MARK, bars
+from isolab.charts.frames import EDGE_MARK, MAX_ROWS, bars, some_of
 from isolab.charts.series import Series
 from isolab.charts.theme import BAR, DASHED, LINE, POINT, TEXT, Spec
 
@@ -63,6 +63,9 @@ class Plot:
         column name, constant or in full.
         """
         encoding: Spec = {"x": self.x, "y": self.y}
+        if mark["type"] == "point" and len(rows) > MAX_ROWS:
+            note = " ".join([note, f"{MAX_ROWS:,} of {len(rows):,} points are drawn."]).strip()
+            rows = some_of(rows)
         parts: list[tuple[Any, Spec]] = [(rows, mark)]
         if self.series is not None:
             if opacity is not None:

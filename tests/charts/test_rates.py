@@ -207,3 +207,11 @@ def test_open_intervals_reach_the_frame_and_closed_ones_do_not():
     said = {row["width"]: row["rates"] for row in points}
     assert said[64] == "below the grid to 0.03" and said[256] == "none"
     assert "goes on beyond" in subtitle(chart)
+
+
+def test_six_thousand_runs_are_thinned_and_told():
+    runs = transfer(("mup",), ("full",), widths=(64,), seeds=750)
+    chart = charts.loss_vs_rate(runs.with_columns(optimizer=pl.lit("adam")))
+    points = drawn(chart, "point")
+    assert len(runs) == 6000 and max(map(len, points)) == 5000
+    assert "5,000 of 5,250 points are drawn." in subtitle(chart)
