@@ -256,8 +256,8 @@ def _exact_factors(factors: Any, matrices: Mapping[str, MatrixState]) -> dict[st
             if got is not None and wanted is not None and got.shape != wanted.shape:
                 raise ValueError(
                     f"factors[{path!r}].{side} has shape {got.shape}; the optimizer keeps"
-                    f" {wanted.shape} (measure_factors and the optimizer must have the same"
-                    " block_size)"
+                    f" {wanted.shape} (value_grad_factors and the optimizer must have the"
+                    " same block_size)"
                 )
         pairs = zip(given, kept, strict=True)
         exact[path] = Factors(*(None if theirs is None else one for one, theirs in pairs))

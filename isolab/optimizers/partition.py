@@ -76,6 +76,8 @@ def by_view(
         whole = jax.tree.unflatten(jax.tree.structure(updates), [new[p] for p in by_path(updates)])
         return whole, ByViewState(state_m, state_r)
 
+    # isolab.describe asks for it
+    update.seen = lambda params: resolve(labels, params, max_side, block_size)  # type: ignore[attr-defined]
     return optax.GradientTransformationExtraArgs(init, update)
 
 
@@ -102,8 +104,7 @@ def _matched(factors: Any, matrices: Any, seen: Mapping[str, Seen]) -> Any:
     for path, leaf in given.items():
         if path not in seen or not is_factors(leaf):
             raise ValueError(
-                f"factors have {path!r}, which is no parameter; there are: {sorted(seen)} "
-                "(a model's measured factors go through factors_by_kernel)"
+                f"factors have {path!r}, which is no parameter; there are: {sorted(seen)}"
             )
     leaves = [given.get(path) for path in by_path(matrices)]
     return jax.tree.unflatten(jax.tree.structure(matrices), leaves)

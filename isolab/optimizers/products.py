@@ -19,7 +19,7 @@ Source: isolab's reading of arXiv:2307.12979; the mechanism is isolab's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,13 +30,11 @@ from jax.sharding import PartitionSpec
 from optax.contrib import MuonDimensionNumbers
 
 from isolab.optimizers.dtypes import at_least_float32
+from isolab.optimizers.iso import LARGEST_SIDE
 from isolab.optimizers.labels import FALLBACK
 from isolab.optimizers.leaves import by_path, map_by_path
 from isolab.optimizers.linear import BlockRule, Factors, block_sizes
 from isolab.optimizers.views import resolve
-
-MAX_SIDE = 8192
-"""A longer side of a matrix stays unwhitened: its factor would take 256 MiB."""
 
 
 class Product(NamedTuple):
@@ -113,11 +111,11 @@ def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
 
 def value_grad_factors(
     function: Callable[..., Any],
-    where: Sequence[str] | Mapping[str, Any] | None = None,
+    where: Any = None,
     *,
     has_aux: bool = False,
     block_size: BlockRule = None,
-    max_side: int | None = MAX_SIDE,
+    max_side: int | None = LARGEST_SIDE,
     max_tokens: int | None = None,
 ) -> Callable[..., Any]:
     """As ``jax.value_and_grad`` of a loss, with the factors of its weight matrices as a third.
@@ -125,7 +123,8 @@ def value_grad_factors(
     Args:
         function: ``function(params, *args)``, a scalar loss that is a mean over tokens, or with
             ``has_aux`` a pair of it and anything.
-        where: the paths to measure, such as "layers/0/kernel"; default: all.
+        where: what to measure: paths, such as ["layers/0/kernel"], or labels, as
+            :func:`product_views` returns them, whose views are meant; default: every product.
         has_aux: as ``jax.value_and_grad`` has it.
         block_size: as :func:`isolab.optimizers.linear.block_sizes` and the optimizer have it.
         max_side: a longer block is not measured, as the optimizer leaves it unwhitened.
@@ -154,7 +153,7 @@ def value_grad_factors(
     def call(params: Any, *args: Any, due: Any = None) -> Any:
         jaxpr, shape = _traced(function, params, args)
         known = _products(jaxpr, params)
-        paths = list(known if where is None else where)
+        paths = _paths(known, where)
         missing = [path for path in paths if path not in known]
         if missing or not paths:
             what = f"{missing[0]!r} is in no product" if missing else "no parameter is in a product"
@@ -175,6 +174,15 @@ def value_grad_factors(
         return value, grads, factors
 
     return call
+
+
+def _paths(known: dict[str, Product], where: Any) -> list[str]:
+    if where is None or (
+        isinstance(where, list | tuple) and all(isinstance(p, str) for p in where)
+    ):
+        return list(known if where is None else where)
+    labels = by_path(where, is_leaf=lambda leaf: isinstance(leaf, MuonDimensionNumbers))
+    return [path for path, label in labels.items() if isinstance(label, MuonDimensionNumbers)]
 
 
 class _Measure(NamedTuple):

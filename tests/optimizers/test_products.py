@@ -186,7 +186,7 @@ def test_trains_through_nnx_optimizer(attention):
     @nnx.jit
     def step(model, optimizer):
         _, params, rest = nnx.split(model, nnx.Param, ...)
-        measured = value_grad_factors(loss, KERNELS, has_aux=True)
+        measured = value_grad_factors(loss, product_views(loss, params, rest, tokens), has_aux=True)
         (value, rest), grads, factors = measured(params, rest, tokens)
         nnx.update(model, rest)
         optimizer.update(model, grads, factors=factors)
@@ -194,12 +194,6 @@ def test_trains_through_nnx_optimizer(attention):
 
     losses = [float(step(model, optimizer)) for _ in range(20)]
     assert losses[-1] < 0.7 * losses[0]
-
-
-KERNELS = [
-    f"{name}/kernel"
-    for name in ("up", "down", *(f"attention/{part}" for part in ("query", "key", "value", "out")))
-]
 
 
 class Block(nn.Module):
