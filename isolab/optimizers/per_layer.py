@@ -154,6 +154,8 @@ def scale_by_role(rates: Mapping[str, Any], roles: Any) -> optax.GradientTransfo
         del params
         return map_by_path(scaled, updates)
 
+    # isolab.describe reads it
+    update.factors = {path: factors[role] for path, role in role_of.items()}  # type: ignore[attr-defined]
     return optax.with_extra_args_support(optax.stateless(update))
 
 
