@@ -89,6 +89,7 @@ def _told(function: Any, known: set[int] | None = None) -> Iterator[Any]:
     else:
         inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         inner += [getattr(function, "func", None), getattr(function, "__wrapped__", None)]
+        inner += getattr(getattr(function, "__self__", None), "__dict__", {}).values()
     for its in inner:
         if callable(its) or isinstance(its, tuple | list | dict):
             yield from _told(its, known)
