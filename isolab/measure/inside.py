@@ -22,8 +22,8 @@ from isolab.measure.alignment import ROLES, alignment
 from isolab.model.corpus import Corpus, load_corpus, validation_windows
 from isolab.model.probe import Layer, activations, in_order, rms
 from isolab.model.transformer import next_token_loss
+from isolab.optimizers.factors import Factors
 from isolab.optimizers.leaves import by_path
-from isolab.optimizers.linear import Factors
 from isolab.optimizers.products import value_grad_factors
 from isolab.training.config import RunConfig
 from isolab.training.program import (

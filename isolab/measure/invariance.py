@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from isolab.optimizers.catalog import optimizer
-from isolab.optimizers.linear import Factors, block_second_moment
+from isolab.optimizers.factors import Factors, block_second_moment
 
 RULES: dict[str, tuple[str, bool]] = {
     "adam": ("adam", False),

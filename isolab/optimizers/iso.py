@@ -9,8 +9,9 @@ outputs.  The formulas here are isolab's reading of that principle, not the pape
     U = A^{-1/2} M B^{-1/2}
 
 Symbols in the code: ``mu`` is M, ``factors`` are (A, B), ``roots`` are their inverse square roots.
-A factor may be block-diagonal (see :func:`isolab.optimizers.linear.block_sizes`): a weight of shape
-(fan_in, fan_out) is then seen as P x Q blocks, and U is isometric to transformations within blocks.
+A factor may be block-diagonal (see :func:`isolab.optimizers.factors.block_sizes`): a weight of
+shape (fan_in, fan_out) is then seen as P x Q blocks, and U is isometric to transformations within
+blocks.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from isolab.optimizers.adam import scale_by_adam
 from isolab.optimizers.checks import check
 from isolab.optimizers.decay import with_decay
 from isolab.optimizers.dtypes import Scalar, scalar_as
+from isolab.optimizers.factors import BlockRule, Factors, block_sizes
 from isolab.optimizers.leaves import by_path
-from isolab.optimizers.linear import BlockRule, Factors, block_sizes
 from isolab.optimizers.matrix_roots import INVERSE_SQRT
 from isolab.optimizers.moments import average, corrected, correction, zero_moments
 from isolab.optimizers.partition import by_view, is_factors
@@ -111,7 +112,7 @@ def scale_by_iso(
     in [0, 1], whatever invertible transformation is applied to the inputs or outputs.
 
     ``update(grads, state, params, factors=None)``: ``factors`` is a pytree as ``grads`` whose
-    leaves are :class:`isolab.optimizers.linear.Factors` (exact factors, invariant to every
+    leaves are :class:`isolab.optimizers.factors.Factors` (exact factors, invariant to every
     invertible transformation).  Where it has none, A is the average of G G^T and B of G^T G
     (invariant to orthogonal ones), and U is multiplied by the root of their trace: the update does
     not change with the gradient's scale.  Factors are read in refresh steps only, see
@@ -122,7 +123,7 @@ def scale_by_iso(
         b2: decay, per step, of A and B.
         damping: added to A and B, relative to their largest eigenvalue.
         refresh_every: an interval in steps, or a function of the step count.
-        block_size: None for whole factors, or see :func:`isolab.optimizers.linear.block_sizes`.
+        block_size: None for whole factors, or see :func:`isolab.optimizers.factors.block_sizes`.
         max_side: a longer side, or block of one, is not whitened; None for no bound.  Beside one
             that is, by an exact factor, U has the units of the gradient.
         root: method of the inverse square root, "eigh" or "newton".

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from isolab.optimizers.factors import BlockRule, Factors
 from isolab.optimizers.leaves import by_path
-from isolab.optimizers.linear import BlockRule, Factors
 from isolab.optimizers.views import Labels, Seen, View, resolve
 
 

@@ -20,21 +20,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jax.sharding import PartitionSpec
-from optax.contrib import MuonDimensionNumbers
 
-from isolab.optimizers.dtypes import at_least_float32
+from isolab.optimizers.factors import BlockRule, Factors, Measure, tap
 from isolab.optimizers.iso import LARGEST_SIDE
 from isolab.optimizers.labels import FALLBACK
 from isolab.optimizers.leaves import by_path, map_by_path
-from isolab.optimizers.linear import BlockRule, Factors, block_sizes
-from isolab.optimizers.views import resolve
+from isolab.optimizers.views import View, resolve
+from isolab.optimizers.whitening import zero_factors
 
 
 class Product(NamedTuple):
@@ -45,7 +42,7 @@ class Product(NamedTuple):
         tokens: N, how many rows its inputs have in all its products.
     """
 
-    view: MuonDimensionNumbers
+    view: View
     tokens: int
 
 
@@ -126,13 +123,13 @@ def value_grad_factors(
         where: what to measure: paths, such as ["layers/0/kernel"], or labels, as
             :func:`product_views` returns them, whose views are meant; default: every product.
         has_aux: as ``jax.value_and_grad`` has it.
-        block_size: as :func:`isolab.optimizers.linear.block_sizes` and the optimizer have it.
+        block_size: as :func:`isolab.optimizers.factors.block_sizes` and the optimizer have it.
         max_side: a longer block is not measured, as the optimizer leaves it unwhitened.
         max_tokens: measure each product on at most about so many evenly spaced tokens.
 
     Returns:
         A function of ``params, *args, due=None`` that returns the value (with ``has_aux`` a pair),
-        the gradients, and a pytree like ``params`` with :class:`~isolab.optimizers.linear.Factors`
+        the gradients, and a pytree like ``params`` with :class:`~isolab.optimizers.factors.Factors`
         where they are measured and None elsewhere, each of shape (*stack, blocks, size, size),
         float32 or wider: what the update of ``isoadam`` takes as ``factors``.  Where ``due``, a
         boolean scalar, is False they are zeros at no cost: see
@@ -160,7 +157,8 @@ def value_grad_factors(
             raise ValueError(f"{what}; in products are: {sorted(known)}")
         leaves = by_path(params)
         zeros = {
-            path: _zeros(leaves[path], known[path].view, block_size, max_side) for path in paths
+            path: zero_factors(leaves[path], known[path].view, block_size, max_side)
+            for path in paths
         }
 
         def run(params: Any, zeros: dict[str, Factors]) -> Any:
@@ -181,19 +179,8 @@ def _paths(known: dict[str, Product], where: Any) -> list[str]:
         isinstance(where, list | tuple) and all(isinstance(p, str) for p in where)
     ):
         return list(known if where is None else where)
-    labels = by_path(where, is_leaf=lambda leaf: isinstance(leaf, MuonDimensionNumbers))
-    return [path for path, label in labels.items() if isinstance(label, MuonDimensionNumbers)]
-
-
-class _Measure(NamedTuple):
-    """What the backward pass of one product measures: static."""
-
-    rows: tuple[tuple[int, ...], ...]  # the input's axes: of the stack, of tokens, of features
-    columns: tuple[tuple[int, ...], ...]  # the output's
-    share: float  # of the parameter's tokens
-    tokens: int  # of all its products
-    max_tokens: int | None
-    patches: Any = None  # of a convolution: what makes its rows
+    labels = by_path(where, is_leaf=lambda leaf: isinstance(leaf, View))
+    return [path for path, label in labels.items() if isinstance(label, View)]
 
 
 class _Kernel(NamedTuple):
@@ -210,20 +197,6 @@ class _Kernel(NamedTuple):
 
 _Operand: TypeAlias = tuple[Any, _Kernel | None]
 _Found: TypeAlias = list[tuple[str, Product]]
-
-
-def _zeros(
-    leaf: Any, view: MuonDimensionNumbers, block_size: BlockRule, max_side: int | None
-) -> Factors:
-    taken = {*view.reduction_axis, *view.output_axis}
-    stack = [n for axis, n in enumerate(leaf.shape) if axis not in taken]
-    sides = [math.prod(leaf.shape[axis] for axis in axes) for axes in view]
-    sizes = block_sizes(sides[0], sides[1], block_size)
-    dtype = at_least_float32(leaf.dtype)
-    return Factors(*(
-        None if max_side and size > max_side else jnp.zeros((*stack, n // size, size, size), dtype)
-        for n, size in zip(sides, sizes, strict=True)
-    ))  # fmt: skip
 
 
 def _traced(function: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -394,7 +367,7 @@ def _multiplied(
     if other is None and inputs and outputs:
         where = (x_stack, tuple(x_free), rows), (y_stack, ranges[1 - at], columns)
         tokens = math.prod(x.shape[axis] for axis in x_free)
-        y = _tapped(kernel, MuonDimensionNumbers(inputs, outputs), where, tokens, y, x, found)
+        y = _tapped(kernel, View(inputs, outputs), where, tokens, y, x, found)
     return [(y, None)]
 
 
@@ -416,7 +389,7 @@ def _convolved(
         where = ((), tokens, features), ((), (of_y[0], *of_y[2:]), of_y[1:2])
         patches = window, options, p["dimension_numbers"]
         count = y.size // y.shape[of_y[1]]
-        view = MuonDimensionNumbers(inputs, outputs)
+        view = View(inputs, outputs)
         y = _tapped(kernel, view, where, count, y, x, found, patches)
     return [(y, None)]
 
@@ -432,7 +405,7 @@ def _in_order(
 
 def _tapped(
     kernel: _Kernel,
-    view: MuonDimensionNumbers,
+    view: View,
     where: tuple[Any, Any],
     tokens: int,
     y: Any,
@@ -445,102 +418,8 @@ def _tapped(
     if kernel.factors is None:
         return y
     share = tokens / kernel.tokens
-    measure = _Measure(*where, share, kernel.tokens, kernel.max_tokens, patches)
-    return _tap(measure, y, x, kernel.factors, kernel.due)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(measure: _Measure, y: jax.Array, x: jax.Array, factors: Factors, due: Any) -> jax.Array:
-    """Returns y; the cotangent of ``factors`` is what is measured."""
-    del measure, x, factors, due
-    return y
-
-
-def _tap_fwd(
-    measure: _Measure, y: jax.Array, x: jax.Array, factors: Factors, due: Any
-) -> tuple[jax.Array, Any]:
-    del measure
-    return y, (x, factors, due)
-
-
-def _tap_bwd(measure: _Measure, residuals: Any, dy: jax.Array) -> Any:
-    x, factors, due = residuals
-
-    def moments() -> Factors:
-        rows = x if measure.patches is None else _patches(x, measure.patches)
-        a = _gram(rows, measure.rows, 1.0, measure, factors.input)
-        b = _gram(dy, measure.columns, measure.tokens, measure, factors.output)
-        return Factors(a, b)
-
-    none = jax.tree.map(jnp.zeros_like, factors)
-    return dy, None, moments() if due is None else jax.lax.cond(due, moments, lambda: none), None
-
-
-_tap.defvjp(_tap_fwd, _tap_bwd)
-
-
-def _gram(
-    rows: jax.Array,
-    where: tuple[tuple[int, ...], ...],
-    scale: float,
-    measure: _Measure,
-    like: jax.Array | None,
-) -> jax.Array | None:
-    """Returns the product's share of the mean of rows' outer products, each row times ``scale``.
-
-    Rows are brought to size one by a power of two, so that no square leaves float32's range.
-    """
-    if like is None:
-        return None
-    stack, tokens, features = where
-    of_mesh = tuple(_varying(rows) - _varying(like))
-    devices = math.prod(jax.lax.axis_size(name) for name in of_mesh)
-    rows = rows.astype(like.dtype) * (scale if scale == 1.0 else scale * devices)
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(rows)))
-    rows = jnp.ldexp(_unsharded(rows, tokens), -exponent).transpose(*stack, *tokens, *features)
-    n, t = len(stack), len(tokens)
-    leading, count = rows.shape[:n], math.prod(rows.shape[n : n + t])
-    stride = max(1, count // measure.max_tokens) if measure.max_tokens else 1
-    if stride > 1:
-        rows = rows.reshape(*leading, count, -1)[(slice(None),) * n + (slice(None, None, stride),)]
-        count, t = rows.shape[n], 1
-    rows = rows.reshape(*rows.shape[: n + t], *like.shape[-3:-1])
-    batch, along = (*range(n), n + t), tuple(range(n, n + t))
-    replicated = PartitionSpec() if _explicit(rows) else None
-    gram = jax.lax.dot_general(
-        rows, rows, ((along, along), (batch, batch)), out_sharding=replicated
-    )
-    gram = jnp.ldexp(gram * (measure.share / count), 2 * jnp.clip(exponent, -50, 60))
-    return jax.lax.pmean(gram, of_mesh) if of_mesh else gram
-
-
-def _varying(value: jax.Array) -> frozenset[str]:
-    """Returns the mesh's axes along which a value differs, within ``jax.shard_map``."""
-    return frozenset(jax.typeof(value).manual_axis_type.varying)
-
-
-def _explicit(value: jax.Array) -> bool:
-    """Returns whether the value lies on a mesh whose axes are part of its type."""
-    return bool(jax.typeof(value).sharding.mesh.explicit_axes)
-
-
-def _unsharded(rows: jax.Array, tokens: Sequence[int]) -> jax.Array:
-    """Returns rows that are cut over a mesh along tokens only."""
-    if not _explicit(rows):
-        return rows
-    spec = jax.typeof(rows).sharding.spec
-    along = [its if axis in tokens else None for axis, its in enumerate(spec)]
-    whole: jax.Array = jax.sharding.reshard(rows, PartitionSpec(*along))
-    return whole
-
-
-def _patches(x: jax.Array, patches: Any) -> jax.Array:
-    """Returns a convolution's inputs as (batch, features in, *window, *places)."""
-    window, options, (of_x, _, _) = patches
-    x = x.transpose(of_x)  # batch, features, space
-    cut = jax.lax.conv_general_dilated_patches(x, window, **dict(options))
-    rows: jax.Array = cut.reshape(x.shape[0], x.shape[1], *window, *cut.shape[2:])
-    return rows
+    measure = Measure(*where, share, kernel.tokens, kernel.max_tokens, patches)
+    return tap(measure, y, x, kernel.factors, kernel.due)
 
 
 _RULES: dict[str, Callable[..., list[_Operand]]] = {

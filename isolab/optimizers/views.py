@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers as View
 
+from isolab.optimizers.factors import BlockRule, block_sizes
 from isolab.optimizers.labels import FALLBACK, MATRIX
 from isolab.optimizers.leaves import by_path
-from isolab.optimizers.linear import BlockRule, block_sizes
 
 __all__ = [
     "Labels", "Seen", "View", "fold", "resolve", "sides", "stack_axes", "structures", "unfold",
@@ -94,7 +94,7 @@ def resolve(
         params: the whole pytree, as the neighbours of an array tell what it is.
         max_side: matrices of which both sides are longer are entrywise; None for no bound.
         block_size: sides count as long as their blocks, see
-            :func:`isolab.optimizers.linear.block_sizes`.
+            :func:`isolab.optimizers.factors.block_sizes`.
 
     Raises:
         ValueError: a label that is none of these or names no parameter; a "matrix" that cannot be

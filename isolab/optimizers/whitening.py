@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from isolab.optimizers.dtypes import at_least_float32, exponent, power_of_two
-from isolab.optimizers.linear import BlockRule, Factors, block_second_moment, block_sizes
+from isolab.optimizers.factors import (
+    BlockRule,
+    Factors,
+    block_second_moment,
+    block_sizes,
+    explicit_sharding,
+)
 from isolab.optimizers.moments import average, corrected
 from isolab.optimizers.views import View, fold, sides, stack_axes, unfold
 
@@ -41,20 +47,25 @@ class Step(NamedTuple):
 def init_matrix(
     leaf: jax.Array, view: View, block_size: BlockRule, max_side: int | None
 ) -> MatrixState:
-    """Returns zeros for a parameter; a side whose blocks are longer than ``max_side`` has None."""
-    stack = tuple(leaf.shape[axis] for axis in stack_axes(leaf.ndim, view))
-    lengths = sides(leaf.shape, view)
+    """Returns zeros for a parameter, as of :func:`zero_factors`."""
+    # made twice: a buffer that occurs twice in a state cannot be donated
+    factors, roots = (zero_factors(leaf, view, block_size, max_side) for _ in range(2))
     dtype = at_least_float32(leaf.dtype)
+    stack = [leaf.shape[axis] for axis in stack_axes(leaf.ndim, view)]
+    return MatrixState(factors, roots, jnp.zeros((), dtype), jnp.ones(stack, dtype))
+
+
+def zero_factors(
+    leaf: jax.Array, view: View, block_size: BlockRule, max_side: int | None
+) -> Factors:
+    """Returns zeros for a parameter's factors; None for a side whose blocks are too long."""
+    stack = [leaf.shape[axis] for axis in stack_axes(leaf.ndim, view)]
+    lengths, dtype = sides(leaf.shape, view), at_least_float32(leaf.dtype)
     shapes = [
         None if max_side is not None and n > max_side else (*stack, side // n, n, n)
         for side, n in zip(lengths, block_sizes(*lengths, block_size), strict=True)
     ]
-    # made twice: a buffer that occurs twice in a state cannot be donated
-    factors, roots = (
-        Factors(*(None if shape is None else jnp.zeros(shape, dtype) for shape in shapes))
-        for _ in range(2)
-    )
-    return MatrixState(factors, roots, jnp.zeros((), dtype), jnp.ones(stack, dtype))
+    return Factors(*(None if shape is None else jnp.zeros(shape, dtype) for shape in shapes))
 
 
 def blocks(state: MatrixState) -> tuple[int, int]:
@@ -108,7 +119,7 @@ def next_matrix(
 
 def back(u: jax.Array, view: View, grad: jax.Array) -> jax.Array:
     """Returns matrices as an array with the gradient's shape, dtype and, on a mesh, place."""
-    update, sharding = unfold(u, view, grad.shape).astype(grad.dtype), _explicit(grad)
+    update, sharding = unfold(u, view, grad.shape).astype(grad.dtype), explicit_sharding(grad)
     return update if sharding is None else jax.sharding.reshard(update, sharding)
 
 
@@ -170,16 +181,9 @@ def _unit(grad: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where((old == 0) & (largest > 0), power_of_two(far, old.dtype), old)
 
 
-def _explicit(x: jax.Array) -> Any:
-    """Returns how an array is divided along explicit axes of a mesh, if it is."""
-    sharding = jax.typeof(x).sharding
-    explicit = not sharding.mesh.empty and AxisType.Explicit in sharding.mesh.axis_types
-    return sharding if explicit and any(sharding.spec) else None
-
-
 def replicated(x: jax.Array) -> jax.Array:
     """Returns the array whole on each device of a mesh of explicit axes."""
-    sharding = _explicit(x)
+    sharding = explicit_sharding(x)
     if sharding is None:
         return x
     whole: jax.Array = jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))

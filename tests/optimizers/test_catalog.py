@@ -19,7 +19,7 @@ from isolab.optimizers import (
     scale_by_iso,
     scale_by_isoadam,
 )
-from isolab.optimizers.linear import Factors
+from isolab.optimizers.factors import Factors
 
 STEPS, SAMPLES = 300, 32
 PARAMS = {

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import isolab
 from isolab.optimizers import CATALOG, optimizer, scale_by_iso
-from isolab.optimizers.linear import Factors
+from isolab.optimizers.factors import Factors
 
 KEY = jax.random.key(0)
 PARAMS = {

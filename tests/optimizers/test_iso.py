@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isolab.optimizers.factors import Factors
 from isolab.optimizers.iso import (
     growing_interval,
     iso,
@@ -22,7 +23,6 @@ from isolab.optimizers.iso import (
     scale_by_iso,
     scale_by_isoadam,
 )
-from isolab.optimizers.linear import Factors
 from isolab.optimizers.products import value_grad_factors
 from isolab.optimizers.whitening import whiten
 

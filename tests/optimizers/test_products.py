@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from optax.contrib import MuonDimensionNumbers as View
 
 from isolab.model.transformer import Linear
+from isolab.optimizers.factors import Factors, block_second_moment, block_sizes
 from isolab.optimizers.iso import isoadam
 from isolab.optimizers.leaves import by_path
-from isolab.optimizers.linear import Factors, block_second_moment, block_sizes
 from isolab.optimizers.products import product_views, products, value_grad_factors
 
 SEEDS = st.integers(0, 2**32 - 1)
