@@ -59,6 +59,11 @@ def map_by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), new)
 
 
+def is_function(value: Any) -> bool:
+    """Returns whether a value is a function, and no pytree that can be called, as equinox has."""
+    return callable(value) and bool(jax.tree_util.all_leaves([value]))
+
+
 def is_none(leaf: Any) -> bool:
     """Returns whether a leaf is None, for the ``is_leaf`` of ``jax.tree.map``."""
     return leaf is None

@@ -24,7 +24,7 @@ from flax import nnx
 from isolab.optimizers.catalog import entry
 from isolab.optimizers.catalog import optimizer as from_catalog
 from isolab.optimizers.labels import FALLBACK, MATRIX
-from isolab.optimizers.leaves import by_path, map_by_path
+from isolab.optimizers.leaves import by_path, is_function, map_by_path
 from isolab.optimizers.views import Seen, structures
 from isolab.theory.parameterization import (
     ALL_ROLES,
@@ -212,13 +212,13 @@ def parameter_roles(model: Any, roles: Roles = None) -> dict[str, str]:
     return {path: str(found[path]) for path in leaves}
 
 
-def _found_roles(model: Any, leaves: dict[str, Any], roles: Roles) -> dict[str, Any]:
+def _found_roles(model: Any, leaves: dict[str, Any], roles: Any) -> dict[str, Any]:
     if roles is None:
         return {
             path: leaf.get_metadata().get("role") if _is_variable(leaf) else None
             for path, leaf in leaves.items()
         }
-    if callable(roles):
+    if is_function(roles):
         return {path: roles(path, _array(leaf)) for path, leaf in leaves.items()}
     patterns = _is_flat(roles)
     named = dict(roles) if patterns else by_path(roles)

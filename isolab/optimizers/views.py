@@ -20,7 +20,7 @@ from optax.contrib import MuonDimensionNumbers as View
 
 from isolab.optimizers.factors import BlockRule, block_sizes
 from isolab.optimizers.labels import FALLBACK, MATRIX
-from isolab.optimizers.leaves import by_path
+from isolab.optimizers.leaves import by_path, is_function
 
 __all__ = [
     "Labels", "Seen", "View", "fold", "resolve", "sides", "stack_axes", "structures", "unfold",
@@ -100,7 +100,7 @@ def resolve(
         ValueError: a label that is none of these or names no parameter; a "matrix" that cannot be
             one; a view that does not fit its array.
     """
-    given = by_path(labels(params) if callable(labels) else labels, is_leaf=_is_label)
+    given = by_path(labels(params) if is_function(labels) else labels, is_leaf=_is_label)
     known = by_path(params, is_leaf=_is_gap)
     if labels is None:
         given = {}

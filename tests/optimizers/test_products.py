@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -226,6 +227,41 @@ def test_layers_stacked_by_linen_scan_equal_layers_one_by_one(block):
             got, wanted = getattr(factors, side), [getattr(its, side) for its in each]
             close(got, np.stack(wanted), 1e-4)
             assert np.trace(got[0, 0]) > 0
+
+
+def to_nnx():
+    model = nnx.bridge.ToNNX(nn.Dense(5), rngs=nnx.Rngs(0)).lazy_init(jnp.ones((1, 4)))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    return params, lambda params, x: nnx.merge(
+        graphdef, params, jax.tree.map(lambda leaf: leaf, rest)
+    )(x)
+
+
+def in_equinox():
+    model = eqx.nn.Linear(4, 5, key=jax.random.key(0))
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    return params, lambda params, x: jax.vmap(eqx.combine(params, rest))(x)
+
+
+@pytest.mark.parametrize("make", [to_nnx, in_equinox])
+def test_linen_through_nnx_and_equinox(make):
+    params, model = make()
+    x = random(1, 7, 4)
+
+    def loss(params, x):
+        return jnp.sin(model(params, x)).sum(-1).mean()
+
+    _, grads, factors = value_grad_factors(loss)(params, x)
+    ((path, its),) = flat(factors).items()
+    view = products(loss, params, x)[path].view
+    assert (view == View((0,), (1,))) == (make is to_nnx)  # equinox has outputs first
+    close(its.input[0], moment(x))
+    close(its.output[0], moment(np.cos(model(params, x))))
+    tx = isoadam(0.1, labels=product_views(loss, params, x))
+    updates, _ = tx.update(grads, tx.init(params), params, factors=factors)
+    assert jax.tree.structure(updates) == jax.tree.structure(grads)
+    with pytest.raises(ValueError, match="factors have 'elsewhere/"):
+        tx.update(grads, tx.init(params), params, factors={"elsewhere": factors})
 
 
 def test_stacks_of_vmap_and_of_experts():
