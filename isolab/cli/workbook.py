@@ -31,7 +31,7 @@ AUTOSAVE = 5  # seconds between saves, so that an interrupted run leaves its out
 def workbook(
     notebooks: Annotated[
         list[Path] | None,
-        typer.Argument(help="Default: the numbered ones in notebooks/, in order."),
+        typer.Argument(help="Default: the numbered ones in notebooks/, in order, and your_model."),
     ] = None,
     preset: Annotated[str, typer.Option(help="smoke, laptop or full.")] = "laptop",
     out: Annotated[
@@ -84,8 +84,8 @@ def _literal(text: str) -> Any:
 
 
 def chapters(folder: Path) -> list[Path]:
-    """Returns the numbered notebooks of a folder, in reading order; ValueError without any."""
-    found = sorted(folder.glob("[0-9]*.ipynb"))
+    """Returns a folder's numbered notebooks, then your_model; ValueError without any."""
+    found = [*sorted(folder.glob("[0-9]*.ipynb")), *folder.glob("your_model.ipynb")]
     if not found:
         raise ValueError(
             f"no chapters in {folder}/: their names start with a digit and end in .ipynb; "

@@ -14,7 +14,7 @@ import polars as pl
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from isolab.optimizers.products import value_grad_factors
-from isolab.training.schedule import schedule_factor
+from isolab.training.program import keep_compiled_programs, schedule_factor
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]  # as train
@@ -26,6 +26,7 @@ def losses_by_rate(
     optimizers: Mapping[str, Callable[[optax.Schedule], optax.GradientTransformation]],
     rates: Mapping[str, Sequence[float]],
     seeds: Sequence[int] = (0, 1, 2),
+    labels: Any = None,
 ) -> pl.DataFrame:
     """Trains any model with each optimizer at each of its rates, from the same seeds.
 
@@ -43,6 +44,8 @@ def losses_by_rate(
         optimizers: by name, what makes an optax transformation from a rate, a schedule.
         rates: peak rates by the same names.
         seeds: of the parameters and batches.
+        labels: of what factors are measured, see :func:`isolab.product_views`; None: of every
+            matrix in a product.
 
     Returns:
         polars.DataFrame, a row per run: ``optimizer``, ``learning_rate``, ``seed`` and
@@ -67,12 +70,13 @@ def losses_by_rate(
     """
     if set(optimizers) != set(rates):
         raise ValueError(f"rates are of {sorted(rates)}; allowed: of {sorted(optimizers)}")
+    keep_compiled_programs()
     starts = [(*create(seed), batches(seed)) for seed in seeds]
     stacked = jax.tree.map(lambda *its: jnp.stack(its), *starts)
     held_out = jax.tree.map(jnp.asarray, held_out)
     frames = []
     for name, make in optimizers.items():
-        run = partial(_final_loss, loss, make, held_out)
+        run = partial(_final_loss, loss, make, labels, held_out)
         runs = list(itertools.product(range(len(seeds)), rates[name]))
         places, peaks = (jnp.asarray(column) for column in zip(*runs, strict=True))
         losses = jax.jit(partial(_one_after_another, run))(stacked, places, peaks)
@@ -89,14 +93,16 @@ def _one_after_another(run: Any, starts: Any, places: jax.Array, peaks: jax.Arra
     return jax.lax.map(one, (places, peaks))
 
 
-def _final_loss(loss: Any, make: Any, held_out: Any, start: tuple[Any, ...], peak: Any) -> Any:
+def _final_loss(
+    loss: Any, make: Any, labels: Any, held_out: Any, start: tuple[Any, ...], peak: Any
+) -> Any:
     """Returns the loss on what is held out after a run at one peak rate."""
     params, rest, batches = start
     steps = len(jax.tree.leaves(batches)[0])
     tx = optax.with_extra_args_support(
         make(lambda count: peak * schedule_factor("linear", count, steps, steps // 10))
     )
-    measure = value_grad_factors(partial(loss, train=True), has_aux=True)
+    measure = value_grad_factors(partial(loss, train=True), labels, has_aux=True)
 
     def step(carry: tuple[Any, ...], batch: Any) -> tuple[tuple[Any, ...], None]:
         params, rest, state = carry

@@ -158,10 +158,11 @@ def test_wrong_argument_ends_with_2_before_anything_runs(tmp_path, arguments, wo
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-def test_chapters_are_the_numbered_notebooks_in_order(tmp_path, monkeypatch):
-    for name in ("10_c.ipynb", "02_b.ipynb", "00_a.ipynb", "scratch.ipynb", "03_notes.md"):
+def test_chapters_are_the_numbered_notebooks_in_order_and_your_model(tmp_path, monkeypatch):
+    wanted = ["00_a.ipynb", "02_b.ipynb", "10_c.ipynb", "your_model.ipynb"]
+    for name in (*reversed(wanted), "scratch.ipynb", "03_notes.md"):
         (tmp_path / name).touch()
-    assert [path.name for path in chapters(tmp_path)] == ["00_a.ipynb", "02_b.ipynb", "10_c.ipynb"]
+    assert [path.name for path in chapters(tmp_path)] == wanted
     monkeypatch.chdir(tmp_path)
     nowhere = run()
     assert nowhere.exit_code == 2
