@@ -28,9 +28,8 @@ from jax.extend.core import Literal
 
 from isolab.optimizers.factors import BlockRule, Factors, Measure, tap
 from isolab.optimizers.iso import LARGEST_SIDE
-from isolab.optimizers.labels import FALLBACK
 from isolab.optimizers.leaves import by_path, map_by_path
-from isolab.optimizers.views import View, resolve
+from isolab.optimizers.views import Seen, View, resolve
 from isolab.optimizers.whitening import zero_factors
 
 
@@ -88,20 +87,24 @@ def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
         params, args: as of :func:`products`.
 
     Returns:
-        A pytree like ``params``: a ``MuonDimensionNumbers`` or "vector".
+        A pytree like ``params`` of :class:`~isolab.optimizers.views.Seen`: a view, or None, and
+        the reason.
 
     Example:
         >>> params = {"up": jnp.ones((3, 2, 4)), "lm_head": jnp.ones((8, 5))}
         >>> def model(params, x):
         ...     return jnp.einsum("bd,dhk->bhk", x, params["up"]).reshape(-1, 8) @ params["lm_head"]
         >>> product_views(model, params, jnp.ones((5, 3)))["lm_head"]
-        'vector'
+        Seen(view=None, why='readout by its name')
     """
     found, named = products(function, params, *args), resolve(None, params)
 
-    def label(path: str, _: Any) -> Any:
-        apart = any(word in named[path].why for word in ("embedding", "readout"))
-        return found[path].view if path in found and not apart else FALLBACK
+    def label(path: str, _: Any) -> Seen:
+        if any(word in named[path].why for word in ("embedding", "readout")):
+            return named[path]
+        if path in found:
+            return Seen(found[path].view, "by its product")
+        return Seen(None, "in no product, or in two that differ")
 
     return map_by_path(label, params)
 
@@ -179,8 +182,12 @@ def _paths(known: dict[str, Product], where: Any) -> list[str]:
         isinstance(where, list | tuple) and all(isinstance(p, str) for p in where)
     ):
         return list(known if where is None else where)
-    labels = by_path(where, is_leaf=lambda leaf: isinstance(leaf, View))
-    return [path for path, label in labels.items() if isinstance(label, View)]
+    labels = by_path(where, is_leaf=lambda leaf: isinstance(leaf, View | Seen))
+    return [
+        path
+        for path, label in labels.items()
+        if isinstance(label, View) or (isinstance(label, Seen) and label.view)
+    ]
 
 
 class _Kernel(NamedTuple):

@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 Labels = Callable[[Any], Any] | Any
-"""None, a function of the parameters, or a pytree matched by path: "matrix", "vector" or a View."""
+"""None, a function of the parameters, or a pytree by path: "matrix", "vector", a View or a Seen."""
 
 _ARRAYS = {"kernel", "weight", "w"}  # the array of the layer named before it
 _VECTORS = {
@@ -89,8 +89,8 @@ def resolve(
 
     Args:
         labels: None to infer; a function of ``params``; or a pytree, or beginning of one, of
-            "matrix" (seen as its shape and neighbours tell), "vector" or None (entrywise), and
-            views; matched by path.  What it leaves out is inferred.
+            "matrix" (seen as its shape and neighbours tell), "vector" or None (entrywise), views,
+            and :class:`Seen`; matched by path.  What it leaves out is inferred.
         params: the whole pytree, as the neighbours of an array tell what it is.
         max_side: matrices of which both sides are longer are entrywise; None for no bound.
         block_size: sides count as long as their blocks, see
@@ -114,8 +114,9 @@ def resolve(
             found = named
         elif label in (FALLBACK, None):
             found = Seen(None, "by its label")
-        elif isinstance(label, View):
-            found = Seen(_checked(label, array), "by its label")
+        elif isinstance(label, View | Seen):
+            view, why = label if isinstance(label, Seen) else (label, "by its label")
+            found = Seen(view and _checked(view, array), why)
         elif label != MATRIX:
             raise ValueError(
                 f"label of {array.key!r} is {label!r}; allowed: {MATRIX!r}, {FALLBACK!r} or a view,"
@@ -192,7 +193,7 @@ _INFER = object()
 
 
 def _is_label(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, View)
+    return leaf is None or isinstance(leaf, View | Seen)
 
 
 def _is_gap(leaf: Any) -> bool:

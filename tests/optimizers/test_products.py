@@ -23,6 +23,7 @@ from isolab.optimizers.factors import Factors, block_second_moment, block_sizes
 from isolab.optimizers.iso import isoadam
 from isolab.optimizers.leaves import by_path
 from isolab.optimizers.products import product_views, products, value_grad_factors
+from isolab.optimizers.views import Seen
 
 SEEDS = st.integers(0, 2**32 - 1)
 # float32 sums of up to 60 products against another order of them: relative error about 60**.5 6e-8
@@ -40,7 +41,7 @@ def close(got, wanted, rtol=10 * RTOL):
 
 
 def flat(tree):
-    return by_path(tree, is_leaf=lambda leaf: isinstance(leaf, Factors | View))
+    return by_path(tree, is_leaf=lambda leaf: isinstance(leaf, Factors | Seen))
 
 
 def random(seed, *shape):
@@ -140,8 +141,9 @@ def test_views_of_flax_layers(attention):
         "attention/value/kernel": split, "attention/out/kernel": out,
     }  # fmt: skip
     labels = flat(product_views(loss, params, rest, tokens))
-    assert labels["embed/embedding"] == labels["up/bias"] == "vector"
-    assert labels["up/kernel"] == split
+    assert labels["embed/embedding"] == Seen(None, "embedding by its name")
+    assert labels["up/bias"] == Seen(None, "in no product, or in two that differ")
+    assert labels["up/kernel"] == Seen(split, "by its product")
 
 
 def test_factors_of_attention_with_dropout_and_batch_norm(attention):
