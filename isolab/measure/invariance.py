@@ -6,10 +6,10 @@ isometric rule gives updates with the same singular values.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
@@ -62,13 +62,18 @@ def _random_transformation(rng: np.random.Generator, size: int, condition: float
 
 def _spectrum(rule: str, x: Any, g: Any) -> Any:
     """Singular values of the first update of a layer with these tokens and gradients."""
+    return np.linalg.svd(np.asarray(_first_update(rule, x, g)), compute_uv=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first_update(rule: str, x: jax.Array, g: jax.Array) -> jax.Array:
     name, exact = RULES[rule]
-    grad = {"kernel": jnp.asarray(x.T @ g / len(x))}
+    grad = {"kernel": x.T @ g / len(x)}
     options = {"damping": 1e-13} if name == "isoadam" else {}
     tx = optimizer(name, 1.0, **options)
     factors = None
     if exact:
-        moments = [block_second_moment(jnp.asarray(rows), rows.shape[1]) for rows in (x, g)]
-        factors = {"kernel": Factors(*moments)}
-    update, _ = tx.update(grad, tx.init(grad), grad, factors=factors)
-    return np.linalg.svd(np.asarray(update["kernel"]), compute_uv=False)
+        factors = {"kernel": Factors(*(block_second_moment(its, its.shape[1]) for its in (x, g)))}
+    updates, _ = tx.update(grad, tx.init(grad), grad, factors=factors)
+    update: jax.Array = updates["kernel"]
+    return update

@@ -57,7 +57,7 @@ def products(function: Callable[..., Any], params: Any, *args: Any) -> dict[str,
     Example:
         >>> params = {"up": jnp.ones((3, 2, 4)), "bias": jnp.ones((2, 4))}
         >>> def loss(params, x):
-        ...     return (jnp.einsum("bd,dhk->bhk", x, params["up"]) + params["bias"]).mean()
+        ...     return jnp.einsum("bd,dhk->bhk", x, params["up"]).mean() + params["bias"].sum()
         >>> products(loss, params, jnp.ones((5, 3)))["up"].view
         MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))
     """

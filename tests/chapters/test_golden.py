@@ -62,7 +62,9 @@ def test_readme_says_what_was_published(section):
 
 def test_every_claim_is_told_with_its_verdict():
     told = golden.sections(PUBLISHED)["chapters"]
-    for chapter, line in zip(CHAPTERS, told.splitlines()[2:], strict=True):
+    *lines, other_models = told.splitlines()[2:]
+    assert "your_model.ipynb" in other_models  # it has losses, and no claim
+    for chapter, line in zip(CHAPTERS, lines, strict=True):
         claims = PUBLISHED[chapter]["claims"].values()
         for verdict in {claim["verdict"] for claim in claims}:
             assert f"{verdict.capitalize()}: " in line

@@ -74,7 +74,7 @@ def test_an_interval_divides_the_steps_and_is_the_nearest_that_does(steps):
     ("field", "wrong", "words"),
     [
         ("steps", 0, "steps is 0; allowed: a whole number of 1 or more"),
-        ("seed", -1, "seed is -1; allowed: 0 or more"),
+        ("seed", -1, "seed is -1; allowed: a whole number"),
         ("seed", 2**31, "allowed: up to 2,147,483,647"),
         ("corpus", "no/such/file", "corpus is &#x27;no/such/file&#x27;"),
         ("corpus", "zipf_markov:size=3", "unknown option"),

@@ -14,11 +14,11 @@ from isolab.measure.invariance import update_invariance
 def test_only_exact_isoadam_is_invariant_to_every_transformation(seed):
     changes = update_invariance(seed)
     worst = dict(changes.group_by("optimizer").agg(pl.col("relative_change").max()).iter_rows())
-    # damping 1e-13 of the largest eigenvalue against eigenvalues 1e-4 of it and condition numbers
-    # of the drawn layer that reach 1e4 more; rounding of float64 adds 1e-16 * 1e8
-    assert worst["isoadam"] < 1e-4
+    # damping 1e-13 of the largest eigenvalue against eigenvalues 1e-4 of it, and the condition
+    # number of the drawn layer, mostly below 1e4 and seldom 1e6; rounding of float64 adds less
+    assert worst["isoadam"] < 3e-3
     for rule in ("adam", "muon", "isoadam, gradient factors"):
-        assert worst[rule] > 1e-2
+        assert worst[rule] > 30 * max(worst["isoadam"], 3e-4)
     # gradient factors are invariant to rotations
     rotated = dict(changes.filter(condition=1).select("optimizer", "relative_change").iter_rows())
     assert rotated["isoadam, gradient factors"] < 1e-4
