@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from isolab.optimizers.dtypes import at_least_float32
+from isolab.optimizers.dtypes import at_least_float32, exponent, power_of_two
 
 BlockRule = Literal["shorter"] | int | None
 
@@ -131,21 +131,24 @@ def _gram(
     of_mesh = tuple(_varying(rows) - _varying(like))
     devices = math.prod(jax.lax.axis_size(name) for name in of_mesh)
     rows = rows.astype(like.dtype) * (scale if scale == 1.0 else scale * devices)
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(rows)))
-    rows = jnp.ldexp(_undivided(rows, tokens), -exponent).transpose(*stack, *tokens, *features)
+    size = exponent(jnp.max(jnp.abs(rows)))
+    rows = _undivided(rows, tokens) * power_of_two(jnp.clip(-size, -126, 126), like.dtype)
+    rows = rows.transpose(*stack, *tokens, *features)
     n, t = len(stack), len(tokens)
     leading, count = rows.shape[:n], math.prod(rows.shape[n : n + t])
     stride = max(1, count // measure.max_tokens) if measure.max_tokens else 1
     if stride > 1:
         rows = rows.reshape(*leading, count, -1)[(slice(None),) * n + (slice(None, None, stride),)]
         count, t = rows.shape[n], 1
-    rows = rows.reshape(*rows.shape[: n + t], *like.shape[-3:-1])
-    batch, along = (*range(n), n + t), tuple(range(n, n + t))
+    blocks = like.shape[-3:-1] if like.shape[-3] > 1 else like.shape[-1:]  # one is no batch
+    rows = rows.reshape(*rows.shape[: n + t], *blocks)
+    batch, along = (*range(n), *range(n + t, rows.ndim - 1)), tuple(range(n, n + t))
     replicated = PartitionSpec() if explicit_sharding(rows) else None
     gram = jax.lax.dot_general(
         rows, rows, ((along, along), (batch, batch)), out_sharding=replicated
     )
-    gram = jnp.ldexp(gram * (measure.share / count), 2 * jnp.clip(exponent, -50, 60))
+    unit = power_of_two(jnp.clip(size, -50, 60), like.dtype)
+    gram = (gram * (measure.share / count) * unit * unit).reshape(like.shape)
     return jax.lax.pmean(gram, of_mesh) if of_mesh else gram
 
 
