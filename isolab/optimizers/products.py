@@ -195,6 +195,7 @@ class _Kernel(NamedTuple):
 
     path: str
     axes: tuple[tuple[int, ...], ...]  # for each axis of the value, the parameter's
+    sliced: tuple[int, ...] = ()  # the parameter's axes that scans have cut away
     times: int = 1  # how often a scan repeats its product
     tokens: int = 1  # of all its products
     max_tokens: int | None = None
@@ -237,7 +238,7 @@ def _run(
         axes = tuple((axis,) for axis in range(jnp.ndim(leaf)))
         chosen = len(axes) > 1 and (measured is None or path in measured)
         options = measured[path] if chosen and measured else ()
-        operands.append((leaf, _Kernel(path, axes, 1, *options) if chosen else None))
+        operands.append((leaf, _Kernel(path, axes, (), 1, *options) if chosen else None))
     return [value for value, _ in _evaluate(jaxpr.jaxpr, jaxpr.consts, operands, found)]
 
 
@@ -274,9 +275,11 @@ def _bind(eqn: Any, operands: Sequence[_Operand]) -> list[Any]:
 def _same_axes(
     eqn: Any, operands: Sequence[_Operand], kernel: _Kernel, found: _Found
 ) -> list[_Operand]:
-    """A cast, or a multiplication with one number."""
-    alone = all(jnp.ndim(value) == 0 for value, known in operands if known is None)
-    return [(*_bind(eqn, operands), kernel if alone and len(operands) < 3 else None)]
+    """A cast, a multiplication with one number, or a division by one."""
+    numbers = [value for value, known in operands if known is None]
+    first = operands[0][1] is not None or eqn.primitive.name == "mul"  # 1 / W is no W
+    same = first and len(numbers) == len(operands) - 1 and all(jnp.ndim(n) == 0 for n in numbers)
+    return [(*_bind(eqn, operands), kernel if same else None)]
 
 
 def _transposed(
@@ -334,7 +337,7 @@ def _scanned(
         for value, kernel in operands[:first]
     ]
     carry, xs = ([value for value, _ in its] for its in (operands[first:last], operands[last:]))
-    kernels = [kernel and kernel._replace(axes=kernel.axes[1:]) for _, kernel in operands[last:]]
+    kernels = [kernel and _slice_of(kernel) for _, kernel in operands[last:]]
     zeros = [kernel and kernel.factors for kernel in kernels]
 
     def step(carry: list[Any], slices: tuple[list[Any], list[Factors | None]]) -> Any:
@@ -349,6 +352,18 @@ def _scanned(
     options = {name: p[name] for name in ("length", "reverse", "unroll")}
     carry, ys = jax.lax.scan(step, carry, (xs, zeros), **options)
     return [(value, None) for value in (*carry, *ys)]
+
+
+def _slice_of(kernel: _Kernel) -> _Kernel | None:
+    """Returns what a scan over a kernel's first axis sees.
+
+    Factors lie as the parameter's axes do, and a scan takes slices of their first: axes that are
+    merged, or come after one that is left, are not followed.
+    """
+    first, *axes = kernel.axes
+    if len(first) != 1 or first[0] <= max(kernel.sliced, default=-1):
+        return None
+    return kernel._replace(axes=tuple(axes), sliced=(*kernel.sliced, *first))
 
 
 def _multiplied(
@@ -369,9 +384,10 @@ def _multiplied(
     ranges = [tuple(range(begin, middle)), tuple(range(middle, y.ndim))]
     inputs, rows = _in_order(kernel, summed[at], summed[1 - at])
     outputs, columns = _in_order(kernel, w_free, ranges[at])
-    _, x_stack = _in_order(kernel, batch[at], batch[1 - at])
+    stack, x_stack = _in_order(kernel, batch[at], batch[1 - at])
     _, y_stack = _in_order(kernel, batch[at], range(begin))
-    if other is None and inputs and outputs:
+    in_order = not stack or stack[0] > max(kernel.sliced, default=-1)
+    if other is None and inputs and outputs and in_order:
         where = (x_stack, tuple(x_free), rows), (y_stack, ranges[1 - at], columns)
         tokens = math.prod(x.shape[axis] for axis in x_free)
         y = _tapped(kernel, View(inputs, outputs), where, tokens, y, x, found)

@@ -304,6 +304,31 @@ def test_tied_kernels_have_the_mean_over_the_tokens_of_both():
     assert not products(lambda p, x: (x @ p["w"] @ p["w"].T).mean(), {"w": w}, x)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [lambda w: 1 / w, lambda w: w * w, lambda w: w * w[:1], lambda w: w.ravel()[:8].reshape(4, 2)],
+)
+def test_what_is_made_of_a_kernel_is_no_kernel(kernel):
+    params = {"w": random(0, 4, 5)}
+    assert not products(lambda params, x: (x @ kernel(params["w"])).mean(), params, random(1, 3, 4))
+
+
+def test_scans_over_merged_axes_or_out_of_order_are_left_out():
+    params, x = {"w": random(0, 2, 3, 4, 4)}, random(1, 2, 7, 4)  # experts, layers, matrices
+
+    def merged(params, x):
+        layers = params["w"].reshape(6, 4, 4)
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, layers)[0].mean()
+
+    def crossed(params, x):
+        layers = params["w"].swapaxes(0, 1)
+        step = lambda x, w: (jnp.tanh(jnp.einsum("ebd,edf->ebf", x, w)), None)  # noqa: E731
+        return jax.lax.scan(step, x, layers)[0].mean()
+
+    for loss in (merged, crossed):
+        assert not products(loss, params, x)
+
+
 def test_a_kernel_that_scan_shares_over_time():
     x = random(1, 6, 3, 4)
 
