@@ -100,11 +100,12 @@ def product_views(function: Callable[..., Any], params: Any, *args: Any) -> Any:
     found, named = products(function, params, *args), resolve(None, params)
 
     def label(path: str, _: Any) -> Seen:
-        if any(word in named[path].why for word in ("embedding", "readout")):
-            return named[path]
-        if path in found:
+        view, why = named[path]
+        by_name = any(word in why for word in ("embedding", "readout"))
+        if path in found and not by_name:
             return Seen(found[path].view, "by its product")
-        return Seen(None, "in no product, or in two that differ")
+        known = view is None and not why.startswith("unknown")
+        return named[path] if known else Seen(None, "in no product, or in two that differ")
 
     return map_by_path(label, params)
 

@@ -142,7 +142,7 @@ def test_views_of_flax_layers(attention):
     }  # fmt: skip
     labels = flat(product_views(loss, params, rest, tokens))
     assert labels["embed/embedding"] == Seen(None, "embedding by its name")
-    assert labels["up/bias"] == Seen(None, "in no product, or in two that differ")
+    assert labels["up/bias"] == Seen(None, "bias or gain by its name")
     assert labels["up/kernel"] == Seen(split, "by its product")
 
 
